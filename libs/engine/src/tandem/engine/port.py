@@ -1,0 +1,223 @@
+"""The engine port: what a worker needs of an engine, whatever the engine is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+from tandem.core.errors import TandemError
+from tandem.core.ids import Nonce, RankId, RequestId, RoomId, WorkerLife
+from tandem.core.layout import KvLayout
+from tandem.core.room.events import Why
+
+
+class Role(Enum):
+    """What the worker does with a request."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+@dataclass(frozen=True, slots=True)
+class RankInfo:
+    """One rank, as it is registered."""
+
+    rank: RankId
+    kv_link_address: str
+    """host:port; empty on decode ranks."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What the engine is, known once it has started."""
+
+    model: str
+    """Name under which it is served."""
+    layout: KvLayout
+    ranks: tuple[RankInfo, ...]
+    context_tokens: int
+    max_running: int
+    total_pages: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen; None = the engine's default. Ranges as in tandem/v1/session.proto."""
+
+    max_new_tokens: int
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    repetition_penalty: float | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    seed: int | None = None
+    min_new_tokens: int = 0
+    json_schema: str = ""
+    regex: str = ""
+    ebnf: str = ""
+    skip_special_tokens: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class LogprobOptions:
+    """Which log probabilities to return."""
+
+    top: int = 0
+    prompt: bool = False
+    prompt_start: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """Leave for one room to use a rank: who may talk about it, and until when."""
+
+    room: RoomId
+    nonce: Nonce
+    peer: WorkerLife
+    peer_address: str
+    """KvLink address of the peer's rank; empty on prefill."""
+    deadline: float
+    """Monotonic seconds."""
+    prompt_tokens: int
+    traceparent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One leg of one room."""
+
+    request_id: RequestId
+    room: RoomId
+    nonce: Nonce
+    peer: WorkerLife
+    peer_addresses: dict[RankId, str]
+    """KvLink address of the peer's rank for each of ours; empty on prefill."""
+    deadline: float
+    """Monotonic seconds."""
+    input_ids: list[int]
+    sampling: Sampling
+    logprobs: LogprobOptions | None = None
+    dp_rank: int = 0
+    peer_dp_rank: int = 0
+    traceparent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Log probability (natural) of one token and of its likeliest alternatives."""
+
+    token_id: int
+    logprob: float | None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class FinishKind(Enum):
+    """How a leg ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    FAILED = "failed"
+    HANDED_OVER = "handed_over"
+    """Prefill only: the KV has landed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """End of a leg."""
+
+    kind: FinishKind
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    matched_text: str = ""
+    matched_token_id: int | None = None
+    why: Why | None = None
+    """Set if kind is FAILED."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """News of one room."""
+
+    room: RoomId
+    token_ids: tuple[int, ...] = ()
+    text: str = ""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    finish: Finish | None = None
+
+
+Sink = Callable[[Delta], None]
+"""Takes news of a room, on the event loop; must not block. The last one has `finish`."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStatus:
+    """Entries of one pool. When idle: free + evictable == total and granted == 0."""
+
+    name: str
+    total: int
+    free: int
+    evictable: int
+    granted: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """Gauges and counters of an engine over all its ranks; counters count from its start."""
+
+    running: int = 0
+    waiting: int = 0
+    open_rooms: int = 0
+    pools: tuple[PoolStatus, ...] = ()
+    rooms_succeeded: int = 0
+    rooms_failed: int = 0
+    kv_bytes: int = 0
+    metadata_bytes: int = 0
+    kv_chunks: int = 0
+    stale_messages: int = 0
+    checksum_failures: int = 0
+    links: dict[str, str] = field(default_factory=dict)
+    """Peer worker id to provider name."""
+
+
+class Engine(Protocol):
+    """An engine in one role. Every method runs on the worker's event loop."""
+
+    async def start(self) -> EngineFacts:
+        """Loads the model and starts the ranks. Raises TandemError(ENGINE_FAILED) with what went wrong."""
+
+    def identify(self, life: WorkerLife) -> None:
+        """Tells the ranks the worker's name and life, once it is registered; links open only after that."""
+
+    async def submit(self, job: Job, sink: Sink) -> None:
+        """Opens the room's ticket on its ranks, then hands the prompt to the engine.
+
+        Returns once that is done; news come through `sink`, the last with a Finish, in every case: if submit raises
+        TandemError, no Finish follows.
+        """
+
+    async def abort(self, room: RoomId, why: Why) -> bool:
+        """Ends a room early; its Finish comes through its sink. False if it is not known or has ended."""
+
+    def peer_joined(self, life: WorkerLife, addresses: dict[RankId, str]) -> None:
+        """Decode: a prefill worker is there; ranks may dial it before it is needed."""
+
+    def peer_gone(self, life: WorkerLife) -> None:
+        """A peer's life is over: its links close, its rooms fail with PEER_LOST."""
+
+    async def status(self) -> EngineStatus:
+        """The state of this moment."""
+
+    async def wait_failed(self) -> TandemError:
+        """Returns when the engine can't go on (a rank died); never in a healthy life."""
+
+    async def close(self) -> None:
+        """Ends every room, stops the ranks and frees everything. Idempotent."""

@@ -1,0 +1,1 @@
+"""gRPC plumbing that every service shares: nothing in here knows about KV, rooms or engines."""

@@ -96,9 +96,7 @@ CATALOGUE: Final[dict[ErrorReason, ErrorSpec]] = {
     ErrorReason.LINK_LOST: ErrorSpec("UNAVAILABLE", 502, True, "The connection between two workers was lost."),
     ErrorReason.DEADLINE_EXCEEDED: ErrorSpec("DEADLINE_EXCEEDED", 504, False, "The request ran out of time."),
     ErrorReason.CANCELLED: ErrorSpec("CANCELLED", 499, False, "The request was cancelled."),
-    ErrorReason.CHECKSUM_MISMATCH: ErrorSpec(
-        "DATA_LOSS", 502, True, "The transferred KV cache did not arrive intact."
-    ),
+    ErrorReason.CHECKSUM_MISMATCH: ErrorSpec("DATA_LOSS", 502, True, "The transferred KV cache did not arrive intact."),
     ErrorReason.OUT_OF_GRANT: ErrorSpec("PERMISSION_DENIED", 500, False, "A write left its granted range."),
     ErrorReason.GRANT_CLOSED: ErrorSpec("FAILED_PRECONDITION", 502, True, "The grant is closed."),
     ErrorReason.TRANSFER_FAILED: ErrorSpec("UNAVAILABLE", 502, True, "The KV transfer failed."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import NewType
 
 RoomId = NewType("RoomId", int)
@@ -36,6 +37,13 @@ MAX_ID = 2**63 - 1
 def room_from_random(bits: int) -> RoomId:
     """Turns 63 or more random bits into a room id of 1..2^63-1."""
     return RoomId(bits % MAX_ID + 1)
+
+
+class Role(Enum):
+    """What a worker does with a request."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -10,7 +10,6 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-
 from tandem.core.errors import ErrorReason, TandemError
 
 U64 = npt.NDArray[np.uint64]
@@ -104,9 +103,7 @@ def expand(src_pages: I64, dst_pages: I64, src_bases: I64, dst_bases: I64, item_
     src = src_bases[:, None] + src_pages[first][None, :] * item_bytes[:, None]
     dst = dst_bases[:, None] + dst_pages[first][None, :] * item_bytes[:, None]
     lengths = count[None, :] * item_bytes[:, None]
-    return Ranges(
-        src.ravel().astype(np.uint64), dst.ravel().astype(np.uint64), lengths.ravel().astype(np.uint64)
-    )
+    return Ranges(src.ravel().astype(np.uint64), dst.ravel().astype(np.uint64), lengths.ravel().astype(np.uint64))
 
 
 def merge_ranges(ranges: Ranges) -> Ranges:

@@ -13,13 +13,6 @@ from tandem.core.layout import KvLayout
 from tandem.core.room.events import Why
 
 
-class Role(Enum):
-    """What the worker does with a request."""
-
-    PREFILL = "prefill"
-    DECODE = "decode"
-
-
 @dataclass(frozen=True, slots=True)
 class RankInfo:
     """One rank, as it is registered."""

@@ -234,6 +234,8 @@ class EndpointSettings:
     """Providers that may be used, best first."""
     bind_host: str = "127.0.0.1"
     """Address that a sender's lanes listen on."""
+    advertise_host: str = ""
+    """Host that receivers dial; empty: `bind_host`. Set it where that is a wildcard or a container's address."""
     checksum: bool = True
     """Compute a checksum per chunk on both sides."""
     tcp_streams: int = 1

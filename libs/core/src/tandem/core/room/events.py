@@ -71,9 +71,10 @@ class LinkUp:
 
 @dataclass(frozen=True, slots=True)
 class PagesReserved:
-    """Receiver: the engine reserved pages; the shell opened `grant_id` over them."""
+    """Receiver: the engine reserved pages; the shell opened `grant_id` over `bytes` of them."""
 
     grant_id: GrantId
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +212,7 @@ class Fence:
 
 @dataclass(frozen=True, slots=True)
 class CloseGrant:
-    """Receiver: the room is verified, the grant ends."""
+    """Receiver: the room is verified; close its grant and answer with Quiet."""
 
 
 @dataclass(frozen=True, slots=True)

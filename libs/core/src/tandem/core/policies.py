@@ -1,0 +1,92 @@
+"""Routing policies: pure functions that choose a worker, found by name in one table.
+
+The caller keeps one Turn count for prefill and one for decode, and asks once for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from types import MappingProxyType
+from typing import Final
+
+from tandem.core.errors import ErrorReason, TandemError
+from tandem.core.ids import Role, WorkerLife
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A worker that may get the next room."""
+
+    life: WorkerLife
+    in_flight: int
+    """Rooms of this gateway that run on it, or wait there."""
+    max_running: int
+    """Sequences that it runs at the same time, at least 1."""
+
+    @property
+    def load(self) -> float:
+        """Rooms per place; more than 1 if some wait."""
+        return self.in_flight / self.max_running
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a policy may use besides the candidates."""
+
+    count: int
+    """How many choices were made before, for this role."""
+    bits: int
+    """At least 32 random bits; 0 or more."""
+
+
+class PolicyName(Enum):
+    """Policies that exist."""
+
+    RANDOM = "random"
+    ROUND_ROBIN = "round_robin"
+    LEAST_LOAD = "least_load"
+
+
+Policy = Callable[[Sequence[Candidate], Turn], Candidate]
+
+
+def _random(candidates: Sequence[Candidate], turn: Turn) -> Candidate:
+    return candidates[turn.bits % len(candidates)]
+
+
+def _round_robin(candidates: Sequence[Candidate], turn: Turn) -> Candidate:
+    return candidates[turn.count % len(candidates)]
+
+
+def _least_load(candidates: Sequence[Candidate], turn: Turn) -> Candidate:
+    """The least loaded; equals take turns, so that an idle cluster does not send everything to its first worker."""
+    least = min(candidate.load for candidate in candidates)
+    return _round_robin([candidate for candidate in candidates if candidate.load == least], turn)
+
+
+POLICIES: Final[Mapping[PolicyName, Policy]] = MappingProxyType(
+    {
+        PolicyName.RANDOM: _random,
+        PolicyName.ROUND_ROBIN: _round_robin,
+        PolicyName.LEAST_LOAD: _least_load,
+    }
+)
+
+
+def policy_named(name: str) -> PolicyName:
+    """Raises INVALID_ARGUMENT, naming the policies that exist, for any other name."""
+    try:
+        return PolicyName(name)
+    except ValueError:
+        allowed = ", ".join(policy.value for policy in PolicyName)
+        text = f"no policy is named {name!r}; there are {allowed}"
+        raise TandemError(ErrorReason.INVALID_ARGUMENT, text, field="policy") from None
+
+
+def choose(policy: PolicyName, candidates: Sequence[Candidate], turn: Turn, role: Role) -> Candidate:
+    """Chooses one of the candidates, whatever order they come in. Raises NO_WORKER if there are none."""
+    if not candidates:
+        raise TandemError(ErrorReason.NO_WORKER, f"no {role.value} worker can take the request now")
+    return POLICIES[policy](sorted(candidates, key=lambda candidate: candidate.life), turn)

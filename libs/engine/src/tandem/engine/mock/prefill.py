@@ -1,0 +1,109 @@
+"""Prefill: computes prompts chunk by chunk, pushes each finished chunk, keeps the pages until they have landed."""
+
+from __future__ import annotations
+
+import asyncio
+
+from tandem.core.errors import ErrorReason, TandemError
+from tandem.engine.mock import arithmetic
+from tandem.engine.mock.leases import Lease, Leases
+from tandem.engine.mock.legs import Leg, LegBook, Stage
+from tandem.engine.mock.memory import Metadata, RankMemory, digest_over
+from tandem.engine.mock.rank_port import SenderPort
+from tandem.engine.mock.settings import MockSettings
+from tandem.engine.mock.vocabulary import Vocabulary
+from tandem.engine.port import Delta, Finish, FinishKind, Job
+
+_Leg = Leg[SenderPort]
+
+
+class PrefillScheduler:
+    """One prompt at a time, in the order in which decode offered its pages."""
+
+    def __init__(
+        self, settings: MockSettings, leases: Leases, memories: tuple[RankMemory, ...], vocabulary: Vocabulary
+    ) -> None:
+        self.book: LegBook[SenderPort] = LegBook(leases, settings.max_waiting, self._changed, self._gone)
+        self._settings = settings
+        self._leases = leases
+        self._memories = memories
+        self._vocabulary = vocabulary
+        self._powers = arithmetic.powers(arithmetic.P, settings.context_tokens)
+        self._queue: dict[int, _Leg] = {}
+        self._wake = asyncio.Event()
+
+    @property
+    def running(self) -> int:
+        """Rooms that hold pages."""
+        return self._leases.count
+
+    def check(self, job: Job) -> None:
+        """Raises TandemError(POOL_EXHAUSTED) for a prompt that can never have enough pages."""
+        need = self._leases.pages_for(len(job.input_ids))
+        if need > self._leases.pages.total:
+            raise TandemError(
+                ErrorReason.POOL_EXHAUSTED,
+                f"the prompt needs {need} pages, the pool has {self._leases.pages.total}",
+                field="input_ids",
+            )
+
+    async def run(self) -> None:
+        """Computes for as long as the engine lives."""
+        while True:
+            leg, lease = await self._next()
+            await self._compute(leg, lease)
+
+    async def _next(self) -> tuple[_Leg, Lease]:
+        while True:
+            leg = next(iter(self._queue.values()), None)
+            lease = self._leases.take(len(leg.job.input_ids)) if leg is not None else None
+            if leg is not None and lease is not None:
+                del self._queue[leg.room]
+                leg.lease, leg.stage = lease, Stage.MOVING
+                return leg, lease
+            self._wake.clear()
+            await self._wake.wait()
+
+    async def _compute(self, leg: _Leg, lease: Lease) -> None:
+        tokens = len(leg.job.input_ids)
+        seeds = arithmetic.prompt_seeds(leg.job.input_ids, self._powers)
+        for start in range(0, tokens, self._settings.chunk_tokens):
+            end = min(start + self._settings.chunk_tokens, tokens)
+            await asyncio.sleep((end - start) * self._settings.prefill_us_per_token / 1e6)
+            if not leg.alive:
+                return  # its pages may belong to another room by now
+            for memory in self._memories:
+                memory.write(lease.pages, start, seeds[start:end])
+            if end == tokens:
+                self._hand_over(leg, lease)
+            self._push(leg, lease, start, end)
+
+    def _hand_over(self, leg: _Leg, lease: Lease) -> None:
+        tokens = len(leg.job.input_ids)
+        for memory in self._memories:
+            memory.blank_tail(lease.pages, tokens)
+        first = arithmetic.first_token(digest_over(self._memories, lease.pages), self._vocabulary.choices)
+        for memory in self._memories:
+            memory.write_row(lease.row, Metadata(leg.room, first, tokens, cached_tokens=0))
+
+    def _push(self, leg: _Leg, lease: Lease, start: int, end: int) -> None:
+        last = end == len(leg.job.input_ids)
+        size = self._settings.page_size
+        first_page, end_page = start // size, lease.pages.size if last else end // size
+        for sender in leg.handles:
+            pages = lease.pages[max(first_page, sender.decode_prefix_len // size) : end_page]
+            if last or pages.size:
+                sender.push(pages, last=last, metadata_row=lease.row if last else None)
+
+    def _changed(self, leg: _Leg) -> None:
+        if leg.stage is Stage.CONNECTING and leg.handles.ready:
+            leg.stage = Stage.QUEUED
+            self._queue[leg.room] = leg
+            self._wake.set()
+        elif leg.stage is Stage.MOVING and leg.handles.landed:
+            finish = Finish(FinishKind.HANDED_OVER, prompt_tokens=len(leg.job.input_ids))
+            self.book.end(leg, Delta(leg.room, finish=finish))
+
+    def _gone(self, leg: _Leg) -> None:
+        self._queue.pop(leg.room, None)
+        self._wake.set()

@@ -1,0 +1,23 @@
+"""Counters and gauges of a rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class RankCounters:
+    """Counters count from the rank's start; see WorkerStatus in tandem/v1/session.proto."""
+
+    open_rooms: int = 0
+    rooms_succeeded: int = 0
+    rooms_failed: int = 0
+    kv_bytes: int = 0
+    metadata_bytes: int = 0
+    kv_chunks: int = 0
+    stale_messages: int = 0
+    checksum_failures: int = 0
+    granted_pages: int = 0
+    granted_rows: int = 0
+    links: dict[str, str] = field(default_factory=dict)
+    """Peer worker id to provider name."""

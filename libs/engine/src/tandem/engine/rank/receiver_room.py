@@ -1,0 +1,136 @@
+"""Decode's side of a room: grants its pages, and verifies what lands there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tandem.core.errors import ErrorReason, TandemError
+from tandem.core.ids import ChunkIndex, GrantId
+from tandem.core.pages import I64
+from tandem.core.room.events import (
+    Broken,
+    ChunkClaimed,
+    ChunkSeen,
+    CloseGrant,
+    CompleteClaimed,
+    Effect,
+    LinkUp,
+    PagesReserved,
+    Quiet,
+    SendLanded,
+    SendOffer,
+    Why,
+)
+from tandem.core.room.receiver import Receiver
+from tandem.engine.port import Ticket
+from tandem.engine.rank import wire
+from tandem.engine.rank.link import KvLink
+from tandem.engine.rank.pools import KV_POOL, METADATA_POOL
+from tandem.engine.rank.rooms import RoomHost, RoomShell
+from tandem.rdma.api import ChunkLanded, Grant
+from tandem.v1 import kv_link_pb2
+
+
+class ReceiverRoom(RoomShell):
+    """Shell of `tandem.core.room.receiver.Receiver`."""
+
+    def __init__(self, ticket: Ticket, host: RoomHost) -> None:
+        self._receiver = Receiver(ticket.deadline)
+        super().__init__(ticket, self._receiver, host)
+        self._entries: tuple[I64, ...] = ()
+        self._prefix_len = 0
+        self._grant: Grant | None = None
+
+    @property
+    def bytes_moved(self) -> int:
+        """Bytes of verified chunks."""
+        return self._receiver.bytes_verified
+
+    def link_up(self, link: KvLink) -> None:
+        """The link to the prefill rank is there."""
+        self.link = link
+        link.rooms.add(self.room)
+        self.feed(LinkUp())
+
+    def reserved(self, grant_id: GrantId, entries: Sequence[I64], decode_prefix_len: int) -> None:
+        """The engine reserved these entries per pool: open the grant and offer it."""
+        if self._grant is not None or self.link is None or self.link.receiver_lane is None:
+            self.feed(Broken(wire.why_from(TandemError(ErrorReason.LINK_LOST, "the room has no lane"))))
+            return
+        self._started_s = self._loop.time()
+        self._entries = tuple(entries)
+        self._prefix_len = decode_prefix_len
+        ranges = self._host.pools.own(self._entries)
+        try:
+            self._grant = self.link.receiver_lane.grant(grant_id, ranges.dst, ranges.lengths)
+        except TandemError as error:
+            self.feed(Broken(wire.why_from(error)))
+            return
+        self._count_granted(+1)
+        self.feed(PagesReserved(grant_id, ranges.bytes))
+
+    def seen(self, event: ChunkLanded) -> None:
+        """Own evidence: a chunk's bytes are in memory."""
+        self.feed(ChunkSeen(event.grant_id, event.chunk, event.bytes, event.checksum))
+
+    def claimed(self, message: kv_link_pb2.ChunkDone) -> None:
+        """Prefill's word on a chunk."""
+        checksum = message.checksum if message.has_checksum else None
+        grant_id, chunk = GrantId(message.grant_id), ChunkIndex(message.chunk)
+        self.feed(ChunkClaimed(grant_id, chunk, message.bytes, checksum))
+
+    def completed(self, message: kv_link_pb2.Complete) -> None:
+        """Prefill's word on the room."""
+        self.feed(CompleteClaimed(GrantId(message.grant_id), message.chunks, message.bytes))
+
+    def act(self, effect: Effect) -> None:
+        """Carries out what only a receiver does."""
+        match effect:
+            case SendOffer(grant_id):
+                offer = kv_link_pb2.OfferPages(
+                    room=self.room,
+                    grant_id=grant_id,
+                    nonce=self.ticket.nonce,
+                    entries=wire.pack_entries(self._entries),
+                    metadata_row=int(self._entries[METADATA_POOL][0]),
+                    decode_prefix_len=self._prefix_len,
+                )
+                self._live_link().send(offer=offer)
+            case SendLanded(grant_id):
+                self._count_landed()
+                link = self._live_link()
+                if link.down is None:
+                    link.send(landed=kv_link_pb2.Landed(room=self.room, grant_id=grant_id))
+            case CloseGrant():
+                self._host.spawn(self._quiesce(), f"close grant of {self.room}")
+            case _:
+                raise AssertionError(f"a receiver can't {effect}")
+
+    def _live_link(self) -> KvLink:
+        if self.link is None:
+            raise TandemError(ErrorReason.LINK_LOST, "the room has no link")
+        return self.link
+
+    async def _quiesce(self) -> None:
+        if self._grant is not None:
+            await self._grant.revoke()
+        self.feed(Quiet())
+
+    def _end(self, why: Why | None) -> None:
+        if self._grant is not None:
+            self._count_granted(-1)
+        super()._end(why)
+
+    def _count_granted(self, sign: int) -> None:
+        counters = self._host.counters
+        counters.granted_pages += sign * int(self._entries[KV_POOL].size)
+        counters.granted_rows += sign * int(self._entries[METADATA_POOL].size)
+
+    def _count_landed(self) -> None:
+        counters, pools = self._host.counters, self._host.pools
+        for pool, index in enumerate(self._entries):
+            if pool == METADATA_POOL:
+                counters.metadata_bytes += int(index.size) * pools.entry_bytes(pool)
+            else:
+                counters.kv_bytes += int(index.size) * pools.entry_bytes(pool)
+        counters.kv_chunks += self._receiver.chunks_verified

@@ -1,0 +1,152 @@
+"""The shell of one room: feeds its machine and carries out what the machine decides.
+
+Everything here runs on the rank's loop. Effects are carried out in order; what an effect brings about (a transfer
+that ends, a grant that closes) comes back as the machine's next input.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Coroutine
+from typing import Any, Protocol
+
+from tandem.core.errors import ErrorReason, TandemError
+from tandem.core.ids import RoomId
+from tandem.core.room.events import Broken, Effect, Ended, Fence, Input, Refused, SendAbort, SendAbortAck, Tick, Why
+from tandem.core.room.receiver import Receiver
+from tandem.core.room.sender import Sender
+from tandem.engine.port import Ticket
+from tandem.engine.rank import wire
+from tandem.engine.rank.counters import RankCounters
+from tandem.engine.rank.handles import RoomHandle
+from tandem.engine.rank.link import KvLink
+from tandem.engine.rank.pools import PoolMap
+
+log = logging.getLogger(__name__)
+
+
+class RoomHost(Protocol):
+    """What a room needs of its rank."""
+
+    @property
+    def pools(self) -> PoolMap:
+        """The rank's own pools."""
+
+    @property
+    def counters(self) -> RankCounters:
+        """The rank's counters."""
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Runs work in the background, supervised."""
+
+    def room_ended(self, room: RoomShell, why: Why | None) -> None:
+        """A room reached its terminal state."""
+
+
+class RoomShell(ABC):
+    """What both sides share."""
+
+    def __init__(self, ticket: Ticket, machine: Sender | Receiver, host: RoomHost) -> None:
+        self.ticket = ticket
+        self.link: KvLink | None = None
+        self._machine = machine
+        self._host = host
+        self._handle: RoomHandle | None = None
+        self._inbox: deque[Input] = deque()
+        self._stepping = False
+        self._started_s: float | None = None
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._arm()
+
+    @property
+    def room(self) -> RoomId:
+        """Its number."""
+        return self.ticket.room
+
+    @property
+    def grant_id(self) -> int:
+        """Its grant, or 0."""
+        return self._machine.grant_id or 0
+
+    def attach(self, handle: RoomHandle) -> None:
+        """The engine takes hold of the room."""
+        self._handle = handle
+        self._publish()
+
+    def feed(self, event: Input) -> None:
+        """Gives the machine one input and carries out what it decides; safe to call from within an effect."""
+        self._inbox.append(event)
+        if self._stepping:
+            return
+        self._stepping = True
+        try:
+            while self._inbox:
+                for effect in self._machine.step(self._inbox.popleft(), self._loop.time()):
+                    self._carry_out(effect)
+                self._publish()
+        finally:
+            self._stepping = False
+
+    def _arm(self) -> None:
+        deadline = self._machine.next_deadline()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if deadline is None else self._loop.call_at(deadline, self._tick)
+
+    def _tick(self) -> None:
+        self.feed(Tick())
+        self._arm()
+
+    def _publish(self) -> None:
+        if self._handle is not None:
+            self._handle.bytes_moved = self.bytes_moved
+            self._handle.update(self._machine.phase, self._machine.why)
+
+    @property
+    @abstractmethod
+    def bytes_moved(self) -> int:
+        """Bytes that are over."""
+
+    def _carry_out(self, effect: Effect) -> None:
+        try:
+            match effect:
+                case Fence():
+                    self._host.spawn(self._quiesce(), f"fence {self.room}")
+                case SendAbort(why):
+                    if self.link is not None:
+                        self.link.send_abort(self.room, self.grant_id, why)
+                case SendAbortAck():
+                    if self.link is not None:
+                        self.link.send_abort_ack(self.room, self.grant_id)
+                case Refused(what):
+                    self._host.counters.stale_messages += 1
+                    log.debug("room %d: refused %s", self.room, what)
+                case Ended(why):
+                    self._end(why)
+                case _:
+                    self.act(effect)
+        except TandemError as error:
+            self.feed(Broken(wire.why_from(error)))
+
+    @abstractmethod
+    def act(self, effect: Effect) -> None:
+        """Carries out an effect that only this side knows. Raises TandemError if it can't be."""
+
+    @abstractmethod
+    async def _quiesce(self) -> None:
+        """Returns once nothing of this room moves any more, then feeds Quiet."""
+
+    def _end(self, why: Why | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.link is not None:
+            self.link.rooms.discard(self.room)
+        if self._handle is not None and self._started_s is not None:
+            self._handle.elapsed_s = self._loop.time() - self._started_s
+        if why is not None and why.reason is ErrorReason.CHECKSUM_MISMATCH:
+            self._host.counters.checksum_failures += 1
+        self._host.room_ended(self, why)

@@ -1,0 +1,168 @@
+"""Prefill's side of a room: pushes finished chunks under decode's grant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tandem.core.errors import ErrorReason, TandemError
+from tandem.core.ids import ChunkIndex, GrantId
+from tandem.core.pages import I64, Ranges
+from tandem.core.room.events import (
+    Broken,
+    ChunkMoved,
+    ChunkReady,
+    Effect,
+    LandedByPeer,
+    Offer,
+    Quiet,
+    SendChunkDone,
+    SendComplete,
+    StartTransfer,
+    Why,
+)
+from tandem.core.room.sender import Sender
+from tandem.engine.port import Ticket
+from tandem.engine.rank.handles import SenderHandle
+from tandem.engine.rank.link import KvLink
+from tandem.engine.rank.pools import METADATA_POOL, concat
+from tandem.engine.rank.rooms import RoomHost, RoomShell
+from tandem.rdma.api import Transfer, TransferStatus
+from tandem.v1 import kv_link_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One finished chunk: source entries per pool, in token order."""
+
+    entries: tuple[I64, ...]
+    last: bool
+
+
+class SenderRoom(RoomShell):
+    """Shell of `tandem.core.room.sender.Sender`."""
+
+    def __init__(self, ticket: Ticket, host: RoomHost) -> None:
+        self._sender = Sender(ticket.deadline)
+        super().__init__(ticket, self._sender, host)
+        self._chunks: list[Chunk] = []
+        self._granted: list[I64] = []
+        self._used: list[int] = []
+        self._transfers: set[Transfer] = set()
+        self.decode_prefix_len = 0
+        """Prompt tokens that decode holds already; valid once it has offered."""
+
+    @property
+    def bytes_moved(self) -> int:
+        """Bytes of finished chunks."""
+        return self._sender.bytes_moved
+
+    def offered(self, link: KvLink, grant_id: GrantId, granted: Sequence[I64], decode_prefix_len: int) -> None:
+        """Decode granted these entries of its pools, over this link."""
+        if self.link is not None:
+            self.feed(Offer(grant_id))  # refused and counted: one room, one grant
+            return
+        self.link = link
+        link.rooms.add(self.room)
+        self._granted = list(granted)
+        self._used = [0] * len(self._granted)
+        self.decode_prefix_len = decode_prefix_len
+        self.feed(Offer(grant_id))
+
+    def _publish(self) -> None:
+        if isinstance(self._handle, SenderHandle):
+            self._handle.decode_prefix_len = self.decode_prefix_len
+        super()._publish()
+
+    def push(self, chunk: Chunk) -> None:
+        """The engine finished a chunk."""
+        if self._started_s is None:
+            self._started_s = self._loop.time()
+        self._chunks.append(chunk)
+        self.feed(ChunkReady(ChunkIndex(len(self._chunks) - 1), chunk.last))
+
+    def landed(self, grant_id: GrantId) -> None:
+        """Decode verified the room."""
+        self.feed(LandedByPeer(grant_id))
+
+    def act(self, effect: Effect) -> None:
+        """Carries out what only a sender does."""
+        match effect:
+            case StartTransfer(chunk):
+                self._start(chunk)
+            case SendChunkDone(chunk, size, checksum):
+                done = kv_link_pb2.ChunkDone(
+                    room=self.room,
+                    grant_id=self.grant_id,
+                    chunk=chunk,
+                    bytes=size,
+                    checksum=checksum or 0,
+                    has_checksum=checksum is not None,
+                )
+                self._live_link().send(chunk_done=done)
+            case SendComplete(chunks, size):
+                complete = kv_link_pb2.Complete(room=self.room, grant_id=self.grant_id, chunks=chunks, bytes=size)
+                self._live_link().send(complete=complete)
+            case _:
+                raise AssertionError(f"a sender can't {effect}")
+
+    def _live_link(self) -> KvLink:
+        if self.link is None:
+            raise TandemError(ErrorReason.LINK_LOST, "the room has no link")
+        return self.link
+
+    def _start(self, index: ChunkIndex) -> None:
+        link = self._live_link()
+        if link.sender_lane is None:
+            raise TandemError(ErrorReason.LINK_LOST, "the link has no lane")
+        ranges = self._ranges(self._chunks[index], link)
+        transfer = link.sender_lane.write(ranges.src, ranges.dst, ranges.lengths, GrantId(self.grant_id), index)
+        self._transfers.add(transfer)
+        self._host.spawn(self._finish(transfer, index), f"chunk {index} of {self.room}")
+
+    def _ranges(self, chunk: Chunk, link: KvLink) -> Ranges:
+        """Byte ranges from the chunk's entries to the next granted ones of each pool."""
+        parts = []
+        for pool, source in enumerate(chunk.entries):
+            if not source.size:
+                continue
+            first = self._used[pool]
+            self._used[pool] = first + source.size
+            target = self._granted[pool][first : self._used[pool]]
+            parts.append(self._host.pools.move(link.peer_pools, pool, source, target))
+        left = [int(granted.size) - used for granted, used in zip(self._granted, self._used, strict=True)]
+        if chunk.last and any(left):
+            raise TandemError(
+                ErrorReason.PROTOCOL_VIOLATION, f"the last chunk leaves granted entries unwritten, per pool: {left}"
+            )
+        return concat(parts)
+
+    async def _finish(self, transfer: Transfer, index: ChunkIndex) -> None:
+        result = await transfer.wait()
+        self._transfers.discard(transfer)
+        if result.status is TransferStatus.DONE:
+            self.feed(ChunkMoved(index, result.bytes, result.checksum))
+        else:
+            error = result.error or TandemError(ErrorReason.TRANSFER_FAILED, f"chunk {index}: {result.status.value}")
+            self.feed(Broken(Why(error.reason, error.message)))
+
+    async def _quiesce(self) -> None:
+        for transfer in list(self._transfers):
+            await transfer.cancel()
+        self.feed(Quiet())
+
+
+def chunk_of(
+    kv_pages: I64, state_pages: Sequence[I64 | None], metadata_row: int | None, pools: int, *, last: bool
+) -> Chunk:
+    """Source entries of a chunk, one array per pool."""
+    entries = [np.empty(0, np.int64) for _ in range(pools)]
+    entries[0] = kv_pages
+    if metadata_row is not None:
+        entries[METADATA_POOL] = np.array([metadata_row], np.int64)
+    for component, pages in enumerate(state_pages):
+        if pages is not None:
+            entries[METADATA_POOL + 1 + component] = pages
+    return Chunk(tuple(entries), last)

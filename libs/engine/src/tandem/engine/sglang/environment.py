@@ -1,0 +1,75 @@
+"""What SGLang takes from the environment, and how its ranks find their service. Settings module: reads os.environ."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from tandem.core.errors import ErrorReason, TandemError
+
+RANK_HUB = "TANDEM_RANK_HUB"
+"""Address of the service's rank hub, `unix:...`; set before SGLang starts, read in every rank."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    """How the ranks of one engine share this machine's cores."""
+
+    threads_per_rank: int
+    tp_size: int
+
+
+def rank_hub_address() -> str:
+    """Where this rank's service listens. Raises TandemError(ENGINE_FAILED) outside a Tandem worker."""
+    address = os.environ.get(RANK_HUB, "")
+    if not address:
+        raise TandemError(
+            ErrorReason.ENGINE_FAILED, f"{RANK_HUB} is not set: the backend `tandem` runs only inside a Tandem worker"
+        )
+    return address
+
+
+def available_cores() -> list[int]:
+    """Cores that this process may use."""
+    return sorted(os.sched_getaffinity(0))
+
+
+def available_memory_bytes() -> int:
+    """Memory that is free on this machine."""
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def has_gpu() -> bool:
+    """Whether this machine shows an NVIDIA driver."""
+    return Path("/dev/nvidiactl").exists()
+
+
+def prepare(hub_address: str, model_path: str, cpu: Cpu | None) -> None:
+    """Sets this process's environment for SGLang and its children; call it before SGLang is imported.
+
+    What the user has set already is kept, except where correctness depends on it. `cpu` is None on a GPU.
+    """
+    os.environ[RANK_HUB] = hub_address
+    # Pages of an aborted room stay reserved until our own machine has fenced them, however long that takes.
+    os.environ["SGLANG_DISAGGREGATION_DEFERRED_DECODE_KV_RELEASE"] = "1"
+    os.environ["SGLANG_DISAGGREGATION_DEFERRED_DECODE_KV_RELEASE_TIMEOUT"] = str(math.inf)
+    os.environ.setdefault("SGLANG_HOST_IP", "127.0.0.1")
+    if Path(model_path).exists():
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
+    if cpu is None:
+        return
+    os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
+    os.environ.setdefault("OMP_NUM_THREADS", str(cpu.threads_per_rank))
+    if cpu.tp_size > 1:
+        # Without it SGLang wants one NUMA node per rank.
+        os.environ.setdefault("SGLANG_CPU_OMP_THREADS_BIND", _bind(available_cores(), cpu))
+
+
+def _bind(cores: list[int], cpu: Cpu) -> str:
+    """Cores of each rank as SGLang reads them, `0-1|2-3`; ranks share cores if there are too few."""
+    starts = [rank * cpu.threads_per_rank for rank in range(cpu.tp_size)]
+    picks = [[cores[(start + i) % len(cores)] for i in range(cpu.threads_per_rank)] for start in starts]
+    return "|".join(",".join(str(core) for core in sorted(set(pick))) for pick in picks)

@@ -1,0 +1,127 @@
+"""What wraps SGLang's scheduler: each hook gets what the wrapped function got; `plugin` says where it sits.
+
+Light to import, since every process of SGLang does: the backend itself is loaded when a hook first runs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from tandem.engine.port import PoolStatus
+from tandem.engine.rank.status import Gauges
+
+if TYPE_CHECKING:
+    from tandem.engine.sglang.backend import TandemKVManager
+
+log = logging.getLogger(__name__)
+
+NAP_MS: Final = 20
+"""Longest sleep of an idle scheduler whose rooms wait for the network; the bell ends it earlier."""
+NAP_WITH_PEERS_MS: Final = 1
+"""The same where other ranks step together with this one: a room of theirs does not ring its bell."""
+
+
+def get_kv_class(original: Callable[..., Any], transfer_backend: Any, class_type: Any) -> Any:
+    """Around SGLang's table of backends: knows ours too."""
+    from sglang.srt.disaggregation.utils import KVClassType
+
+    if transfer_backend.value != "tandem" or class_type == KVClassType.KVARGS:
+        return original(transfer_backend, class_type)
+    from tandem.engine.sglang import backend
+
+    return backend.CLASSES[class_type]
+
+
+def poll_senders(original: Callable[..., list[int]], pollers: Sequence[Any], cp: Any, tp: Any) -> list[int]:
+    """Around the collective poll of prefill rooms; see backend.poll_senders."""
+    from tandem.engine.sglang import backend
+
+    return backend.poll_senders(original, pollers, cp, tp)
+
+
+def quiet_request(scheduler: Any, req: Any) -> None:
+    """Before SGLang releases an aborted prompt's pages at once: waits until none of them is read any more.
+
+    Chunks may be on their way already. The wait is as long as a cancel takes, at most the fence's limit.
+    """
+    from tandem.engine.sglang import backend
+
+    sender = getattr(req, "disagg_kv_sender", None)
+    if not isinstance(sender, backend.TandemKVSender):
+        return
+    sender.abort()
+    limit_ms = 2 * sender.kv_mgr.settings.fence_ms
+    if not sender.wait_quiet(limit_ms):
+        log.error("room %d is still read %d ms after its abort", sender.handle.room, limit_ms)
+
+
+def quiet_chunked(scheduler: Any) -> None:
+    """Before SGLang releases the aborted prompt that it computes in chunks."""
+    req = scheduler._pending_chunked_abort_req
+    if req is not None and scheduler.chunked_req is req:
+        quiet_request(scheduler, req)
+
+
+def after_step(result: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:
+    """After the part of the scheduler's loop that looks at its rooms: notes what is free."""
+    manager = manager_of(scheduler)
+    if manager is not None:
+        running, waiting = len(scheduler.running_batch.reqs), waiting_rooms(scheduler)
+        manager.gauges = Gauges(pools_of(scheduler), running, waiting)
+
+
+def nap(result: Any, scheduler: Any) -> None:
+    """After an idle step: if rooms wait for the network, sleep until one changes or a request comes."""
+    manager = manager_of(scheduler)
+    if manager is None:
+        return
+    sleeper = scheduler.idle_sleeper
+    if sleeper is not None:
+        if manager.sleeper is not sleeper:
+            # From now on SGLang's own idle sleep ends at the bell, too.
+            manager.sleeper = sleeper
+            sleeper.poller.register(manager.wake.fd)
+        if waiting_rooms(scheduler):
+            sleeper.poller.poll(NAP_MS if scheduler.tp_size == 1 else NAP_WITH_PEERS_MS)
+    manager.wake.take()
+
+
+def manager_of(scheduler: Any) -> TandemKVManager | None:
+    """The rank's manager, if its backend is ours."""
+    from tandem.engine.sglang import backend
+
+    queue = scheduler.disagg_prefill_bootstrap_queue or scheduler.disagg_decode_prealloc_queue
+    manager = None if queue is None else queue.kv_manager
+    return manager if isinstance(manager, backend.TandemKVManager) else None
+
+
+def pools_of(scheduler: Any) -> tuple[PoolStatus, PoolStatus]:
+    """KV pages and metadata rows. What is under a grant is the agent's to know."""
+    allocator, tree, rows = (
+        scheduler.token_to_kv_pool_allocator,
+        scheduler.tree_cache,
+        scheduler.req_to_metadata_buffer_idx_allocator,
+    )
+    if scheduler.tp_worker.is_hybrid_swa:
+        total, free, evictable = allocator.size_full, allocator.full_available_size(), tree.full_evictable_size()
+    else:
+        total, free, evictable = allocator.size, allocator.available_size(), tree.evictable_size()
+    page = allocator.page_size
+    return (
+        PoolStatus("kv", total=total // page, free=free // page, evictable=evictable // page, granted=0),
+        PoolStatus("metadata", total=rows.size, free=rows.available_size(), evictable=0, granted=0),
+    )
+
+
+def waiting_rooms(scheduler: Any) -> int:
+    """Requests that wait: for the other side, for pages, or for their turn."""
+    waiting = len(scheduler.waiting_queue)
+    if scheduler.disagg_prefill_bootstrap_queue is not None:
+        waiting += len(scheduler.disagg_prefill_bootstrap_queue.queue) + len(scheduler.disagg_prefill_inflight_queue)
+    if scheduler.disagg_decode_prealloc_queue is not None:
+        transfer = scheduler.disagg_decode_transfer_queue
+        waiting += len(scheduler.disagg_decode_prealloc_queue.queue)
+        waiting += len(transfer.queue) + transfer.num_pending_deferred_releases()
+    return waiting

@@ -1,0 +1,155 @@
+"""One running SGLang: its processes, started and ended, and its way in. Touches the internals of sglang.Engine.
+
+SGLang wants to own the process that it is started in: it takes SIGQUIT and SIGTERM, kills every child of the process at
+exit, and ends the process when a child dies. A worker is more than its engine, so here SGLang is started in a thread of
+its own, where it touches no signal; its answers are read by a task of ours; and only its own processes are killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import logging
+import multiprocessing
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+from tandem.core.errors import ErrorReason, TandemError
+
+log = logging.getLogger(__name__)
+
+REAP_TIMEOUT_S: Final = 10.0
+
+
+class RunningSglang:
+    """Make it on the main thread's event loop; `start`, then `generate` and `abort`; at last `close`."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.failed: asyncio.Future[TandemError] = loop.create_future()
+        """Done once SGLang can't go on."""
+        # The kernel ends SGLang's processes together with the thread that started them: it lives as long as they do.
+        self._starter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sglang")
+        self._engine: Any = None
+        self._reader: asyncio.Task[None] | None = None
+        self._pids: list[int] = []
+        try:
+            loop.add_signal_handler(signal.SIGQUIT, self._on_sigquit)
+        except (ValueError, RuntimeError) as error:
+            raise TandemError(
+                ErrorReason.ENGINE_FAILED, "SGLang tells of a dead child by signal: start it on the main thread's loop"
+            ) from error
+
+    async def start(self, make_args: Callable[[], Mapping[str, Any]]) -> None:
+        """Starts SGLang and returns once its model is loaded. make_args runs in its thread, before anything else.
+
+        Raises TandemError: INVALID_ARGUMENT for arguments that SGLang refuses, ENGINE_FAILED if it did not come up.
+        """
+        loop = asyncio.get_running_loop()
+        self._engine = await loop.run_in_executor(self._starter, self._make, make_args)
+        self._pids = list(self._engine.get_all_child_pids())
+        # It made itself a loop in its thread; ours is the one that it will run on.
+        self._engine.loop.close()
+        self._engine.loop = loop
+        self._reader = loop.create_task(self._read(), name="sglang answers")
+        self._reader.add_done_callback(self._on_reader_done)
+
+    def _make(self, make_args: Callable[[], Mapping[str, Any]]) -> Any:
+        args = make_args()
+        import sglang
+
+        try:
+            engine = sglang.Engine(**args)
+        except (RuntimeError, ValueError, TypeError, AssertionError, OSError, EOFError) as error:
+            _kill(_children())
+            refused = isinstance(error, ValueError | TypeError)
+            reason = ErrorReason.INVALID_ARGUMENT if refused else ErrorReason.ENGINE_FAILED
+            raise TandemError(reason, f"SGLang did not start: {error}") from error
+        atexit.unregister(engine.shutdown)
+        return engine
+
+    async def _read(self) -> None:
+        """Takes SGLang's answers, in place of the task that it would start with its signal handlers."""
+        manager = self._engine.tokenizer_manager
+        manager.event_loop = asyncio.get_running_loop()
+        await manager.handle_loop()
+
+    def _on_reader_done(self, reader: asyncio.Task[None]) -> None:
+        if not reader.cancelled():
+            self._fail(f"SGLang's answers can't be read any more: {reader.exception()}")
+
+    def _on_sigquit(self) -> None:
+        self._fail("a process of SGLang died; its log says why")
+
+    def _fail(self, message: str) -> None:
+        if not self.failed.done():
+            log.error("%s", message)
+            self.failed.set_result(TandemError(ErrorReason.ENGINE_FAILED, message))
+
+    @property
+    def context_tokens(self) -> int:
+        """Longest prompt with its answer."""
+        return int(self._engine.tokenizer_manager.context_len)
+
+    @property
+    def pool_tokens(self) -> int:
+        """Tokens that the KV pool holds."""
+        return int(self._engine._scheduler_init_result.scheduler_infos[0]["max_total_num_tokens"])
+
+    @property
+    def max_running(self) -> int:
+        """Sequences that run at the same time, at most; 0 if SGLang decides as it goes."""
+        from sglang.srt.runtime_context import get_schedule
+
+        return int(get_schedule().max_running_requests or 0)
+
+    async def generate(self, request: Mapping[str, Any]) -> AsyncIterator[Mapping[str, Any]]:
+        """SGLang's answers to one request, each with what is new since the one before."""
+        answers = await self._engine.async_generate(**request)
+        async with contextlib.aclosing(answers):
+            async for answer in answers:
+                yield answer
+
+    def abort(self, rid: str) -> None:
+        """Ends a request; its last answer still comes through its stream."""
+        self._engine.tokenizer_manager.abort_request(rid)
+
+    async def close(self) -> None:
+        """Kills SGLang's processes and waits until they are gone. Idempotent."""
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.wait([self._reader])
+        if self._engine is None:
+            # It may be starting still: that ends when its children do.
+            _kill(_children())
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._starter, self._end)
+        self._starter.shutdown(wait=False)
+        loop.remove_signal_handler(signal.SIGQUIT)
+
+    def _end(self) -> None:
+        if self._engine is not None:
+            watchdog = self._engine.tokenizer_manager._subprocess_watchdog
+            if watchdog is not None:
+                watchdog.stop()
+        _kill(self._pids)
+        self._pids = []
+
+
+def _children() -> list[int]:
+    """Every process that was started with multiprocessing, which only SGLang does here."""
+    return [child.pid for child in multiprocessing.active_children() if child.pid is not None]
+
+
+def _kill(pids: list[int]) -> None:
+    """Kills child processes and waits for their end."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    for child in multiprocessing.active_children():
+        if child.pid in pids:
+            child.join(REAP_TIMEOUT_S)

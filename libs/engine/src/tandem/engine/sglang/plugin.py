@@ -1,0 +1,57 @@
+"""SGLang's way in: the entry point `tandem` of the group sglang.srt.plugins.
+
+SGLang calls register() in every process that it starts, before it builds anything. It keeps its files as they are and
+wraps what is named here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import Any, Final
+
+BACKEND: Final = "tandem"
+"""Name of the KV transfer backend, as --disaggregation-transfer-backend takes it."""
+UTILS: Final = "sglang.srt.disaggregation.utils"
+PREFILL: Final = "sglang.srt.disaggregation.prefill.SchedulerDisaggregationPrefillMixin"
+DECODE: Final = "sglang.srt.disaggregation.decode.SchedulerDisaggregationDecodeMixin"
+SCHEDULER: Final = "sglang.srt.managers.scheduler.Scheduler"
+
+
+def register() -> None:
+    """Adds the backend `tandem` to SGLang, and the hooks that its rooms need."""
+    from sglang.srt.arg_groups.choices import DISAGG_TRANSFER_BACKEND_CHOICES, add_disagg_transfer_backend_choices
+    from sglang.srt.disaggregation.utils import TransferBackend
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    from tandem.engine.sglang import hooks
+
+    if BACKEND in TransferBackend._value2member_map_:
+        return
+    if BACKEND not in DISAGG_TRANSFER_BACKEND_CHOICES:
+        add_disagg_transfer_backend_choices([BACKEND])
+    add_member(TransferBackend, BACKEND.upper(), BACKEND)
+    wraps: list[tuple[str, Callable[..., Any], HookType]] = [
+        (f"{UTILS}.get_kv_class", hooks.get_kv_class, HookType.AROUND),
+        (f"{UTILS}.poll_and_all_reduce_attn_cp_tp_group", hooks.poll_senders, HookType.AROUND),
+        (f"{PREFILL}.release_aborted_prefill_waiting_req", hooks.quiet_request, HookType.BEFORE),
+        (f"{PREFILL}._retire_aborted_prefill_result", hooks.quiet_request, HookType.BEFORE),
+        (f"{SCHEDULER}.process_pending_chunked_abort", hooks.quiet_chunked, HookType.BEFORE),
+        (f"{PREFILL}.process_disagg_prefill_inflight_queue", hooks.after_step, HookType.AFTER),
+        (f"{DECODE}.process_decode_queue", hooks.after_step, HookType.AFTER),
+        (f"{SCHEDULER}.on_idle", hooks.nap, HookType.AFTER),
+    ]
+    for target, hook, kind in wraps:
+        HookRegistry.register(target, hook, kind)
+
+
+def add_member(enum: type[Enum], name: str, value: str) -> None:
+    """Adds a member to a closed enum, which SGLang's list of backends is."""
+    member = object.__new__(enum)
+    member._name_, member._value_ = name, value
+    internals: Any = enum
+    vars(member)["__objclass__"] = enum
+    vars(member)["_sort_order_"] = len(internals._member_names_)
+    internals._member_names_.append(name)
+    internals._member_map_[name] = member
+    internals._value2member_map_[value] = member

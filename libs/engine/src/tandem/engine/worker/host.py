@@ -1,0 +1,232 @@
+"""Hosts one engine: starts it, registers it, serves its Sessions, and takes it down again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from tandem.core import version
+from tandem.core.cluster import RankEndpoint, WorkerInfo
+from tandem.core.errors import ErrorReason, TandemError
+from tandem.core.ids import Incarnation, RankId, Role, RoomId, WorkerId, WorkerLife
+from tandem.engine.port import Engine, EngineFacts
+from tandem.engine.rank import status, wire
+from tandem.engine.worker.session import Session
+from tandem.engine.worker.settings import WorkerSettings
+from tandem.rpc import convert
+from tandem.rpc.client import open_channel
+from tandem.rpc.credentials import Credentials, TlsSettings
+from tandem.rpc.exits import ExitCode
+from tandem.rpc.lease import INSTANCE_ID_BYTES, LeaseCallbacks, LeaseKeeper
+from tandem.rpc.run import Stop, announce
+from tandem.rpc.server import GrpcServer
+from tandem.rpc.watch import ClusterWatcher, WatchCallbacks
+from tandem.v1 import session_pb2
+
+log = logging.getLogger(__name__)
+
+STATUS_INTERVAL_MS = 500
+
+_FATAL_EXITS = {ErrorReason.STALE_INCARNATION: ExitCode.REPLACED, ErrorReason.ENGINE_FAILED: ExitCode.ENGINE_LOST}
+
+AddService = Callable[[GrpcServer, "WorkerHost"], None]
+
+
+class WorkerHost:
+    """One worker. `run` is its whole life; the rest is what its proto service calls."""
+
+    def __init__(self, role: Role, settings: WorkerSettings, engine: Engine, add_service: AddService) -> None:
+        self.role = role
+        self.engine = engine
+        self.facts: EngineFacts
+        self.life = WorkerLife(WorkerId(settings.worker_id), Incarnation(0))
+        self._settings = settings
+        self._add_service = add_service
+        self._draining = False
+        self._sessions = 0
+        self._open_rooms = 0
+        self._submitted = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._watcher: ClusterWatcher | None = None
+
+    # ------------------------------------------------------------ life
+
+    async def run(self, stop: Stop) -> int:
+        """Starts, serves until `stop`, drains and closes. Returns the exit code."""
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                await self._serve(stop, stack)
+        except TandemError as error:
+            log.error("%s", error)
+            return _FATAL_EXITS.get(error.reason, ExitCode.FAILED)
+        log.info("stopped: %s", stop.reason)
+        return stop.code
+
+    async def _serve(self, stop: Stop, stack: contextlib.AsyncExitStack) -> None:
+        credentials = Credentials.from_settings(TlsSettings.load())
+        server = GrpcServer(credentials=credentials)
+        self._add_service(server, self)
+        bound = server.bind(f"{self._settings.host}:{self._settings.port}")
+        await server.start()
+        stack.push_async_callback(server.stop, grace_ms=200)
+        stack.push_async_callback(self.engine.close)
+        self.facts = await self.engine.start()
+        address = f"{self._settings.advertise_host or self._settings.host}:{bound.rpartition(':')[2]}"
+        channel = await stack.enter_async_context(open_channel(self._settings.bootstrap_address, credentials))
+        await self._watch(channel, stack)
+        lease = await self._register(channel, address, stop, stack)
+        await server.set_ready(True)
+        announce(self._settings.worker_id, address)
+        failed = asyncio.ensure_future(self.engine.wait_failed())
+        stopped = asyncio.ensure_future(stop.wait())
+        try:
+            await asyncio.wait({failed, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if failed.done():
+                raise failed.result()
+            await server.drain()
+            await self._drain(lease)
+        finally:
+            failed.cancel()
+            stopped.cancel()
+
+    async def _watch(self, channel: Any, stack: contextlib.AsyncExitStack) -> None:
+        def joined(info: WorkerInfo) -> None:
+            if self.role is Role.DECODE and info.role is Role.PREFILL and self.facts.model in info.models:
+                self.engine.peer_joined(info.life, _addresses(info))
+
+        callbacks = WatchCallbacks(joined=joined, left=self.engine.peer_gone)
+        self._watcher = ClusterWatcher(channel, rng=random.Random(secrets.randbits(64)), callbacks=callbacks)
+        self._watcher.start()
+        stack.push_async_callback(self._watcher.close)
+
+    async def _register(self, channel: Any, address: str, stop: Stop, stack: contextlib.AsyncExitStack) -> LeaseKeeper:
+        def registered(life: WorkerLife) -> None:
+            self.life = life
+            self.engine.identify(life)
+
+        def fatal(error: TandemError) -> None:
+            log.error("%s", error)
+            stop.request(str(error), _FATAL_EXITS.get(error.reason, ExitCode.REFUSED))
+
+        def draining(wanted: bool) -> None:
+            self._draining = wanted
+
+        facts = self.facts
+        info = WorkerInfo(
+            life=self.life,
+            role=self.role,
+            models=(facts.model,),
+            address=address,
+            layout=facts.layout,
+            ranks=tuple(RankEndpoint(rank.rank, rank.kv_link_address) for rank in facts.ranks),
+            context_tokens=facts.context_tokens,
+            max_running=facts.max_running,
+            total_pages=facts.total_pages,
+            protocol=version.CURRENT,
+        )
+        lease = LeaseKeeper(
+            channel,
+            info,
+            instance_id=secrets.token_bytes(INSTANCE_ID_BYTES),
+            rng=random.Random(secrets.randbits(64)),
+            callbacks=LeaseCallbacks(registered=registered, draining=draining, fatal=fatal),
+        )
+        stack.push_async_callback(lease.close)
+        await lease.start(self._settings.register_timeout_ms)
+        return lease
+
+    async def _drain(self, lease: LeaseKeeper) -> None:
+        """No new rooms; the running ones finish, bounded."""
+        self._draining = True
+        with contextlib.suppress(TandemError):
+            await lease.drain()
+        log.info("draining: %d rooms are open", self._open_rooms)
+        try:
+            async with asyncio.timeout(self._settings.drain_timeout_ms / 1000):
+                await self._idle.wait()
+        except TimeoutError:
+            log.warning("%d rooms were still open after %d ms", self._open_rooms, self._settings.drain_timeout_ms)
+
+    # ------------------------------------------------------------ what Sessions need
+
+    @property
+    def draining(self) -> bool:
+        """Whether new rooms are refused."""
+        return self._draining
+
+    def take_room(self) -> None:
+        """Counts a room in. Raises TandemError(OVERLOADED) if there are too many."""
+        if self._open_rooms >= self._settings.max_submits:
+            raise TandemError(ErrorReason.OVERLOADED, f"{self._settings.max_submits} rooms are open on this worker")
+        self._open_rooms += 1
+        self._submitted += 1
+        self._idle.clear()
+
+    def room_ended(self) -> None:
+        """Counts a room out."""
+        self._open_rooms -= 1
+        if self._open_rooms == 0:
+            self._idle.set()
+
+    async def peer_addresses(self, peer: WorkerLife) -> dict[RankId, str]:
+        """KvLink addresses of a peer, waiting a little for one that the view does not hold yet."""
+        assert self._watcher is not None, "Sessions are served after start"
+        try:
+            view = await self._watcher.wait_for(lambda view: view.find(peer) is not None, self._settings.peer_wait_ms)
+        except TandemError as error:
+            raise TandemError(ErrorReason.PEER_LOST, f"worker {peer} is not in the cluster") from error
+        info = view.find(peer)
+        return _addresses(info) if info is not None else {}
+
+    # ------------------------------------------------------------ what the proto service calls
+
+    async def session(
+        self,
+        requests: AsyncIterator[session_pb2.SessionRequest],
+        write: Callable[[session_pb2.SessionResponse], Awaitable[None]],
+    ) -> None:
+        """One Session stream."""
+        if self._draining or not self.life.incarnation:
+            raise TandemError(ErrorReason.DRAINING, f"worker {self.life.worker_id} takes no Sessions now")
+        if self._sessions >= self._settings.max_sessions:
+            raise TandemError(ErrorReason.OVERLOADED, f"{self._settings.max_sessions} Sessions are open already")
+        self._sessions += 1
+        try:
+            await Session(self).run(requests, write)
+        finally:
+            self._sessions -= 1
+
+    async def abort(self, request: session_pb2.AbortRequest) -> session_pb2.AbortResponse:
+        """Ends one room."""
+        found = await self.engine.abort(RoomId(request.room), wire.why_of(request.failure))
+        return session_pb2.AbortResponse(found=found)
+
+    async def get_status(self) -> session_pb2.GetStatusResponse:
+        """The worker's state now."""
+        message = status.to_proto(await self.engine.status())
+        message.worker.CopyFrom(convert.life_to_proto(self.life))
+        message.submitted = self._submitted
+        return session_pb2.GetStatusResponse(status=message)
+
+    async def watch_status(
+        self, request: session_pb2.WatchStatusRequest
+    ) -> AsyncIterator[session_pb2.WatchStatusResponse]:
+        """The worker's state whenever it has changed, looked at every min_interval_ms."""
+        interval_s = min(max(request.min_interval_ms or STATUS_INTERVAL_MS, 50), 60_000) / 1000
+        last = b""
+        while True:
+            now = (await self.get_status()).status
+            if (packed := now.SerializeToString(deterministic=True)) != last:
+                last = packed
+                yield session_pb2.WatchStatusResponse(status=now)
+            await asyncio.sleep(interval_s)
+
+
+def _addresses(info: WorkerInfo) -> dict[RankId, str]:
+    return {endpoint.rank: endpoint.kv_link_address for endpoint in info.ranks}

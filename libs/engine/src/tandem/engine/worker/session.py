@@ -1,0 +1,160 @@
+"""One Session: a gateway's rooms on this worker."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Protocol
+
+from tandem.core import version
+from tandem.core.errors import ErrorReason, TandemError
+from tandem.core.ids import RankId, Role, RoomId, WorkerLife
+from tandem.core.room.events import Why
+from tandem.engine.port import Delta, Engine, EngineFacts, Finish, FinishKind
+from tandem.engine.rank import wire
+from tandem.engine.worker import submit
+from tandem.engine.worker.deltas import DeltaBuffer
+from tandem.rpc import convert
+from tandem.rpc.tasks import TaskSupervisor
+from tandem.v1 import session_pb2
+
+log = logging.getLogger(__name__)
+
+
+class SessionHost(Protocol):
+    """What a Session needs of its worker."""
+
+    role: Role
+    engine: Engine
+    facts: EngineFacts
+    life: WorkerLife
+
+    @property
+    def draining(self) -> bool:
+        """Whether new rooms are refused."""
+
+    def take_room(self) -> None:
+        """Counts a room in. Raises TandemError(OVERLOADED) if there are too many."""
+
+    def room_ended(self) -> None:
+        """Counts a room out."""
+
+    async def peer_addresses(self, peer: WorkerLife) -> dict[RankId, str]:
+        """KvLink addresses of a peer. Raises TandemError(PEER_LOST) if it does not appear in the view in time."""
+
+
+class Session:
+    """Reads Submit and Cancel, writes StepBatch. When it ends, its rooms end."""
+
+    def __init__(self, host: SessionHost) -> None:
+        self._host = host
+        self._buffer = DeltaBuffer()
+        self._rooms: set[RoomId] = set()
+        self._tasks = TaskSupervisor(max_tasks=65_536)
+
+    async def run(
+        self,
+        requests: AsyncIterator[session_pb2.SessionRequest],
+        write: Callable[[session_pb2.SessionResponse], Awaitable[None]],
+    ) -> None:
+        """Serves the stream to its end.
+
+        Raises TandemError(PROTOCOL_VIOLATION, VERSION_MISMATCH) for a stream that does not start as it must.
+        """
+        first = await anext(aiter(requests))
+        if first.WhichOneof("message") != "hello":
+            raise TandemError(ErrorReason.PROTOCOL_VIOLATION, "a Session starts with SessionHello")
+        gateway = first.hello.gateway_id
+        version.agree(version.CURRENT, convert.protocol_from_proto(first.hello.version), gateway)
+        welcome = session_pb2.SessionWelcome(
+            version=convert.protocol_to_proto(version.CURRENT), worker=convert.life_to_proto(self._host.life)
+        )
+        await write(session_pb2.SessionResponse(welcome=welcome))
+        log.info("session with %s opened", gateway)
+        writer = asyncio.ensure_future(self._write(write))
+        reader = asyncio.ensure_future(self._read(requests))
+        try:
+            await asyncio.wait({writer, reader}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            writer.cancel()
+            reader.cancel()
+            await asyncio.gather(writer, reader, return_exceptions=True)
+            await asyncio.shield(asyncio.ensure_future(self._end(gateway)))
+
+    async def _end(self, gateway: str) -> None:
+        why = Why(ErrorReason.CANCELLED, f"the session with {gateway} ended")
+        log.info("%s; %d rooms were open", why.message, len(self._rooms))
+        await self._tasks.close()
+        for room in list(self._rooms):
+            if not await self._host.engine.abort(room, why):
+                self._finished(room)
+
+    async def _write(self, write: Callable[[session_pb2.SessionResponse], Awaitable[None]]) -> None:
+        while True:
+            await write(session_pb2.SessionResponse(batch=await self._buffer.take()))
+
+    async def _read(self, requests: AsyncIterator[session_pb2.SessionRequest]) -> None:
+        async for request in requests:
+            match request.WhichOneof("message"):
+                case "submit":
+                    self._submit(request.submit)
+                case "cancel":
+                    why = wire.why_of(request.cancel.failure)
+                    self._tasks.spawn(self._cancel(RoomId(request.cancel.room), why), f"cancel {request.cancel.room}")
+                case _:
+                    raise TandemError(ErrorReason.PROTOCOL_VIOLATION, "a Session takes Submit and Cancel")
+
+    def _submit(self, message: session_pb2.Submit) -> None:
+        room = RoomId(message.room)
+        if room in self._rooms:
+            log.warning("room %d was submitted again; the first one goes on", room)
+            return
+        try:
+            if self._host.draining:
+                raise TandemError(ErrorReason.DRAINING, f"worker {self._host.life.worker_id} is shutting down")
+            submit.check(message, self._host.facts)
+            self._host.take_room()
+        except TandemError as error:
+            self._buffer.put(_failed(room, error))
+            return
+        self._rooms.add(room)
+        self._tasks.spawn(self._start(message), f"submit {room}")
+
+    async def _start(self, message: session_pb2.Submit) -> None:
+        room, host = RoomId(message.room), self._host
+        now = asyncio.get_running_loop().time()
+        prefill = host.role is Role.PREFILL
+        try:
+            addresses = {} if prefill else await host.peer_addresses(submit.peer_of(message))
+            job = submit.job_of(
+                message,
+                now,
+                dp_rank=message.prefill_dp_rank if prefill else message.decode_dp_rank,
+                peer_dp_rank=message.decode_dp_rank if prefill else message.prefill_dp_rank,
+                peer_addresses=addresses,
+            )
+            await host.engine.submit(job, self._sink)
+        except TandemError as error:
+            self._sink(_failed(room, error))
+
+    async def _cancel(self, room: RoomId, why: Why) -> None:
+        if room in self._rooms:
+            await self._host.engine.abort(room, why)
+
+    def _sink(self, delta: Delta) -> None:
+        """Takes the engine's news. Rooms of a Session that is gone end in silence."""
+        if delta.room not in self._rooms:
+            return
+        self._buffer.put(delta)
+        if delta.finish is not None:
+            self._finished(delta.room)
+
+    def _finished(self, room: RoomId) -> None:
+        if room in self._rooms:
+            self._rooms.discard(room)
+            self._host.room_ended()
+
+
+def _failed(room: RoomId, error: TandemError) -> Delta:
+    return Delta(room, finish=Finish(FinishKind.FAILED, why=wire.why_from(error)))

@@ -1,0 +1,48 @@
+"""Settings of a worker, whichever its role."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from pydantic import Field
+
+from tandem.rpc.logs import LogFormat
+from tandem.rpc.settings import Settings
+
+
+class EngineName(Enum):
+    """Engines that a worker can host."""
+
+    SGLANG = "sglang"
+    MOCK = "mock"
+
+
+class WorkerSettings(Settings):
+    """Subclassed by each service with its own environment prefix."""
+
+    worker_id: str = Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._-]+$", description="stable name")
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: int = Field(default=0, ge=0, le=65_535, description="port to listen on; 0 = any free one")
+    advertise_host: str = Field(default="", description="host that gateways dial; empty = host")
+    bootstrap_address: str = Field(default="127.0.0.1:7100", description="host:port of the bootstrap service")
+    engine: EngineName = Field(default=EngineName.SGLANG, description="sglang or mock")
+    model_path: str = Field(default="models/tandem-tiny", description="checkpoint folder, or a Hugging Face model id")
+    model_name: str = Field(default="", description="name to serve the model under; empty = last part of model_path")
+    max_sessions: int = Field(default=64, ge=1, le=4_096, description="gateways that may be connected")
+    max_submits: int = Field(default=4_096, ge=1, le=65_536, description="rooms that may be open")
+    peer_wait_ms: int = Field(
+        default=2_000, ge=0, le=60_000, description="longest wait for a peer to appear in the view"
+    )
+    register_timeout_ms: int = Field(
+        default=60_000, ge=100, le=3_600_000, description="longest wait for bootstrap at start"
+    )
+    drain_timeout_ms: int = Field(
+        default=30_000, ge=0, le=3_600_000, description="longest wait for rooms to end at stop"
+    )
+    log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="least level to log")
+    log_format: LogFormat = Field(default=LogFormat.HUMAN, description="human or json")
+
+    @property
+    def served_name(self) -> str:
+        """Name that the model is served under."""
+        return self.model_name or self.model_path.rstrip("/").rpartition("/")[2]

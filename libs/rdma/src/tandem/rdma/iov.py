@@ -1,0 +1,136 @@
+"""The four system calls that move bytes, on iovec arrays, and a cursor that walks through such an array.
+
+ctypes releases the GIL around each call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from typing import Final
+
+import numpy as np
+
+from tandem.rdma.api import U64
+
+IOV_MAX: Final = 1024
+"""Most iovecs that the kernel takes in one call."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+for _name in ("readv", "writev"):
+    getattr(_libc, _name).argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
+    getattr(_libc, _name).restype = ctypes.c_ssize_t
+for _name in ("process_vm_readv", "process_vm_writev"):
+    getattr(_libc, _name).argtypes = (
+        ctypes.c_int,
+        ctypes.c_void_p,
+        ctypes.c_ulong,
+        ctypes.c_void_p,
+        ctypes.c_ulong,
+        ctypes.c_ulong,
+    )
+    getattr(_libc, _name).restype = ctypes.c_ssize_t
+
+
+class IovCursor:
+    """Walks through the bytes of an iovec array, in order. `window` shows what comes next, `advance` passes it."""
+
+    def __init__(self, iov: U64) -> None:
+        self._iov = np.ascontiguousarray(iov, dtype=np.uint64)
+        self._ends = np.cumsum(self._iov[:, 1].astype(np.int64))
+        self._index = 0
+        self._scratch = np.empty((max(1, min(IOV_MAX, self._ends.size)), 2), np.uint64)
+        self.total = int(self._ends[-1]) if self._ends.size else 0
+        self.position = 0
+        self.address = int(self._scratch.ctypes.data)
+        """Where the iovecs of the window lie."""
+        self.count = 0
+        """Iovecs in the window."""
+
+    @property
+    def left(self) -> int:
+        """Bytes not passed yet."""
+        return self.total - self.position
+
+    @property
+    def run_address(self) -> int:
+        """Address of the first byte of the window."""
+        return int(self._scratch[0, 0])
+
+    @property
+    def first_bytes(self) -> int:
+        """Bytes of the first iovec of the window."""
+        return int(self._scratch[0, 1])
+
+    def window(self, most_bytes: int) -> int:
+        """Puts the next iovecs, at most `most_bytes` in all, in the window; returns its bytes (0 at the end)."""
+        first = self._index
+        ends = self._ends[first : first + IOV_MAX]
+        if not ends.size or most_bytes <= 0:
+            self.count = 0
+            return 0
+        limit = self.position + most_bytes
+        count = min(int(ends.searchsorted(limit)) + 1, ends.size)
+        window = self._scratch[:count]
+        window[:] = self._iov[first : first + count]
+        passed = self.position - (int(ends[0]) - int(window[0, 1]))
+        window[0, 0] += np.uint64(passed)
+        window[0, 1] -= np.uint64(passed)
+        end = int(ends[count - 1])
+        if end > limit:
+            window[count - 1, 1] -= np.uint64(end - limit)
+            end = limit
+        self.count = count
+        return end - self.position
+
+    def advance(self, count: int) -> None:
+        """Passes bytes."""
+        self.position += count
+        if self._index < self._ends.size and self._ends[self._index] <= self.position:
+            self._index = int(self._ends.searchsorted(self.position, "right"))
+
+
+def readv(fd: int, cursor: IovCursor) -> int:
+    """Reads from a descriptor into the window; returns the bytes (0 = end of stream). Raises OSError."""
+    return _checked(_libc.readv, fd, cursor.address, cursor.count)
+
+
+def writev(fd: int, cursor: IovCursor) -> int:
+    """Writes the window to a descriptor; returns the bytes. Raises OSError."""
+    return _checked(_libc.writev, fd, cursor.address, cursor.count)
+
+
+def pull(pid: int, local: IovCursor, remote: IovCursor) -> int:
+    """Copies from another process' window into ours, as far as the shorter one goes; returns the bytes.
+
+    Fewer bytes than that mean that a page of either side can't be reached. Raises OSError.
+    """
+    return _checked(_libc.process_vm_readv, pid, local.address, local.count, remote.address, remote.count, 0)
+
+
+def pull_bytes(pid: int, address: int, count: int) -> bytes:
+    """Reads some bytes of another process. Raises OSError; a short read raises EFAULT."""
+    target = (ctypes.c_ubyte * count)()
+    local = IovCursor(np.array([[ctypes.addressof(target), count]], np.uint64))
+    remote = IovCursor(np.array([[address, count]], np.uint64))
+    local.window(count)
+    remote.window(count)
+    if pull(pid, local, remote) != count:
+        raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+    return bytes(target)
+
+
+def gather(cursor: IovCursor, into: IovCursor) -> int:
+    """Copies the window of our own memory into another window of it; returns the bytes. Raises OSError."""
+    return pull(os.getpid(), into, cursor)
+
+
+def _checked(call: ctypes._NamedFuncPointer, *arguments: int) -> int:
+    while True:
+        count: int = call(*arguments)
+        if count >= 0:
+            return count
+        code = ctypes.get_errno()
+        if code != errno.EINTR:
+            raise OSError(code, os.strerror(code))

@@ -1,0 +1,85 @@
+"""The flat offset space over an endpoint's buffers, and iovec arrays over it.
+
+All of it is numpy; nothing here loops in Python over ranges. An iovec array is u64 of shape [n, 2], a row being
+(address, bytes): the layout of C's `struct iovec`, so that a pointer to it goes straight to the kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from tandem.core.errors import ErrorReason, TandemError
+from tandem.rdma.api import U64, Buffer
+
+MAX_BUFFERS = 1 << 16
+"""Most buffers in one memory: bounds the table that a sender shows to its peer."""
+
+
+class Memory:
+    """Buffers laid end to end: byte 0 of the second one has the offset after the last byte of the first."""
+
+    def __init__(self, buffers: Sequence[Buffer]) -> None:
+        """Raises TandemError(INVALID_ARGUMENT) for no buffer, too many, or one without an address or bytes."""
+        if not 1 <= len(buffers) <= MAX_BUFFERS:
+            raise TandemError(
+                ErrorReason.INVALID_ARGUMENT, f"a memory has 1..{MAX_BUFFERS} buffers, not {len(buffers)}"
+            )
+        if any(buffer.address < 1 or buffer.bytes < 1 for buffer in buffers):
+            raise TandemError(ErrorReason.INVALID_ARGUMENT, "each buffer needs an address and at least 1 byte")
+        self._bases = np.array([buffer.address for buffer in buffers], dtype=np.uint64)
+        self._ends = np.cumsum(np.array([buffer.bytes for buffer in buffers], dtype=np.uint64), dtype=np.uint64)
+        self._starts = np.concatenate((np.zeros(1, np.uint64), self._ends[:-1]))
+        self.bytes = int(self._ends[-1])
+
+    def table(self) -> U64:
+        """The buffers as rows (address, bytes), as a peer needs them to read this memory."""
+        return np.stack((self._bases, self._ends - self._starts), axis=1)
+
+    def contains(self, offsets: U64, lengths: U64) -> bool:
+        """Whether every range lies inside."""
+        size = np.uint64(self.bytes)
+        return bool(((offsets <= size) & (lengths <= size - np.minimum(offsets, size))).all())
+
+    def iov(self, offsets: U64, lengths: U64) -> U64:
+        """Iovecs over ranges that lie inside: split where a range crosses buffers, merged where addresses touch."""
+        if lengths.size and int(lengths.min()) == 0:
+            offsets, lengths = offsets[lengths > 0], lengths[lengths > 0]
+        if not offsets.size:
+            return np.empty((0, 2), np.uint64)
+        first = np.searchsorted(self._starts, offsets, "right") - 1
+        last = np.searchsorted(self._starts, offsets + lengths - np.uint64(1), "right") - 1
+        if not np.array_equal(first, last):
+            first, offsets, lengths = self._split(first, last, offsets, lengths)
+        return _merge_touching(self._bases[first] + (offsets - self._starts[first]), lengths)
+
+    def _split(
+        self, first: npt.NDArray[np.intp], last: npt.NDArray[np.intp], offsets: U64, lengths: U64
+    ) -> tuple[npt.NDArray[np.intp], U64, U64]:
+        """Cuts ranges at the borders of buffers; gives the buffer, offset and length of each part, in order."""
+        parts = last - first + 1
+        owner = np.repeat(np.arange(parts.size), parts)
+        within = np.arange(owner.size) - np.repeat(np.cumsum(parts) - parts, parts)
+        buffer = first[owner] + within
+        low = np.maximum(offsets[owner], self._starts[buffer])
+        high = np.minimum(offsets[owner] + lengths[owner], self._ends[buffer])
+        return buffer, low, high - low
+
+
+def as_offsets(values: npt.ArrayLike) -> U64:
+    """A private u64 copy of offsets or lengths, one dimension.
+
+    Raises TandemError(INVALID_ARGUMENT) for negative, fractional or many-dimensional values.
+    """
+    array = np.array(values)
+    if array.ndim != 1 or (array.size and (array.dtype.kind not in "ui" or int(array.min()) < 0)):
+        raise TandemError(ErrorReason.INVALID_ARGUMENT, "offsets and lengths are one-dimensional whole numbers from 0")
+    return array.astype(np.uint64, copy=False)
+
+
+def _merge_touching(addresses: U64, lengths: U64) -> U64:
+    apart = np.flatnonzero(addresses[:-1] + lengths[:-1] != addresses[1:]) + 1
+    first = np.concatenate((np.zeros(1, apart.dtype), apart))
+    return np.stack((addresses[first], np.add.reduceat(lengths, first)), axis=1)

@@ -1,0 +1,84 @@
+"""Provider `tcp`: payload travels on the lane's connections, from the source pages to the granted pages by
+writev/readv, with no copy in between but the kernel's."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tandem.core.errors import ErrorReason, TandemError
+from tandem.rdma.api import U64
+from tandem.rdma.iov import IovCursor, readv, writev
+from tandem.rdma.receiver import Incoming, ReceiverStream
+from tandem.rdma.sender import SenderStream
+from tandem.rdma.stream import READABLE, WRITABLE, hung_up
+from tandem.rdma.transfer import WriteTransfer
+from tandem.rdma.wire import Frame, FrameKind
+
+_HASH_AHEAD_BYTES = 512 * 1024
+"""The sender hashes this much, and sends it while it is in the cache."""
+_DISCARD_BYTES = 256 * 1024
+
+
+class TcpSource:
+    """Sender: writes pages to the connection."""
+
+    announces_src = False
+
+    def send_piece(self, stream: SenderStream, write: WriteTransfer, count: int) -> None:
+        """Thread: sends the next `count` bytes of a write."""
+        stream.send(Frame(FrameKind.PIECE, write.write_id, count).pack(), more=True)
+        cursor, hasher = write.cursor, write.hasher
+        end = cursor.position + count
+        while cursor.position < end:
+            ready = end
+            if hasher:
+                if hasher.position == cursor.position:
+                    hasher.update_to(min(end, cursor.position + _HASH_AHEAD_BYTES))
+                ready = hasher.position
+            cursor.window(ready - cursor.position)
+            try:
+                cursor.advance(writev(stream.channel.fd, cursor))
+            except BlockingIOError:
+                stream.pump(READABLE | WRITABLE)
+
+
+class TcpSink:
+    """Receiver: reads from the connection into granted pages, or away."""
+
+    announces_src = False
+
+    def __init__(self) -> None:
+        self._nowhere = np.empty(_DISCARD_BYTES, np.uint8)
+
+    def locate(self, src: U64, lengths: U64) -> IovCursor:
+        """Never asked for: the bytes come on the connection."""
+        raise TandemError(ErrorReason.INTERNAL, "tcp announces no source")
+
+    def take_piece(self, stream: ReceiverStream, write: Incoming, count: int) -> None:
+        """Thread: lands or discards the next `count` bytes of a write."""
+        while count:
+            stream.checkpoint()
+            stream.stall_if_planned()
+            try:
+                count -= self._land(stream, write, count) or self._discard(stream, count)
+            except BlockingIOError:
+                stream.wait_readable()
+
+    def _land(self, stream: ReceiverStream, write: Incoming, count: int) -> int:
+        """Returns the bytes that landed, 0 if none may. Raises BlockingIOError if none have come."""
+        grant = stream.enter(write)
+        if grant is None:
+            return 0
+        landed = 0
+        try:
+            write.cursor.window(count)
+            landed = readv(stream.channel.fd, write.cursor)
+            if not landed:
+                raise hung_up()
+            stream.landed(write, landed)
+        finally:
+            grant.leave(landed)
+        return landed
+
+    def _discard(self, stream: ReceiverStream, count: int) -> int:
+        return stream.channel.read_into(self._nowhere.data[:count])

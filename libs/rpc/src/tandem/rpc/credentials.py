@@ -1,0 +1,101 @@
+"""mTLS between services. Off by default, which is allowed on loopback and unix sockets only."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import grpc
+from pydantic import Field, model_validator
+from pydantic_settings import SettingsConfigDict
+
+from tandem.core.errors import ErrorReason, TandemError
+from tandem.rpc.settings import Settings
+
+
+class TlsSettings(Settings):
+    """Certificates of this process. All three files, or none."""
+
+    model_config = SettingsConfigDict(env_prefix="TANDEM_TLS_")
+
+    cert_file: Path | None = Field(default=None, description="PEM file of this process's certificate chain")
+    key_file: Path | None = Field(default=None, description="PEM file of its private key")
+    ca_file: Path | None = Field(default=None, description="PEM file of the authority that signs every peer")
+    server_name: str = Field(default="", description="name to expect in a server's certificate, if not its host")
+    allow_insecure: bool = Field(
+        default=False,
+        description="true: listen in plain text beyond loopback, for networks that are safe by themselves",
+    )
+
+    @model_validator(mode="after")
+    def _all_or_none(self) -> Self:
+        given = [path is not None for path in (self.cert_file, self.key_file, self.ca_file)]
+        if any(given) and not all(given):
+            raise ValueError("TANDEM_TLS_CERT_FILE, _KEY_FILE and _CA_FILE belong together: set all of them, or none")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What a server and its channels need; without certificates both speak plain text."""
+
+    cert_chain: bytes = b""
+    private_key: bytes = b""
+    ca: bytes = b""
+    server_name: str = ""
+    allow_insecure: bool = False
+
+    @classmethod
+    def from_settings(cls, settings: TlsSettings) -> Credentials:
+        """Reads the files. Raises INVALID_ARGUMENT, which names the file and its setting."""
+        cert, key, ca = (_read(settings, name) for name in ("cert_file", "key_file", "ca_file"))
+        return cls(cert, key, ca, settings.server_name, settings.allow_insecure)
+
+    def __repr__(self) -> str:
+        return f"Credentials(secure={self.secure}, allow_insecure={self.allow_insecure})"
+
+    @property
+    def secure(self) -> bool:
+        """Whether there are certificates."""
+        return bool(self.cert_chain)
+
+    def server(self) -> grpc.ServerCredentials | None:
+        """For a server, which then takes clients of the same authority only."""
+        if not self.secure:
+            return None
+        return grpc.ssl_server_credentials(
+            [(self.private_key, self.cert_chain)], root_certificates=self.ca, require_client_auth=True
+        )
+
+    def channel(self) -> grpc.ChannelCredentials | None:
+        """For a channel."""
+        if not self.secure:
+            return None
+        return grpc.ssl_channel_credentials(self.ca, self.private_key, self.cert_chain)
+
+
+def _read(settings: TlsSettings, name: str) -> bytes:
+    path: Path | None = getattr(settings, name)
+    try:
+        return path.read_bytes() if path else b""
+    except OSError as error:
+        text = f"cannot read {path} ({settings.env_name(name)}): {error.strerror}"
+        raise TandemError(ErrorReason.INVALID_ARGUMENT, text, field=name) from error
+
+
+PLAIN = Credentials()
+
+
+def is_local(address: str) -> bool:
+    """Whether only this machine can reach a gRPC address: a unix socket, or a host of loopback."""
+    if address.startswith(("unix:", "unix-abstract:")):
+        return True
+    host = address.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,136 @@
+"""The server's interceptor: errors become statuses, calls are counted, trace context is taken over.
+
+A TandemError becomes its status. An abort and a cancel pass. Anything else is a bug: it is logged
+with its traceback, and the caller sees INTERNAL without its text.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, NoReturn, TypeAlias
+
+import grpc
+
+from tandem.core.errors import ErrorReason, TandemError
+from tandem.rpc.errors import from_rpc_error, to_status
+from tandem.rpc.telemetry import TRACEPARENT_KEY, current_traceparent, parse
+
+log = logging.getLogger(__name__)
+
+CallHook = Callable[[str, str], None]
+"""Called once per RPC with its method (`/package.Service/Method`) and the name of its status code."""
+
+# In quotes: only the type checker knows gRPC's classes as generic ones.
+_Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+
+def _ignore(method: str, code: str) -> None:
+    del method, code
+
+
+async def _fail(context: _Context, error: TandemError) -> NoReturn:
+    status = to_status(error)
+    await context.abort(status.code, status.details, status.trailing_metadata)
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps every handler, of all four shapes, once."""
+
+    def __init__(self, on_call: CallHook = _ignore) -> None:
+        self._on_call = on_call
+        self._wrapped: dict[str, _Handler] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> _Handler | None:
+        """Called by gRPC for every RPC."""
+        method = handler_call_details.method
+        if method not in self._wrapped:
+            handler = await continuation(handler_call_details)
+            if handler is None:
+                return None
+            self._wrapped[method] = self._wrap(method, handler)
+        return self._wrapped[method]
+
+    def _wrap(self, method: str, handler: Any) -> Any:
+        codec = {
+            "request_deserializer": handler.request_deserializer,
+            "response_serializer": handler.response_serializer,
+        }
+        if handler.request_streaming and handler.response_streaming:
+            behaviour = self._guard(method, handler.stream_stream)
+            return grpc.stream_stream_rpc_method_handler(behaviour, **codec)
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(self._guard(method, handler.unary_stream), **codec)
+        if handler.request_streaming:
+            return grpc.stream_unary_rpc_method_handler(self._guard(method, handler.stream_unary), **codec)
+        return grpc.unary_unary_rpc_method_handler(self._guard(method, handler.unary_unary), **codec)
+
+    def _guard(self, method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
+        """The same behaviour inside a `_Call`. Streams may be async generators, or use context.write."""
+
+        async def generate(request: Any, context: _Context) -> AsyncIterator[Any]:
+            async with _Call(method, context, self._on_call), aclosing(behaviour(request, context)) as messages:
+                async for message in messages:
+                    yield message
+
+        async def answer(request: Any, context: _Context) -> Any:
+            async with _Call(method, context, self._on_call):
+                return await behaviour(request, context)
+
+        if inspect.isasyncgenfunction(behaviour):
+            return generate
+        if inspect.iscoroutinefunction(behaviour):
+            return answer
+        raise TypeError(f"{method} must be an async function or an async generator")
+
+
+class _Call:
+    """One RPC: takes its trace context, turns its error into a status, and reports how it ended."""
+
+    def __init__(self, method: str, context: _Context, on_call: CallHook) -> None:
+        self._method = method
+        self._context = context
+        self._on_call = on_call
+
+    async def __aenter__(self) -> None:
+        metadata = dict(self._context.invocation_metadata() or ())
+        given = str(metadata.get(TRACEPARENT_KEY, ""))
+        # gRPC runs each RPC in a task of its own, so that nobody has to reset this.
+        current_traceparent.set(given if parse(given) else "")
+
+    async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        del kind, traceback
+        if error is None:
+            self._on_call(self._method, _code_name(self._context) or "OK")
+            return
+        if isinstance(error, grpc.aio.AbortError):
+            self._on_call(self._method, _code_name(self._context) or "ABORTED")
+            return
+        if not isinstance(error, Exception):
+            self._on_call(self._method, "CANCELLED")
+            return
+        known = self._known(error)
+        self._on_call(self._method, known.spec.grpc_code)
+        await _fail(self._context, known)
+
+    def _known(self, error: Exception) -> TandemError:
+        if isinstance(error, TandemError):
+            return error
+        if isinstance(error, grpc.aio.AioRpcError):
+            return from_rpc_error(error)
+        log.error("%s failed", self._method, exc_info=error)
+        return TandemError(ErrorReason.INTERNAL)
+
+
+def _code_name(context: _Context) -> str:
+    """Name of the status code that a handler has set, or empty. gRPC keeps what was set, code or number."""
+    code: Any = context.code()
+    number = code.value[0] if isinstance(code, grpc.StatusCode) else code
+    return next((status.name for status in grpc.StatusCode if number and status.value[0] == number), "")

@@ -1,0 +1,132 @@
+"""One attempt: one room on a prefill and a decode worker at the same time.
+
+Decode brings the tokens. Prefill brings log probabilities of the prompt, and word of its failure. Once the first token
+is there, or prefill has handed over, the KV has arrived: from then on prefill cannot fail the room any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from tandem.core.errors import ErrorReason, TandemError
+from tandem.core.ids import RoomId, WorkerLife
+from tandem.gateway.sessions import Leg
+from tandem.rpc import convert
+from tandem.v1 import session_pb2
+
+
+class Worker(Protocol):
+    """The part of a Session that an attempt uses; see tandem.gateway.sessions.Session."""
+
+    @property
+    def life(self) -> WorkerLife:
+        """Whose Session it is."""
+
+    def submit(self, submit: session_pb2.Submit, leg: Leg) -> None:
+        """Sends a room."""
+
+    def cancel(self, room: RoomId, why: TandemError) -> None:
+        """Ends a room early."""
+
+    def forget(self, room: RoomId) -> None:
+        """Lets a room end by itself, unheard."""
+
+
+class Attempt:
+    """Runs once. Whatever happens, both legs end with it."""
+
+    def __init__(
+        self,
+        submit: session_pb2.Submit,
+        prefill: Worker,
+        decode: Worker,
+        deliver: Callable[[session_pb2.Delta], bool],
+    ) -> None:
+        """submit: everything but `peer`. deliver: takes news for the client; False if it is too far behind."""
+        self._submit = submit
+        self._room = RoomId(submit.room)
+        self._prefill = prefill
+        self._decode = decode
+        self._deliver = deliver
+        self._done: asyncio.Future[TandemError | None] = asyncio.get_running_loop().create_future()
+        self._awaits_prompt = submit.HasField("logprobs") and submit.logprobs.prompt
+        self._last: session_pb2.Delta | None = None
+        self.delivered = False
+        """Whether the client may have seen something of it, so that it cannot be repeated."""
+        self._kv_arrived = False
+
+    async def run(self) -> TandemError | None:
+        """Returns None when the answer is complete, else why it failed. Cancelling it ends both legs."""
+        try:
+            for worker, peer, leg in (
+                (self._decode, self._prefill, Leg(self._on_decode, self._fail)),
+                (self._prefill, self._decode, Leg(self._on_prefill, self._on_prefill_lost)),
+            ):
+                message = session_pb2.Submit()
+                message.CopyFrom(self._submit)
+                message.peer.CopyFrom(convert.life_to_proto(peer.life))
+                worker.submit(message, leg)
+            return await self._done
+        except TandemError as error:
+            self._fail(error)
+            return error
+        except asyncio.CancelledError:
+            self._fail(TandemError(ErrorReason.CANCELLED, "The client has gone, or its time is over."))
+            raise
+
+    def _on_decode(self, delta: session_pb2.Delta) -> None:
+        if self._done.done():
+            return
+        if delta.finish.kind == session_pb2.FINISH_KIND_FAILED:
+            self._fail(TandemError(*convert.failure_from_proto(delta.finish.failure)))
+            return
+        self._kv_arrived = True
+        if delta.HasField("finish") and self._awaits_prompt:
+            self._last = delta
+        else:
+            self._pass_on(delta)
+
+    def _on_prefill(self, delta: session_pb2.Delta) -> None:
+        if self._done.done():
+            return
+        if delta.prompt_logprobs and self._awaits_prompt:
+            self._awaits_prompt = False
+            self._pass_on(session_pb2.Delta(room=self._room, prompt_logprobs=delta.prompt_logprobs))
+        if delta.finish.kind == session_pb2.FINISH_KIND_FAILED:
+            self._on_prefill_lost(TandemError(*convert.failure_from_proto(delta.finish.failure)))
+        elif delta.HasField("finish"):
+            self._kv_arrived = True
+            self._release_last()
+
+    def _on_prefill_lost(self, error: TandemError) -> None:
+        if not self._kv_arrived:
+            self._fail(error)
+        else:
+            self._release_last()
+
+    def _release_last(self) -> None:
+        """Prefill has no more to say: whatever it did not bring will not come."""
+        self._awaits_prompt = False
+        if self._last is not None and not self._done.done():
+            self._pass_on(self._last)
+
+    def _pass_on(self, delta: session_pb2.Delta) -> None:
+        if delta.prompt_logprobs:
+            self._awaits_prompt = False
+        self.delivered = True
+        if not self._deliver(delta):
+            self._fail(TandemError(ErrorReason.OVERLOADED, "The client reads too slowly; the answer was given up."))
+        elif delta.HasField("finish"):
+            self._prefill.forget(self._room)
+            self._done.set_result(None)
+        elif self._last is not None and not self._awaits_prompt:
+            last, self._last = self._last, None
+            self._pass_on(last)
+
+    def _fail(self, error: TandemError) -> None:
+        if not self._done.done():
+            self._done.set_result(error)
+        for worker in (self._decode, self._prefill):
+            worker.cancel(self._room, error)

@@ -1,0 +1,105 @@
+"""What a client wants, in one form whatever the API it came in by. Nothing here knows HTTP or gRPC."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from tandem.v1 import session_pb2
+
+
+class Api(Enum):
+    """Which API a call came in by; it decides the shape of the answer."""
+
+    CHAT = "chat"
+    COMPLETION = "completion"
+    GENERATE = "generate"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a chat."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """A chat, for the model's own template."""
+
+    messages: tuple[Message, ...]
+    template_options: tuple[tuple[str, str | int | float | bool], ...] = ()
+    continue_last: bool = False
+    """True: the answer goes on with the last message instead of starting a new one."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextPrompt:
+    """Plain text."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class IdsPrompt:
+    """Text that the client tokenized."""
+
+    ids: tuple[int, ...]
+
+
+Prompt = ChatPrompt | TextPrompt | IdsPrompt
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One prompt and how to answer it."""
+
+    prompt: Prompt
+    field: str
+    """Name of the request field that holds the prompt, for errors."""
+    sampling: session_pb2.Sampling
+    """Never changed once it is in an Item. `max_new_tokens` is 0 where the client named none."""
+    default_new_tokens: int = 0
+    """Taken where the client named none, as far as the context allows; 0 = the gateway's default."""
+    n: int = 1
+    """Answers wanted."""
+    logprobs: session_pb2.LogprobOptions | None = None
+    with_logprob_text: bool = False
+    """/generate: put each token's text into its log probability."""
+    rid: str = ""
+    """/generate: the client's own name of this prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateCall:
+    """One request of a client, checked."""
+
+    api: Api
+    model: str
+    """As the client wrote it; empty = the one that is served."""
+    items: tuple[Item, ...]
+    stream: bool = False
+    include_usage: bool = False
+    single: bool = True
+    """/generate: False if the answer is a list even where it holds one element."""
+
+    @property
+    def sequences(self) -> int:
+        """Sequences that the call is split into."""
+        return sum(item.n for item in self.items)
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """One answer to be generated."""
+
+    index: int
+    """Place among the call's sequences, prompt by prompt."""
+    item: Item
+    choice: int
+    """Which of the item's `n` answers this is, from 0."""
+    model: str
+    input_ids: tuple[int, ...]
+    sampling: session_pb2.Sampling
+    """The item's, with `max_new_tokens` settled and a seed of its own."""

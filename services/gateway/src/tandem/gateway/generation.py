@@ -1,0 +1,262 @@
+"""The endpoints that generate: from the body of a request to the last byte of its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import Sequence as SequenceOf
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, Protocol
+
+import orjson
+from starlette.datastructures import Headers
+from starlette.types import Receive, Scope, Send
+
+from tandem.core.errors import ErrorReason, TandemError
+from tandem.gateway.calls import Api, GenerateCall, Sequence
+from tandem.gateway.fields import parse_object
+from tandem.gateway.front import Visit, visit_of
+from tandem.gateway.gateway_metrics import GatewayMetrics, Stopwatch
+from tandem.gateway.generate_answers import GenerateAnswer
+from tandem.gateway.mailbox import Mailbox, News
+from tandem.gateway.openai_answers import OpenAiAnswer, TokenText, event
+from tandem.gateway.prepare import Preparer
+from tandem.gateway.problems import problem_of
+from tandem.gateway.router import Journey, Router
+from tandem.gateway.slots import Slots
+from tandem.gateway.transcript import Transcript
+
+log = logging.getLogger(__name__)
+
+WRITE_GRACE_S: Final = 5.0
+"""After a request's deadline: time for a slow client to take what is written to it."""
+
+ReadCall = Callable[[dict[str, Any]], GenerateCall]
+
+
+class Answer(Protocol):
+    """Shape of an answer; see tandem.gateway.openai_answers and generate_answers."""
+
+    def document(self) -> Any:
+        """The whole answer."""
+
+    def events(self, news: list[News]) -> bytes:
+        """Takes news; returns the events that they bring."""
+
+    def end(self) -> bytes:
+        """The last events."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationLimits:
+    """What one request may take."""
+
+    max_body_bytes: int
+    request_timeout_ms: int
+    stream_buffer_tokens: int
+    retry_after_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Works:
+    """What generation needs of the rest of the gateway."""
+
+    preparer: Preparer
+    router: Router
+    slots: Slots
+    metrics: GatewayMetrics
+    token_text: TokenText
+    limits: GenerationLimits
+
+
+class GenerationEndpoint:
+    """ASGI application of one generating endpoint."""
+
+    def __init__(self, read_call: ReadCall, works: Works) -> None:
+        """read_call: checks a body of this endpoint."""
+        self._read_call = read_call
+        self._works = works
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request. Raises TandemError only if no response has begun."""
+        visit = visit_of(scope)
+        watch = Stopwatch(self._works.metrics, visit.endpoint)
+        with _places(self._works.slots) as take_more:
+            body = await read_body(scope, receive, self._works.limits.max_body_bytes)
+            call = self._read_call(parse_object(body))
+            take_more(call.sequences - 1)
+            await unless_gone(receive, self._answer(call, visit, watch, Reply(send)))
+
+    async def _answer(self, call: GenerateCall, visit: Visit, watch: Stopwatch, reply: Reply) -> None:
+        limits = self._works.limits
+        timeout_s = limits.request_timeout_ms / 1000
+        journey = Journey(visit.request_id, visit.traceparent, asyncio.get_running_loop().time() + timeout_s)
+        try:
+            async with asyncio.timeout_at(journey.deadline + WRITE_GRACE_S):
+                sequences = await self._works.preparer.prepare(call)
+                self._works.metrics.tokens.labels("prompt").inc(
+                    sum(len(one.input_ids) for one in sequences if one.choice == 0)
+                )
+                transcripts = [Transcript(sequence) for sequence in sequences]
+                answer = self._shape(call, visit, watch, transcripts)
+                async with self._generating(sequences, journey) as mailbox:
+                    await self._write(call, answer, transcripts, mailbox, reply, watch)
+        except TimeoutError:
+            raise TandemError(ErrorReason.CANCELLED, "The client did not take its answer in time.") from None
+        except TandemError as error:
+            if not reply.begun:
+                raise
+            self._works.metrics.errors.labels(visit.endpoint, error.reason.value).inc()
+            log.warning("the answer broke off: %s", error)
+            await reply.write(event(problem_of(error, limits.retry_after_s).body), more=False)
+        watch.ended()
+
+    def _shape(self, call: GenerateCall, visit: Visit, watch: Stopwatch, transcripts: list[Transcript]) -> Answer:
+        text_of = self._works.token_text
+        if call.api is Api.GENERATE:
+            return GenerateAnswer(call, visit.request_id, transcripts, text_of, watch.elapsed)
+        model = transcripts[0].sequence.model
+        return OpenAiAnswer(call, model, visit.request_id, int(time.time()), transcripts, text_of)
+
+    @asynccontextmanager
+    async def _generating(self, sequences: SequenceOf[Sequence], journey: Journey) -> AsyncIterator[Mailbox]:
+        """Runs all sequences; leaving the context ends those that still run."""
+        mailbox = Mailbox(self._works.limits.stream_buffer_tokens * len(sequences))
+        task = asyncio.create_task(_run_all(self._works.router, sequences, journey, mailbox))
+        task.add_done_callback(partial(_close_mailbox, mailbox))
+        try:
+            yield mailbox
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+
+    async def _write(
+        self,
+        call: GenerateCall,
+        answer: Answer,
+        transcripts: list[Transcript],
+        mailbox: Mailbox,
+        reply: Reply,
+        watch: Stopwatch,
+    ) -> None:
+        while news := await mailbox.take():
+            watch.saw(news)
+            if call.stream:
+                await reply.begin_stream()
+                await reply.write(answer.events(news))
+            else:
+                for one in news:
+                    transcripts[one.index].add(one.delta)
+        if call.stream:
+            await reply.write(answer.end(), more=False)
+        else:
+            await reply.json(answer.document())
+
+
+class Reply:
+    """Writes one response. The first write decides its status, so that it waits for the first token."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.begun = False
+
+    async def json(self, document: object) -> None:
+        """A whole response."""
+        body = orjson.dumps(document)
+        await self._begin("application/json", [(b"content-length", str(len(body)).encode())])
+        await self.write(body, more=False)
+
+    async def begin_stream(self) -> None:
+        """Headers of a stream of events, once."""
+        if not self.begun:
+            await self._begin("text/event-stream; charset=utf-8", [(b"cache-control", b"no-cache")])
+
+    async def write(self, data: bytes, *, more: bool = True) -> None:
+        """One piece of the body, in one write; waits while the client's connection is full."""
+        if data or not more:
+            await self._send({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def _begin(self, media_type: str, headers: list[tuple[bytes, bytes]]) -> None:
+        self.begun = True
+        headers = [(b"content-type", media_type.encode()), *headers]
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+
+
+async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
+    """Reads a request's body. Raises BODY_TOO_LARGE, before reading where the headers say so; CANCELLED."""
+    declared = Headers(scope=scope).get("content-length", "")
+    parts: list[bytes] = []
+    size = int(declared) if declared.isdecimal() and int(declared) > max_bytes else 0
+    while size <= max_bytes:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise TandemError(ErrorReason.CANCELLED, "The client went before its request was complete.")
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if not message.get("more_body", False) and size <= max_bytes:
+            return b"".join(parts)
+    raise TandemError(
+        ErrorReason.BODY_TOO_LARGE,
+        f"The body has more than {max_bytes} bytes, which is the most that is taken. Send less at a time.",
+    )
+
+
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Runs `work`, which is cancelled when the client goes; raises CANCELLED then."""
+    working = asyncio.create_task(work)
+    watching = asyncio.create_task(_gone(receive))
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise TandemError(ErrorReason.CANCELLED, "The client has gone.")
+        working.result()
+    finally:
+        working.cancel()
+        watching.cancel()
+        await asyncio.wait({working, watching})
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _run_all(router: Router, sequences: SequenceOf[Sequence], journey: Journey, mailbox: Mailbox) -> None:
+    """Runs sequences side by side. The first that fails ends all, and its error goes to the mailbox."""
+    failed: list[TandemError] = []
+    try:
+        async with asyncio.TaskGroup() as group:
+            for one in sequences:
+                group.create_task(router.run(one, journey, partial(mailbox.put, one.index)))
+    except* TandemError as errors:
+        failed += [error for error in errors.exceptions if isinstance(error, TandemError)]
+    mailbox.close(failed[0] if failed else None)
+
+
+def _close_mailbox(mailbox: Mailbox, task: asyncio.Task[None]) -> None:
+    """However the sequences ended, nobody waits for them any longer."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        log.error("generation crashed", exc_info=error)
+    mailbox.close(TandemError(ErrorReason.INTERNAL))
+
+
+@contextmanager
+def _places(slots: Slots) -> Iterator[Callable[[int], None]]:
+    """Takes one place; yields how to take more; gives all of them back."""
+    slots.take(1)
+    taken = 1
+
+    def take_more(count: int) -> None:
+        nonlocal taken
+        slots.take(count)
+        taken += count
+
+    try:
+        yield take_more
+    finally:
+        slots.give(taken)

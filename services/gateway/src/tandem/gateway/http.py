@@ -1,0 +1,151 @@
+"""The HTTP API: which path leads where."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+import orjson
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from tandem.core.errors import ErrorReason, TandemError
+from tandem.gateway.front import Front, problem_response
+from tandem.gateway.generate_schema import read_generate
+from tandem.gateway.generation import GenerationEndpoint, Works
+from tandem.gateway.openai_schema import SchemaLimits, read_chat, read_completion
+from tandem.gateway.prepare import Catalog
+
+ENDPOINTS: Final[Mapping[str, str]] = {
+    "/v1/chat/completions": "POST",
+    "/v1/completions": "POST",
+    "/generate": "POST",
+    "/v1/models": "GET",
+    "/get_model_info": "GET",
+    "/health": "GET",
+    "/ready": "GET",
+    "/metrics": "GET",
+}
+"""Every endpoint and its method."""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpParts:
+    """What the HTTP API stands on."""
+
+    works: Works
+    catalog: Catalog
+    schema: SchemaLimits
+    model_path: str
+    started: int
+    """Seconds since 1970."""
+    ready: Callable[[], str]
+    """Empty if the gateway is ready, else what is missing."""
+    render_metrics: Callable[[], bytes]
+    api_keys: tuple[str, ...] = ()
+
+
+def build_http(parts: HttpParts) -> Starlette:
+    """The ASGI application."""
+    pages = _Pages(parts)
+    endpoints: dict[str, Any] = {
+        "/v1/chat/completions": GenerationEndpoint(partial(read_chat, limits=parts.schema), parts.works),
+        "/v1/completions": GenerationEndpoint(partial(read_completion, limits=parts.schema), parts.works),
+        "/generate": GenerationEndpoint(partial(read_generate, limits=parts.schema), parts.works),
+        "/v1/models": pages.models,
+        "/get_model_info": pages.model_info,
+        "/health": pages.health,
+        "/ready": pages.ready,
+        "/metrics": pages.metrics,
+    }
+    routes = [Route(path, endpoints[path], methods=[method]) for path, method in ENDPOINTS.items()]
+    routes.append(Route("/v1/models/{model:path}", pages.model, methods=["GET"]))
+    front = Middleware(
+        Front,
+        metrics=parts.works.metrics,
+        endpoints=frozenset(ENDPOINTS),
+        api_keys=parts.api_keys,
+        retry_after_s=parts.works.limits.retry_after_s,
+    )
+    handlers: dict[Any, Any] = {HTTPException: _not_here, Exception: _crashed}
+    return Starlette(routes=routes, middleware=[front], exception_handlers=handlers)
+
+
+async def _not_here(request: Request, error: HTTPException) -> Response:
+    """No such path, or not by this method."""
+    method, path = request.method, request.url.path[:200]
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        found = TandemError(ErrorReason.METHOD_NOT_ALLOWED, f"{path} does not take {method}. Use {allowed}.")
+        response = problem_response(found)
+        response.headers["Allow"] = allowed
+        return response
+    listed = ", ".join(f"{verb} {name}" for name, verb in ENDPOINTS.items())
+    return problem_response(TandemError(ErrorReason.UNKNOWN_ENDPOINT, f"There is no {path}. There are: {listed}."))
+
+
+async def _crashed(request: Request, error: Exception) -> Response:
+    del request, error  # uvicorn logs it, with its traceback
+    return problem_response(TandemError(ErrorReason.INTERNAL))
+
+
+class _Pages:
+    """The endpoints that generate nothing."""
+
+    def __init__(self, parts: HttpParts) -> None:
+        self._parts = parts
+
+    async def models(self, request: Request) -> Response:
+        """GET /v1/models."""
+        del request
+        return _json({"object": "list", "data": [self._model(name) for name in self._parts.catalog.names()]})
+
+    async def model(self, request: Request) -> Response:
+        """GET /v1/models/NAME."""
+        return _json(self._model(self._parts.catalog.resolve(request.path_params["model"])))
+
+    async def model_info(self, request: Request) -> Response:
+        """GET /get_model_info."""
+        del request
+        path = self._parts.model_path
+        names = self._parts.catalog.names()
+        return _json({"model_path": path, "tokenizer_path": path, "is_generation": True, "served_model_name": names[0]})
+
+    async def health(self, request: Request) -> Response:
+        """GET /health: the process lives."""
+        del request
+        return _json({"status": "ok"})
+
+    async def ready(self, request: Request) -> Response:
+        """GET /ready: requests would be served."""
+        del request
+        missing = self._parts.ready()
+        if missing:
+            raise TandemError(ErrorReason.NO_WORKER, missing)
+        return _json({"status": "ready"})
+
+    async def metrics(self, request: Request) -> Response:
+        """GET /metrics, for Prometheus."""
+        del request
+        return Response(self._parts.render_metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    def _model(self, name: str) -> dict[str, Any]:
+        context = self._parts.catalog.facts.context_tokens(name)
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._parts.started,
+            "owned_by": "tandem",
+            "root": self._parts.model_path,
+            "max_model_len": context or None,
+        }
+
+
+def _json(document: object) -> Response:
+    return Response(orjson.dumps(document), media_type="application/json")

@@ -1,0 +1,67 @@
+"""News of one client request, from the Sessions that bring them to the one reader that writes them out."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from tandem.core.errors import TandemError
+from tandem.v1 import session_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What came for one sequence."""
+
+    index: int
+    """Sequence.index."""
+    delta: session_pb2.Delta
+
+
+class Mailbox:
+    """Bounded, for any number of writers and one reader, all on one loop. Writing never waits."""
+
+    def __init__(self, max_tokens: int) -> None:
+        """max_tokens: tokens that may wait for the reader."""
+        self._max_tokens = max_tokens
+        self._waiting: list[News] = []
+        self._tokens = 0
+        self._error: TandemError | None = None
+        self._closed = False
+        self._reader: asyncio.Future[None] | None = None
+
+    def put(self, index: int, delta: session_pb2.Delta) -> bool:
+        """Leaves news for the reader; False if it is too far behind."""
+        tokens = len(delta.token_ids)
+        if self._waiting and self._tokens + tokens > self._max_tokens:
+            return False
+        self._waiting.append(News(index, delta))
+        self._tokens += tokens
+        self._wake()
+        return True
+
+    def close(self, error: TandemError | None = None) -> None:
+        """Nothing follows. The reader gets what waits, then the end or the error. The first close counts."""
+        if not self._closed:
+            self._closed = True
+            self._error = error
+            self._wake()
+
+    async def take(self) -> list[News]:
+        """Everything that waits; waits for something. Empty = the end. Raises the error that `close` was given."""
+        if not self._waiting and not self._closed:
+            self._reader = asyncio.get_running_loop().create_future()
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+        if self._waiting:
+            taken, self._waiting, self._tokens = self._waiting, [], 0
+            return taken
+        if self._error is not None:
+            raise self._error
+        return []
+
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)

@@ -1,0 +1,128 @@
+"""Answers of /v1/chat/completions and /v1/completions: JSON documents and server-sent events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
+from typing import Any, Final
+
+import orjson
+
+from tandem.gateway.calls import Api, GenerateCall
+from tandem.gateway.mailbox import News
+from tandem.gateway.transcript import Transcript
+from tandem.v1 import session_pb2
+
+DONE: Final = b"data: [DONE]\n\n"
+
+TokenText = Callable[[int], str]
+
+
+def event(document: object) -> bytes:
+    """One server-sent event."""
+    return b"data: " + orjson.dumps(document) + b"\n\n"
+
+
+def usage(transcripts: SequenceOf[Transcript]) -> dict[str, Any]:
+    """Token counts of a request. A prompt counts once, however many answers it gets."""
+    prompt = sum(len(one.sequence.input_ids) for one in transcripts if one.sequence.choice == 0)
+    completion = sum(one.completion_tokens for one in transcripts)
+    cached = sum(one.cached_tokens for one in transcripts if one.sequence.choice == 0)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
+class OpenAiAnswer:
+    """The answer of one call, in either of OpenAI's two shapes."""
+
+    def __init__(
+        self, call: GenerateCall, model: str, name: str, created: int, transcripts: list[Transcript], text_of: TokenText
+    ) -> None:
+        """name: the request's id. created: seconds since 1970. transcripts: one per sequence, filled by `events`."""
+        self._chat = call.api is Api.CHAT
+        self._call = call
+        self._transcripts = transcripts
+        self._text_of = text_of
+        self._greeted: set[int] = set()
+        prefix, kind = ("chatcmpl", "chat.completion") if self._chat else ("cmpl", "text_completion")
+        self._head = {"id": f"{prefix}-{name}", "object": kind, "created": created, "model": model}
+        chunk_kind = "chat.completion.chunk" if self._chat else kind
+        self._chunk_head = {**self._head, "object": chunk_kind}
+
+    def document(self) -> dict[str, Any]:
+        """The whole answer, once every transcript is complete."""
+        choices = [self._choice(one) for one in self._transcripts]
+        return {**self._head, "choices": choices, "usage": usage(self._transcripts)}
+
+    def events(self, news: list[News]) -> bytes:
+        """The events that news bring, to be written in one piece."""
+        written = []
+        for one in news:
+            transcript = self._transcripts[one.index]
+            offset = len(transcript.text)
+            transcript.add(one.delta)
+            if self._chat and one.index not in self._greeted:
+                self._greeted.add(one.index)
+                written.append(self._chunk(one.index, {"delta": {"role": "assistant", "content": ""}}, None))
+            if one.delta.text or one.delta.logprobs:
+                body = {"delta": {"content": one.delta.text}} if self._chat else {"text": one.delta.text}
+                logprobs = self._logprobs(transcript, one.delta.logprobs, offset)
+                written.append(self._chunk(one.index, body, None, logprobs))
+            if one.delta.HasField("finish"):
+                rest: dict[str, Any] = {"delta": {}} if self._chat else {"text": ""}
+                written.append(self._chunk(one.index, rest, transcript.finish_reason))
+        return b"".join(written)
+
+    def end(self) -> bytes:
+        """The last events of a stream that went well."""
+        if not self._call.include_usage:
+            return DONE
+        return event({**self._chunk_head, "choices": [], "usage": usage(self._transcripts)}) + DONE
+
+    def _chunk(
+        self, index: int, body: dict[str, Any], finish_reason: str | None, logprobs: dict[str, Any] | None = None
+    ) -> bytes:
+        choice = {"index": index, **body, "logprobs": logprobs, "finish_reason": finish_reason}
+        document: dict[str, Any] = {**self._chunk_head, "choices": [choice]}
+        if self._call.include_usage:
+            document["usage"] = None
+        return event(document)
+
+    def _choice(self, one: Transcript) -> dict[str, Any]:
+        body: dict[str, Any] = {"text": one.text}
+        if self._chat:
+            body = {"message": {"role": "assistant", "content": one.text, "refusal": None}}
+        logprobs = self._logprobs(one, one.logprobs, 0)
+        return {"index": one.sequence.index, **body, "logprobs": logprobs, "finish_reason": one.finish_reason}
+
+    def _logprobs(
+        self, one: Transcript, tokens: SequenceOf[session_pb2.TokenLogprob], offset: int
+    ) -> dict[str, Any] | None:
+        """Log probabilities in the shape of the API. offset: characters of the answer before these tokens."""
+        if one.sequence.item.logprobs is None:
+            return None
+        if self._chat:
+            return {"content": [self._chat_token(token) for token in tokens], "refusal": None}
+        texts = [self._text_of(token.token_id) for token in tokens]
+        offsets = []
+        for text in texts:
+            offsets.append(offset)
+            offset += len(text)
+        return {
+            "tokens": texts,
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": [{self._text_of(top.token_id): top.logprob for top in token.top} for token in tokens],
+            "text_offset": offsets,
+        }
+
+    def _chat_token(self, token: session_pb2.TokenLogprob) -> dict[str, Any]:
+        top = [self._token(alternative.token_id, alternative.logprob) for alternative in token.top]
+        return {**self._token(token.token_id, token.logprob), "top_logprobs": top}
+
+    def _token(self, token_id: int, logprob: float) -> dict[str, Any]:
+        text = self._text_of(token_id)
+        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}

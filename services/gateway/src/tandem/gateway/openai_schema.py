@@ -1,0 +1,249 @@
+"""Requests of /v1/chat/completions and /v1/completions, checked field by field."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from tandem.gateway.calls import Api, ChatPrompt, GenerateCall, IdsPrompt, Item, Message, Prompt, TextPrompt
+from tandem.gateway.fields import Fields, Unsupported, is_list_of, kind_of, refuse, shown, token_ids
+from tandem.gateway.sampling import (
+    MAX_NEW_TOKENS,
+    MAX_SEED,
+    MAX_TOP_LOGPROBS,
+    SAMPLING_FIELDS,
+    read_sampling,
+    schema_text,
+)
+from tandem.v1 import session_pb2
+
+MAX_MESSAGES: Final = 4096
+COMPLETION_DEFAULT_TOKENS: Final = 16
+"""What OpenAI documents for /v1/completions."""
+ROLES: Final = ("system", "developer", "user", "assistant")
+
+_COMMON: Final = SAMPLING_FIELDS | frozenset(
+    [
+        "model",
+        "stream",
+        "stream_options",
+        "n",
+        "seed",
+        "max_tokens",
+        "logprobs",
+        "response_format",
+        "min_tokens",
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_key",
+    ]
+)
+"""The second line is accepted and means nothing here."""
+_CHAT: Final = _COMMON | frozenset(
+    ["messages", "max_completion_tokens", "top_logprobs", "chat_template_kwargs", "continue_final_message"]
+)
+_COMPLETION: Final = _COMMON | {"prompt"}
+
+_NO_TOOLS: Final = "Tools are not offered; describe them in a message instead."
+_UNSUPPORTED: Final = {
+    "tools": Unsupported(_NO_TOOLS, ([],)),
+    "tool_choice": Unsupported(_NO_TOOLS, ("none", "auto")),
+    "parallel_tool_calls": Unsupported(_NO_TOOLS, (True, False)),
+    "functions": Unsupported(_NO_TOOLS, ([],)),
+    "function_call": Unsupported(_NO_TOOLS, ("none", "auto")),
+    "logit_bias": Unsupported("Leave it out.", ({},)),
+    "suffix": Unsupported("Leave it out; put all of the text into 'prompt'.", ("",)),
+    "echo": Unsupported("Prepend the prompt to the answer yourself.", (False,)),
+    "best_of": Unsupported("Use 'n' and choose yourself.", (1,)),
+    "audio": Unsupported("Answers are text only."),
+    "modalities": Unsupported("Answers are text only.", (["text"],)),
+    "web_search_options": Unsupported("Leave it out."),
+    "prediction": Unsupported("Leave it out."),
+    "reasoning_effort": Unsupported("Use 'chat_template_kwargs' as the model's template has it."),
+}
+_RESERVED_TEMPLATE_OPTIONS: Final = frozenset(
+    [
+        "messages",
+        "conversation",
+        "tools",
+        "documents",
+        "chat_template",
+        "add_generation_prompt",
+        "continue_final_message",
+        "tokenize",
+        "padding",
+        "truncation",
+        "max_length",
+        "return_tensors",
+        "return_dict",
+        "tokenizer_kwargs",
+        "return_assistant_tokens_mask",
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaLimits:
+    """Most that one request may ask for."""
+
+    max_n: int
+    max_batch: int
+
+
+def read_chat(body: dict[str, Any], limits: SchemaLimits) -> GenerateCall:
+    """Reads a request of /v1/chat/completions."""
+    fields = Fields(body)
+    fields.require_known(_CHAT, _UNSUPPORTED)
+    most = fields.integer("max_completion_tokens", 1, MAX_NEW_TOKENS) or fields.integer("max_tokens", 1, MAX_NEW_TOKENS)
+    prompt = ChatPrompt(
+        _messages(fields), _template_options(fields), continue_last=fields.boolean("continue_final_message")
+    )
+    if prompt.continue_last and prompt.messages[-1].role != "assistant":
+        refuse("continue_final_message", "needs a last message of the role 'assistant'.")
+    item = Item(
+        prompt,
+        "messages",
+        _sampling(fields, most or 0),
+        n=fields.integer("n", 1, limits.max_n) or 1,
+        logprobs=_chat_logprobs(fields),
+    )
+    return _call(Api.CHAT, fields, (item,))
+
+
+def read_completion(body: dict[str, Any], limits: SchemaLimits) -> GenerateCall:
+    """Reads a request of /v1/completions."""
+    fields = Fields(body)
+    fields.require_known(_COMPLETION, _UNSUPPORTED)
+    sampling = _sampling(fields, fields.integer("max_tokens", 1, MAX_NEW_TOKENS) or 0)
+    n = fields.integer("n", 1, limits.max_n) or 1
+    top = fields.integer("logprobs", 0, MAX_TOP_LOGPROBS)
+    logprobs = None if top is None else session_pb2.LogprobOptions(top=top)
+    prompts = read_prompts("prompt", fields.raw("prompt"), limits.max_batch)
+    items = tuple(
+        Item(prompt, "prompt", sampling, default_new_tokens=COMPLETION_DEFAULT_TOKENS, n=n, logprobs=logprobs)
+        for prompt in prompts
+    )
+    return _call(Api.COMPLETION, fields, items)
+
+
+def read_prompts(field: str, value: object, max_batch: int) -> tuple[Prompt, ...]:
+    """Reads a text, a list of texts, a list of token ids, or a list of those lists."""
+    if value is None:
+        refuse(field, "is missing. Give a text, a list of texts, a list of token ids, or a list of those lists.")
+    if isinstance(value, str):
+        return (_text_prompt(field, value),)
+    if not isinstance(value, list):
+        refuse(field, f"must be a text or a list, not {kind_of(value)}.")
+    if not value:
+        refuse(field, "is an empty list. Give at least one prompt.")
+    if is_list_of(value, int):
+        return (IdsPrompt(token_ids(field, value)),)
+    if len(value) > max_batch:
+        refuse(field, f"holds {len(value)} prompts; 1..{max_batch} are allowed. Split them over several requests.")
+    return tuple(_batch_prompt(f"{field}[{place}]", one) for place, one in enumerate(value))
+
+
+def _batch_prompt(field: str, value: object) -> Prompt:
+    if isinstance(value, str):
+        return _text_prompt(field, value)
+    if not isinstance(value, list):
+        refuse(field, f"must be a text or a list of token ids, not {kind_of(value)}.")
+    return IdsPrompt(token_ids(field, value))
+
+
+def _text_prompt(field: str, text: str) -> TextPrompt:
+    if not text:
+        refuse(field, "is empty. Give at least one character.")
+    return TextPrompt(text)
+
+
+def _call(api: Api, fields: Fields, items: tuple[Item, ...]) -> GenerateCall:
+    stream = fields.boolean("stream")
+    options = fields.object("stream_options")
+    include_usage = False
+    if options is not None:
+        if not stream:
+            refuse("stream_options", "is allowed only with 'stream': true.")
+        inner = Fields(options, "stream_options.")
+        inner.require_known(frozenset({"include_usage", "include_obfuscation"}), {})
+        include_usage = inner.boolean("include_usage")
+    return GenerateCall(api, fields.text("model", 1, 1024) or "", items, stream=stream, include_usage=include_usage)
+
+
+def _sampling(fields: Fields, max_new_tokens: int) -> session_pb2.Sampling:
+    sampling = read_sampling(fields, max_new_tokens=max_new_tokens, seed=fields.integer("seed", 0, MAX_SEED))
+    sampling.min_new_tokens = fields.integer("min_tokens", 0, max_new_tokens or MAX_NEW_TOKENS) or 0
+    schema = _response_schema(fields)
+    if schema:
+        sampling.json_schema = schema
+    return sampling
+
+
+def _response_schema(fields: Fields) -> str:
+    """JSON schema that 'response_format' asks for, or empty."""
+    wanted = fields.object("response_format")
+    kind = None if wanted is None else wanted.get("type")
+    if wanted is None or kind == "text":
+        return ""
+    if kind == "json_object":
+        return '{"type": "object"}'
+    if kind != "json_schema":
+        refuse("response_format.type", f"must be 'text', 'json_object' or 'json_schema', not {shown(kind)}.")
+    holder = wanted.get("json_schema")
+    if not isinstance(holder, dict):
+        refuse("response_format.json_schema", f"must be an object with a 'schema', not {kind_of(holder)}.")
+    return schema_text("response_format.json_schema.schema", holder.get("schema"))
+
+
+def _chat_logprobs(fields: Fields) -> session_pb2.LogprobOptions | None:
+    wanted = fields.boolean("logprobs")
+    top = fields.integer("top_logprobs", 0, MAX_TOP_LOGPROBS)
+    if top and not wanted:
+        refuse("top_logprobs", "is allowed only with 'logprobs': true.")
+    return session_pb2.LogprobOptions(top=top or 0) if wanted else None
+
+
+def _template_options(fields: Fields) -> tuple[tuple[str, str | int | float | bool], ...]:
+    options = fields.object("chat_template_kwargs") or {}
+    for name, value in options.items():
+        if name in _RESERVED_TEMPLATE_OPTIONS or not isinstance(value, str | int | float | bool):
+            refuse(f"chat_template_kwargs.{name}", "must be a template variable with a text, number or boolean value.")
+    return tuple(options.items())
+
+
+def _messages(fields: Fields) -> tuple[Message, ...]:
+    value = fields.raw("messages")
+    if not isinstance(value, list) or not 1 <= len(value) <= MAX_MESSAGES:
+        refuse("messages", f"must be a list of 1..{MAX_MESSAGES} messages, each with 'role' and 'content'.")
+    return tuple(_message(f"messages[{place}]", one) for place, one in enumerate(value))
+
+
+def _message(field: str, value: object) -> Message:
+    if not isinstance(value, dict):
+        refuse(field, f"must be an object with 'role' and 'content', not {kind_of(value)}.")
+    role = value.get("role")
+    if role not in ROLES:
+        refuse(f"{field}.role", f"must be one of {', '.join(ROLES)}, not {shown(role)}.")
+    if value.get("tool_calls"):
+        refuse(f"{field}.tool_calls", f"is not supported here. {_NO_TOOLS}")
+    content = value.get("content")
+    text = content if isinstance(content, str) else _joined_parts(f"{field}.content", content)
+    return Message("system" if role == "developer" else role, text)
+
+
+def _joined_parts(field: str, parts: object) -> str:
+    """Text of a content that is a list of parts."""
+    if not isinstance(parts, list) or not parts:
+        refuse(field, f"must be a text or a list of text parts, not {kind_of(parts)}.")
+    texts = []
+    for place, part in enumerate(parts):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind != "text" or not isinstance(part.get("text"), str):
+            refuse(
+                f"{field}[{place}]", f'must be {{"type": "text", "text": "..."}}; the type {shown(kind)} is not taken.'
+            )
+        texts.append(part["text"])
+    return "".join(texts)

@@ -1,0 +1,148 @@
+"""The workers that this gateway can use: a Session and a status stream with each that bootstrap lists."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import grpc
+
+from tandem.core.cluster import ClusterView, WorkerInfo
+from tandem.core.ids import Role, WorkerId, WorkerLife
+from tandem.gateway.sessions import Session, StatusFollower
+from tandem.rpc.tasks import TaskSupervisor
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """One life of one worker, and what we hold of it."""
+
+    session: Session
+    status: StatusFollower
+    channel: grpc.aio.Channel
+    tasks: tuple[asyncio.Task[None], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSettings:
+    """How Sessions are kept."""
+
+    gateway_id: str
+    max_outbox: int
+    status_interval_ms: int
+
+
+class SessionPool:
+    """Opens and closes Sessions as workers come and go. Everything runs on one loop."""
+
+    def __init__(
+        self, settings: PoolSettings, open_channel: Callable[[str], grpc.aio.Channel], *, rng: random.Random
+    ) -> None:
+        """open_channel: gets host:port."""
+        self._settings = settings
+        self._open_channel = open_channel
+        self._rng = rng
+        self._members: dict[WorkerLife, _Member] = {}
+        self._tasks = TaskSupervisor(max_tasks=10_000)
+        self._view: Callable[[], ClusterView] = ClusterView
+        self._connected: Callable[[], bool] = lambda: False
+        self._changed = asyncio.Event()
+
+    def follow(self, view: Callable[[], ClusterView], connected: Callable[[], bool]) -> None:
+        """Sets where the view of the cluster, and whether bootstrap confirms it, can be read."""
+        self._view, self._connected = view, connected
+
+    @property
+    def view(self) -> ClusterView:
+        """The cluster as last heard of."""
+        return self._view()
+
+    def joined(self, info: WorkerInfo) -> None:
+        """A worker is there."""
+        for life in [life for life in self._members if life.worker_id == info.worker_id and life != info.life]:
+            self._remove(life)
+        if info.life not in self._members:
+            channel = self._open_channel(info.address)
+            session = Session(
+                info,
+                channel,
+                gateway_id=self._settings.gateway_id,
+                max_outbox=self._settings.max_outbox,
+                rng=self._rng,
+            )
+            session.on_up_changed(self._changed.set)
+            status = StatusFollower(info, channel, interval_ms=self._settings.status_interval_ms, rng=self._rng)
+            tasks = (
+                self._tasks.spawn(session.run(), f"session-{info.life}"),
+                self._tasks.spawn(status.run(), f"status-{info.life}"),
+            )
+            self._members[info.life] = _Member(session, status, channel, tasks)
+        self._changed.set()
+
+    def left(self, life: WorkerLife) -> None:
+        """A worker is gone: its rooms fail with PEER_LOST at once.
+
+        Where only bootstrap is out of reach, a worker that we still talk to keeps its rooms; it gets no new ones.
+        """
+        if self._connected():
+            self._remove(life)
+        self._changed.set()
+
+    def changed(self, info: WorkerInfo) -> None:
+        """A worker has other facts, such as draining."""
+        if info.life in self._members:
+            self._members[info.life].session.info = info
+        self._changed.set()
+
+    def sessions(self, role: Role, model: str) -> list[Session]:
+        """Sessions that can take a room of a model now, in order of worker id."""
+        routable = (self._members.get(info.life) for info in self.view.routable(role, model))
+        return [member.session for member in routable if member is not None and member.session.up]
+
+    def models(self) -> tuple[str, ...]:
+        """Every model that some worker serves, in order of name."""
+        return tuple(sorted({model for info in self.view.workers.values() for model in info.models}))
+
+    def context_tokens(self, model: str) -> int:
+        """The smallest context among a model's workers; 0 if it has none."""
+        return min((i.context_tokens for i in self.view.workers.values() if model in i.models), default=0)
+
+    def ready(self) -> bool:
+        """Whether some model has a prefill and a decode worker that we have Sessions with."""
+        return any(all(self.sessions(role, model) for role in Role) for model in self.models())
+
+    def member_of(self, worker_id: WorkerId) -> tuple[Session, StatusFollower] | None:
+        """What we hold of a worker."""
+        info = self.view.workers.get(worker_id)
+        member = None if info is None else self._members.get(info.life)
+        return None if member is None else (member.session, member.status)
+
+    async def wait_changed(self) -> None:
+        """Returns when anything that `ready` depends on has changed since the last time."""
+        await self._changed.wait()
+        self._changed.clear()
+
+    async def close(self) -> None:
+        """Ends every Session; rooms that still run fail."""
+        for life in list(self._members):
+            self._remove(life)
+        await self._tasks.close()
+
+    def _remove(self, life: WorkerLife) -> None:
+        member = self._members.pop(life, None)
+        if member is None:
+            return
+        log.info("worker %s has left", life)
+        member.session.leave()
+        for task in member.tasks:
+            task.cancel()
+        self._tasks.spawn(self._close_channel(member), f"close-{life}")
+
+    async def _close_channel(self, member: _Member) -> None:
+        await asyncio.wait(member.tasks)
+        await member.channel.close()

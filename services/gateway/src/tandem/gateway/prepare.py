@@ -1,0 +1,111 @@
+"""From a checked call to sequences: the model is known, every prompt is tokenized, every length fits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from tandem.core.errors import ErrorReason, TandemError
+from tandem.gateway.calls import GenerateCall, Item, Sequence
+from tandem.gateway.sampling import MAX_SEED
+from tandem.gateway.tokenizer import PromptTokenizer
+from tandem.v1 import session_pb2
+
+
+class ModelFacts(Protocol):
+    """What the cluster says of models; see tandem.gateway.pool.SessionPool."""
+
+    def models(self) -> tuple[str, ...]:
+        """Every model that some worker serves."""
+
+    def context_tokens(self, model: str) -> int:
+        """Longest prompt plus answer, in tokens; 0 if nobody serves the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """The models that clients may name."""
+
+    facts: ModelFacts
+    fallback: str
+    """Shown while no worker is there."""
+    only: str = ""
+    """The only model to serve; empty = all."""
+
+    def names(self) -> tuple[str, ...]:
+        """The models, in order of name."""
+        if self.only:
+            return (self.only,)
+        return self.facts.models() or (self.fallback,)
+
+    def resolve(self, wanted: str) -> str:
+        """The model a client means; the only one where it names none. Raises UNKNOWN_MODEL, INVALID_ARGUMENT."""
+        names = self.names()
+        listed = ", ".join(names)
+        if not wanted and len(names) > 1:
+            raise TandemError(
+                ErrorReason.INVALID_ARGUMENT, f"'model' is missing. Name one of: {listed}.", field="model"
+            )
+        if wanted and wanted not in names:
+            raise TandemError(
+                ErrorReason.UNKNOWN_MODEL,
+                f"The model {wanted[:100]!r} does not exist here. There is: {listed}.",
+                field="model",
+            )
+        return wanted or names[0]
+
+
+class Preparer:
+    """Prepares calls."""
+
+    def __init__(self, catalog: Catalog, tokenizer: PromptTokenizer, *, default_max_tokens: int) -> None:
+        self._catalog = catalog
+        self._tokenizer = tokenizer
+        self._default_max_tokens = default_max_tokens
+
+    async def prepare(self, call: GenerateCall) -> tuple[Sequence, ...]:
+        """Splits a call into its sequences. Raises TandemError for what does not fit, naming the field."""
+        model = self._catalog.resolve(call.model)
+        context = self._catalog.facts.context_tokens(model)
+        if not context:
+            raise TandemError(ErrorReason.NO_WORKER, f"No worker serves {model!r} at the moment. Try again soon.")
+        sequences: list[Sequence] = []
+        for item in call.items:
+            ids = await self._tokenizer.ids(item.prompt, item.field)
+            sampling = session_pb2.Sampling()
+            sampling.CopyFrom(item.sampling)
+            sampling.max_new_tokens = self._new_tokens(item, len(ids), context)
+            for choice in range(item.n):
+                own = _own_seed(sampling, choice)
+                sequences.append(Sequence(len(sequences), item, choice, model, ids, own))
+        return tuple(sequences)
+
+    def _new_tokens(self, item: Item, prompt_tokens: int, context: int) -> int:
+        """Tokens to generate at most."""
+        left = context - prompt_tokens
+        if left < 1:
+            raise TandemError(
+                ErrorReason.CONTEXT_TOO_LONG,
+                f"'{item.field}' has {prompt_tokens} tokens; the model's context takes {context}, the answer's"
+                f" first token included. Shorten it to at most {context - 1} tokens.",
+                field=item.field,
+            )
+        asked = item.sampling.max_new_tokens
+        if asked > left:
+            raise TandemError(
+                ErrorReason.CONTEXT_TOO_LONG,
+                f"'{item.field}' has {prompt_tokens} tokens and {asked} new ones are asked for; the model's"
+                f" context takes {context} together. Ask for at most {left} new tokens, or shorten the prompt.",
+                field=item.field,
+            )
+        return asked or min(left, item.default_new_tokens or self._default_max_tokens)
+
+
+def _own_seed(sampling: session_pb2.Sampling, choice: int) -> session_pb2.Sampling:
+    """A seed repeats the whole request, but its `n` answers must differ from each other."""
+    if choice == 0 or not sampling.HasField("seed"):
+        return sampling
+    own = session_pb2.Sampling()
+    own.CopyFrom(sampling)
+    own.seed = (sampling.seed + choice) % (MAX_SEED + 1)
+    return own

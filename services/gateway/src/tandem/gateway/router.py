@@ -1,0 +1,176 @@
+"""Brings one sequence to its end: chooses workers, and tries again on others while the client has seen nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Protocol
+
+from tandem.core.cluster import WorkerInfo
+from tandem.core.errors import ErrorReason, TandemError
+from tandem.core.ids import NONCE_BYTES, RequestId, Role, WorkerLife, room_from_random
+from tandem.core.layout import KvLayout, mismatches
+from tandem.core.policies import Candidate, PolicyName, Turn, choose
+from tandem.gateway.attempt import Attempt, Worker
+from tandem.gateway.calls import Sequence
+from tandem.v1 import session_pb2
+
+log = logging.getLogger(__name__)
+
+
+class RoutableWorker(Worker, Protocol):
+    """A Session as the router sees it."""
+
+    info: WorkerInfo
+
+    @property
+    def in_flight(self) -> int:
+        """Rooms of ours that run there."""
+
+
+class Workers(Protocol):
+    """Where the router finds its workers; see tandem.gateway.pool.SessionPool."""
+
+    def sessions(self, role: Role, model: str) -> SequenceOf[RoutableWorker]:
+        """Those that can take a room of a model now."""
+
+
+class Dice:
+    """Every random number of the router, so that a test can load it."""
+
+    def bits(self, count: int) -> int:
+        """That many random bits."""
+        return secrets.randbits(count)
+
+    def nonce(self) -> bytes:
+        """16 random bytes."""
+        return secrets.token_bytes(NONCE_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class RouterSettings:
+    """How often, and how soon, a sequence is tried again."""
+
+    max_attempts: int = 3
+    retry_backoff_ms: int = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Journey:
+    """What all sequences of one client request share."""
+
+    request_id: RequestId
+    traceparent: str
+    deadline: float
+    """Monotonic seconds, of the event loop's clock."""
+
+
+@dataclass(slots=True)
+class _Chooser:
+    """The policy of one role, and how often it was asked."""
+
+    policy: PolicyName
+    count: int = field(default=0)
+
+
+class Router:
+    """Routes sequences. One per gateway."""
+
+    def __init__(
+        self,
+        workers: Workers,
+        settings: RouterSettings,
+        policies: dict[Role, PolicyName],
+        *,
+        dice: Dice | None = None,
+        on_retry: Callable[[ErrorReason], None] = lambda _: None,
+    ) -> None:
+        self._workers = workers
+        self._settings = settings
+        self._choosers = {role: _Chooser(policies[role]) for role in Role}
+        self._dice = dice or Dice()
+        self._on_retry = on_retry
+
+    def set_policy(self, policy: PolicyName) -> PolicyName:
+        """Takes another policy for both roles from now on; returns decode's former one."""
+        previous = self._choosers[Role.DECODE].policy
+        for chooser in self._choosers.values():
+            chooser.policy = policy
+        return previous
+
+    async def run(self, sequence: Sequence, journey: Journey, deliver: Callable[[session_pb2.Delta], bool]) -> None:
+        """Returns when the sequence is complete; its news went to `deliver`. Raises TandemError where it failed.
+
+        Cancelling it, and the deadline, end both legs of the room that runs.
+        """
+        try:
+            async with asyncio.timeout_at(journey.deadline):
+                await self._attempts(sequence, journey, deliver)
+        except TimeoutError:
+            raise TandemError(ErrorReason.DEADLINE_EXCEEDED, "The request ran out of time.") from None
+
+    async def _attempts(
+        self, sequence: Sequence, journey: Journey, deliver: Callable[[session_pb2.Delta], bool]
+    ) -> None:
+        avoid: set[WorkerLife] = set()
+        for number in range(1, self._settings.max_attempts + 1):
+            decode, prefill = self._pick(sequence.model, avoid)
+            attempt = Attempt(self._submit(sequence, journey, decode, prefill), prefill, decode, deliver)
+            failure = await attempt.run()
+            if failure is None:
+                return
+            log.warning("attempt %d on %s and %s failed: %s", number, prefill.life, decode.life, failure)
+            if attempt.delivered or not failure.spec.retryable or number == self._settings.max_attempts:
+                raise failure
+            avoid |= {prefill.life, decode.life}
+            self._on_retry(failure.reason)
+            await asyncio.sleep(self._settings.retry_backoff_ms * number / 1000)
+
+    def _pick(self, model: str, avoid: set[WorkerLife]) -> tuple[RoutableWorker, RoutableWorker]:
+        """A decode and a prefill worker whose layouts fit, others than `avoid` where there are any."""
+        prefills = self._workers.sessions(Role.PREFILL, model)
+        decodes = self._workers.sessions(Role.DECODE, model)
+        decodes = [d for d in decodes if not prefills or any(_fit(d.info.layout, p.info.layout) for p in prefills)]
+        decode = self._choose(Role.DECODE, decodes, avoid)
+        fitting = [p for p in prefills if _fit(decode.info.layout, p.info.layout)]
+        return decode, self._choose(Role.PREFILL, fitting, avoid)
+
+    def _choose(self, role: Role, workers: SequenceOf[RoutableWorker], avoid: set[WorkerLife]) -> RoutableWorker:
+        by_life = {worker.life: worker for worker in workers}
+        fresh = [life for life in by_life if life not in avoid] or list(by_life)
+        candidates = [
+            Candidate(life, by_life[life].in_flight, max(1, by_life[life].info.max_running)) for life in fresh
+        ]
+        chooser = self._choosers[role]
+        chosen = choose(chooser.policy, candidates, Turn(chooser.count, self._dice.bits(32)), role)
+        chooser.count += 1
+        return by_life[chosen.life]
+
+    def _submit(
+        self, sequence: Sequence, journey: Journey, decode: RoutableWorker, prefill: RoutableWorker
+    ) -> session_pb2.Submit:
+        room = room_from_random(self._dice.bits(63))
+        left_ms = (journey.deadline - asyncio.get_running_loop().time()) * 1000
+        return session_pb2.Submit(
+            request_id=journey.request_id,
+            room=room,
+            nonce=self._dice.nonce(),
+            timeout_ms=max(1, int(left_ms)),
+            traceparent=journey.traceparent,
+            model=sequence.model,
+            input_ids=sequence.input_ids,
+            sampling=sequence.sampling,
+            logprobs=sequence.item.logprobs,
+            prefill_dp_rank=room % prefill.info.dp_size,
+            decode_dp_rank=room % decode.info.dp_size,
+        )
+
+
+@lru_cache(1024)
+def _fit(ours: KvLayout, theirs: KvLayout) -> bool:
+    return not mismatches(ours, theirs)

@@ -1,0 +1,206 @@
+"""Sessions: the one long-lived stream between this gateway process and each worker.
+
+A Session is always drained: every Delta goes straight to the leg that waits for it, which never
+blocks. Losing the stream fails its rooms at once; then it is opened again, until the worker is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from tandem.core.cluster import WorkerInfo
+from tandem.core.errors import ErrorReason, TandemError
+from tandem.core.ids import Role, RoomId, WorkerLife
+from tandem.core.version import CURRENT, agree
+from tandem.rpc import convert
+from tandem.rpc.backoff import Backoff, BackoffPolicy
+from tandem.rpc.errors import from_rpc_error
+from tandem.v1 import decode_pb2_grpc, prefill_pb2_grpc, session_pb2
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Leg:
+    """Who waits for news of a room on one worker. Both are called on the loop and must not block."""
+
+    on_delta: Callable[[session_pb2.Delta], None]
+    """The last one has a Finish."""
+    on_lost: Callable[[TandemError], None]
+    """The Session was lost; no delta follows."""
+
+
+class _Outbox:
+    """Messages of one stream that wait to be sent."""
+
+    def __init__(self, first: session_pb2.SessionRequest) -> None:
+        self.waiting = deque([first])
+        self._ready = asyncio.Event()
+        self._ready.set()
+
+    def put(self, message: session_pb2.SessionRequest) -> None:
+        self.waiting.append(message)
+        self._ready.set()
+
+    async def messages(self) -> AsyncIterator[session_pb2.SessionRequest]:
+        while True:
+            await self._ready.wait()
+            while self.waiting:
+                yield self.waiting.popleft()
+            self._ready.clear()
+
+
+class Session:
+    """This process's stream with one life of one worker."""
+
+    def __init__(
+        self, info: WorkerInfo, channel: grpc.aio.Channel, *, gateway_id: str, max_outbox: int, rng: random.Random
+    ) -> None:
+        """channel: to the worker; stays the caller's. max_outbox: messages that may wait to be sent."""
+        self.info = info
+        kind = prefill_pb2_grpc.PrefillServiceStub if info.role is Role.PREFILL else decode_pb2_grpc.DecodeServiceStub
+        self._stub: Any = kind(channel)
+        self._gateway_id = gateway_id
+        self._max_outbox = max_outbox
+        self._backoff = Backoff(BackoffPolicy(), rng)
+        self._legs: dict[int, Leg] = {}
+        self._outbox: _Outbox | None = None
+        self._up_changed: Callable[[], None] = lambda: None
+
+    @property
+    def life(self) -> WorkerLife:
+        """Whose Session it is."""
+        return self.info.life
+
+    @property
+    def up(self) -> bool:
+        """Whether the worker has welcomed us, so that rooms can be submitted."""
+        return self._outbox is not None
+
+    @property
+    def in_flight(self) -> int:
+        """Rooms of ours that run there."""
+        return len(self._legs)
+
+    def on_up_changed(self, hook: Callable[[], None]) -> None:
+        """Sets what is called after `up` has changed."""
+        self._up_changed = hook
+
+    def submit(self, submit: session_pb2.Submit, leg: Leg) -> None:
+        """Sends a room. Raises PEER_LOST if the Session is down, OVERLOADED if too much waits to be sent."""
+        if self._outbox is None:
+            raise TandemError(ErrorReason.PEER_LOST, f"There is no Session with {self.life.worker_id}.")
+        if len(self._outbox.waiting) >= self._max_outbox:
+            raise TandemError(ErrorReason.OVERLOADED, f"Too many messages wait for {self.life.worker_id}.")
+        self._legs[submit.room] = leg
+        self._outbox.put(session_pb2.SessionRequest(submit=submit))
+
+    def cancel(self, room: RoomId, why: TandemError) -> None:
+        """Ends a room early; no news of it follow. Nothing happens if it has ended."""
+        # Not bounded by max_outbox: there is at most one Cancel for each Submit.
+        if self._legs.pop(room, None) is not None and self._outbox is not None:
+            cancel = session_pb2.Cancel(room=room, failure=convert.failure_to_proto(why.reason, why.message))
+            self._outbox.put(session_pb2.SessionRequest(cancel=cancel))
+
+    def forget(self, room: RoomId) -> None:
+        """Lets a room end by itself, unheard."""
+        self._legs.pop(room, None)
+
+    def leave(self) -> None:
+        """The worker is gone: its rooms fail with PEER_LOST. `run` is to be cancelled."""
+        self._drop(f"The worker {self.life.worker_id} has left.")
+
+    async def run(self) -> None:
+        """Keeps the stream open until cancelled. When it is lost, its rooms fail with PEER_LOST."""
+        while True:
+            why = await self._once()
+            self._drop(f"The Session with {self.life.worker_id} was lost: {why}")
+            await asyncio.sleep(self._backoff.next_ms() / 1000)
+
+    async def _once(self) -> str:
+        """One stream from Hello to its end; returns why it ended."""
+        hello = session_pb2.SessionHello(version=convert.protocol_to_proto(CURRENT), gateway_id=self._gateway_id)
+        outbox = _Outbox(session_pb2.SessionRequest(hello=hello))
+        call = self._stub.Session(outbox.messages())
+        try:
+            self._check(await self._first(call))
+            self._backoff.reset()
+            self._set_outbox(outbox)
+            log.info("Session with %s is open", self.life)
+            async for response in call:
+                for delta in response.batch.deltas:
+                    self._hand_out(delta)
+        except grpc.aio.AioRpcError as error:
+            return str(from_rpc_error(error))
+        except TandemError as error:
+            log.warning("Session with %s refused: %s", self.life, error)
+            return str(error)
+        finally:
+            call.cancel()
+        return "the worker ended it"
+
+    async def _first(self, call: Any) -> session_pb2.SessionWelcome:
+        async for response in call:
+            if response.WhichOneof("message") == "welcome":
+                welcome: session_pb2.SessionWelcome = response.welcome
+                return welcome
+            break
+        raise TandemError(ErrorReason.PROTOCOL_VIOLATION, "the first message was no SessionWelcome")
+
+    def _check(self, welcome: session_pb2.SessionWelcome) -> None:
+        agree(CURRENT, convert.protocol_from_proto(welcome.version), str(self.life))
+        found = convert.life_from_proto(welcome.worker)
+        if found != self.life:
+            raise TandemError(ErrorReason.STALE_INCARNATION, f"{found} answers at the address of {self.life}")
+
+    def _hand_out(self, delta: session_pb2.Delta) -> None:
+        ended = delta.HasField("finish")
+        leg = self._legs.pop(delta.room, None) if ended else self._legs.get(delta.room)
+        if leg is not None:
+            leg.on_delta(delta)
+
+    def _drop(self, message: str) -> None:
+        self._set_outbox(None)
+        legs, self._legs = self._legs, {}
+        if legs:
+            log.warning("%s %d rooms fail", message, len(legs))
+        for leg in legs.values():
+            leg.on_lost(TandemError(ErrorReason.PEER_LOST, message))
+
+    def _set_outbox(self, outbox: _Outbox | None) -> None:
+        changed = (outbox is None) != (self._outbox is None)
+        self._outbox = outbox
+        if changed:
+            self._up_changed()
+
+
+class StatusFollower:
+    """Keeps what one worker last said of itself."""
+
+    def __init__(self, info: WorkerInfo, channel: grpc.aio.Channel, *, interval_ms: int, rng: random.Random) -> None:
+        kind = prefill_pb2_grpc.PrefillServiceStub if info.role is Role.PREFILL else decode_pb2_grpc.DecodeServiceStub
+        self._stub: Any = kind(channel)
+        self._interval_ms = interval_ms
+        self._backoff = Backoff(BackoffPolicy(max_ms=5000), rng)
+        self.latest: session_pb2.WorkerStatus | None = None
+        """None while there is no stream."""
+
+    async def run(self) -> None:
+        """Follows until cancelled."""
+        while True:
+            with suppress(grpc.aio.AioRpcError):
+                request = session_pb2.WatchStatusRequest(min_interval_ms=self._interval_ms)
+                async for response in self._stub.WatchStatus(request):
+                    self.latest = response.status
+                    self._backoff.reset()
+            self.latest = None
+            await asyncio.sleep(self._backoff.next_ms() / 1000)

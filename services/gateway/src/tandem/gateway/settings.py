@@ -1,0 +1,57 @@
+"""Settings of the gateway; the only place where its environment is read."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pydantic import Field, SecretStr
+from pydantic_settings import SettingsConfigDict
+
+from tandem.rpc.logs import LogFormat
+from tandem.rpc.settings import Settings
+
+
+class GatewaySettings(Settings):
+    """One gateway process. Sizes are per process; each default suits one machine."""
+
+    model_config = SettingsConfigDict(env_prefix="TANDEM_GATEWAY_", protected_namespaces=())
+
+    host: str = Field(default="127.0.0.1", description="address on which HTTP is served")
+    port: int = Field(default=8000, ge=0, le=65535, description="HTTP port; 0 = any free one")
+    admin_address: str = Field(default="127.0.0.1:50051", description="host:port of AdminService (gRPC)")
+    bootstrap_address: str = Field(default="127.0.0.1:50050", description="host:port of BootstrapService")
+    model_path: str = Field(description="directory or Hugging Face id with the model's tokenizer")
+    served_model_name: str = Field(
+        default="", description="the only model to serve; empty = every model that the workers serve"
+    )
+    prefill_policy: str = Field(default="least_load", description="how a prefill worker is chosen")
+    decode_policy: str = Field(default="least_load", description="how a decode worker is chosen")
+    api_keys: tuple[SecretStr, ...] = Field(
+        default=(), description="keys of which a client must send one as a bearer token; empty = open to all"
+    )
+
+    request_timeout_ms: int = Field(default=600_000, ge=1, le=86_400_000)
+    drain_timeout_ms: int = Field(default=30_000, ge=0, le=3_600_000)
+    max_attempts: int = Field(default=3, ge=1, le=10)
+    retry_backoff_ms: int = Field(default=20, ge=0, le=10_000)
+    retry_after_s: int = Field(default=1, ge=1, le=3600)
+
+    max_concurrent: int = Field(default=1024, ge=1, le=100_000, description="sequences in flight")
+    max_body_bytes: int = Field(default=8 << 20, ge=1024, le=1 << 30)
+    max_n: int = Field(default=16, ge=1, le=1024)
+    max_batch: int = Field(default=128, ge=1, le=4096)
+    default_max_tokens: int = Field(
+        default=1024, ge=1, le=1 << 20, description="new tokens of a chat that names no limit, if the context allows"
+    )
+    stream_buffer_tokens: int = Field(
+        default=4096, ge=1, le=1 << 20, description="tokens kept for a client that reads slowly, before it is dropped"
+    )
+    session_outbox: int = Field(default=4096, ge=16, le=1 << 20, description="messages waiting for one worker")
+    tokenizer_threads: int = Field(default=2, ge=1, le=64)
+
+    log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+    log_format: LogFormat = LogFormat.HUMAN
+
+
+STATUS_INTERVAL_MS: Final = 200
+"""Least time between two status messages of a worker, which least_load goes by."""

@@ -1,0 +1,44 @@
+"""Admission: how many sequences may be in flight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tandem.core.errors import ErrorReason, TandemError
+
+
+class Slots:
+    """Counts places. Nobody waits for one: who gets none is told to come back."""
+
+    def __init__(self, most: int, on_change: Callable[[int], None] = lambda _: None) -> None:
+        self._most = most
+        self._used = 0
+        self._on_change = on_change
+
+    @property
+    def used(self) -> int:
+        """Places taken."""
+        return self._used
+
+    def take(self, count: int) -> None:
+        """Takes places, all or none. Raises OVERLOADED; INVALID_ARGUMENT if it could never fit."""
+        if count > self._most:
+            raise TandemError(
+                ErrorReason.INVALID_ARGUMENT,
+                f"The request asks for {count} answers at once; at most {self._most} are allowed."
+                " Split it over several requests.",
+                field="n",
+            )
+        if self._used + count > self._most:
+            raise TandemError(
+                ErrorReason.OVERLOADED, f"{self._used} of {self._most} places are taken. Try again in a moment."
+            )
+        self._change(count)
+
+    def give(self, count: int) -> None:
+        """Gives places back."""
+        self._change(-count)
+
+    def _change(self, count: int) -> None:
+        self._used += count
+        self._on_change(self._used)

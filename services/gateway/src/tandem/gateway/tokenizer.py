@@ -1,0 +1,146 @@
+"""Turns prompts into token ids, once per request, without ever holding up the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, Protocol, TypeVar
+
+from tandem.core.errors import ErrorReason, TandemError
+from tandem.gateway.calls import ChatPrompt, Prompt, TextPrompt
+
+INLINE_CHARACTERS: Final = 1000
+"""Texts up to this long are tokenized where they are: that takes less time than handing them to a thread."""
+TEXT_CACHE: Final = 65_536
+"""Tokens whose text is remembered, for log probabilities."""
+
+T = TypeVar("T")
+
+
+class Encoder(Protocol):
+    """The part of a model's tokenizer that is used here; safe to call from several threads."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Token ids are 0..vocabulary-1."""
+
+    def render(self, prompt: ChatPrompt) -> str:
+        """A chat as the model's template writes it. Raises TandemError(INVALID_ARGUMENT) if the template refuses."""
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Token ids of a text."""
+
+    def token_text(self, token_id: int) -> str:
+        """Text of one token; a lone part of a character becomes U+FFFD."""
+
+
+class HuggingFaceEncoder:
+    """The tokenizer of a Hugging Face model directory or id."""
+
+    def __init__(self, model_path: str) -> None:
+        # Imported here: it takes a second, which a process that only checks its settings need not wait for.
+        from transformers import AutoTokenizer
+
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(model_path)
+        except (OSError, ValueError) as error:
+            raise TandemError(
+                ErrorReason.INVALID_ARGUMENT, f"No tokenizer can be loaded from {model_path!r}: {error}"
+            ) from None
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise TandemError(ErrorReason.NOT_SUPPORTED, f"The model {model_path!r} has no tokenizer.json")
+        # The Rust tokenizer itself is called: it lets go of the interpreter's lock, and unlike its Python wrapper
+        # it changes none of its own settings from call to call, which would not be safe from several threads.
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        self.token_text: Callable[[int], str] = functools.lru_cache(TEXT_CACHE)(self._token_text)
+
+    @property
+    def vocabulary(self) -> int:
+        """Token ids are 0..vocabulary-1."""
+        return len(self._tokenizer)
+
+    def render(self, prompt: ChatPrompt) -> str:
+        """A chat as the model's template writes it."""
+        # Jinja is what the template runs in, and what its errors come from.
+        from jinja2 import TemplateError
+
+        messages = [{"role": message.role, "content": message.content} for message in prompt.messages]
+        try:
+            text = self._tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=not prompt.continue_last,
+                continue_final_message=prompt.continue_last,
+                **dict(prompt.template_options),
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            raise TandemError(
+                ErrorReason.INVALID_ARGUMENT,
+                f"The model's chat template does not take these messages: {error}",
+                field="messages",
+            ) from None
+        return str(text)
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Token ids of a text."""
+        [encoding] = self._backend.encode_batch([text], add_special_tokens=add_special_tokens)
+        return list(encoding.ids)
+
+    def _token_text(self, token_id: int) -> str:
+        return str(self._tokenizer.decode([token_id]))
+
+
+class PromptTokenizer:
+    """Tokenizes prompts: short ones at once, long ones in a thread."""
+
+    def __init__(self, encoder: Encoder, *, threads: int = 2) -> None:
+        self._encoder = encoder
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tokenize")
+
+    async def ids(self, prompt: Prompt, field: str) -> tuple[int, ...]:
+        """Token ids of a prompt.
+
+        Raises TandemError(INVALID_ARGUMENT) if a given id is outside the vocabulary, or if a text has no token.
+        """
+        if isinstance(prompt, ChatPrompt):
+            size = sum(len(message.content) for message in prompt.messages)
+            found = await self._run(size, self._chat_ids, prompt)
+        elif isinstance(prompt, TextPrompt):
+            found = await self._run(len(prompt.text), self._text_ids, prompt)
+        else:
+            found = list(prompt.ids)
+            if max(found) >= self._encoder.vocabulary:
+                raise TandemError(
+                    ErrorReason.INVALID_ARGUMENT,
+                    f"'{field}' holds the token {max(found)}; this model's tokens are"
+                    f" 0..{self._encoder.vocabulary - 1}.",
+                    field=field,
+                )
+        if not found:
+            raise TandemError(ErrorReason.INVALID_ARGUMENT, f"'{field}' holds no token. Give some text.", field=field)
+        return tuple(found)
+
+    def token_text(self, token_id: int) -> str:
+        """Text of one token."""
+        return self._encoder.token_text(token_id)
+
+    def close(self) -> None:
+        """Lets the threads end."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _chat_ids(self, prompt: ChatPrompt) -> list[int]:
+        # The template writes the special tokens itself.
+        return self._encoder.encode(self._encoder.render(prompt), add_special_tokens=False)
+
+    def _text_ids(self, prompt: TextPrompt) -> list[int]:
+        return self._encoder.encode(prompt.text, add_special_tokens=True)
+
+    async def _run(self, characters: int, work: Callable[[T], list[int]], prompt: T) -> list[int]:
+        if characters <= INLINE_CHARACTERS:
+            return work(prompt)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work, prompt)

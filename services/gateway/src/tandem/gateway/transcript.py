@@ -1,0 +1,46 @@
+"""What has come of one sequence so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tandem.gateway.calls import Sequence
+from tandem.v1 import session_pb2
+
+
+@dataclass(slots=True)
+class Transcript:
+    """Collects the deltas of one sequence."""
+
+    sequence: Sequence
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[session_pb2.TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[session_pb2.TokenLogprob] = field(default_factory=list)
+    finish: session_pb2.Finish | None = None
+
+    def add(self, delta: session_pb2.Delta) -> None:
+        """Takes one delta."""
+        self.text += delta.text
+        self.token_ids.extend(delta.token_ids)
+        self.logprobs.extend(delta.logprobs)
+        self.prompt_logprobs.extend(delta.prompt_logprobs)
+        if delta.HasField("finish"):
+            self.finish = delta.finish
+
+    @property
+    def finish_reason(self) -> str | None:
+        """OpenAI's word for how it ended; None while it goes on."""
+        if self.finish is None:
+            return None
+        return "length" if self.finish.kind == session_pb2.FINISH_KIND_LENGTH else "stop"
+
+    @property
+    def completion_tokens(self) -> int:
+        """New tokens so far."""
+        return len(self.token_ids)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens that were not computed anew; known at the end."""
+        return 0 if self.finish is None else self.finish.cached_tokens

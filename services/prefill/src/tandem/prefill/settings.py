@@ -1,0 +1,9 @@
+"""Settings of the prefill service. Environment: TANDEM_PREFILL_<NAME>; its engine's: TANDEM_SGLANG_ or TANDEM_MOCK_."""
+
+from __future__ import annotations
+
+from tandem.engine.worker.settings import WorkerSettings
+
+
+class PrefillSettings(WorkerSettings, env_prefix="TANDEM_PREFILL_"):
+    """What WorkerSettings has, under this service's prefix."""

@@ -1,0 +1,215 @@
+"""A prefill rank and a decode rank move KV over real links and lanes, and every fault has its outcome."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from tandem.core.errors import ErrorReason
+from tandem.core.ids import Incarnation, Nonce, WorkerLife
+from tandem.core.room.events import Phase
+from tandem.engine.rank.handles import ReceiverHandle, SenderHandle
+from tandem.engine.rank.settings import RankSettings
+from tests.support.rank.pair import DECODE, PREFILL, Pair, pair, reached
+
+pytestmark = pytest.mark.timeout(60)
+
+SOURCE = np.array([3, 4, 5, 9, 8])
+TARGET = np.array([40, 41, 7, 2, 3])
+STATE_SOURCE, STATE_TARGET = np.array([1, 2]), np.array([5, 0])
+
+
+def _fill(ranks: Pair) -> None:
+    rng = np.random.default_rng(7)
+    for array in (*ranks.prefill.memory.kv, ranks.prefill.memory.metadata, ranks.prefill.memory.state):
+        array[:] = rng.integers(0, 256, array.shape, dtype=np.uint8)
+
+
+async def _hand_over(ranks: Pair, room: int) -> tuple[SenderHandle, ReceiverHandle]:
+    sender, receiver = ranks.prefill.agent.sender(room), ranks.decode.agent.receiver(room)
+    await reached(receiver, Phase.WAITING, Phase.FAILED)
+    receiver.offer(TARGET, [STATE_TARGET], metadata_row=3)
+    await reached(sender, Phase.WAITING, Phase.FAILED)
+    sender.push(SOURCE[:2], last=False)
+    sender.push(SOURCE[2:], [STATE_SOURCE], last=True, metadata_row=1)
+    return sender, receiver
+
+
+def _untouched_elsewhere(ranks: Pair) -> bool:
+    others = np.setdiff1d(np.arange(48), TARGET)
+    return not any(array[others].any() for array in ranks.decode.memory.kv)
+
+
+@pytest.mark.parametrize("provider", ["tcp", "cma"])
+async def test_kv_metadata_and_state_arrive(provider: str) -> None:
+    async with pair(provider) as ranks:
+        _fill(ranks)
+        await ranks.open(11)
+        sender, receiver = await _hand_over(ranks, 11)
+        assert await reached(receiver, Phase.SUCCESS, Phase.FAILED) is Phase.SUCCESS, receiver.why
+        assert await reached(sender, Phase.SUCCESS, Phase.FAILED) is Phase.SUCCESS, sender.why
+        source, target = ranks.prefill.memory, ranks.decode.memory
+        for ours, theirs in zip(source.kv, target.kv, strict=True):
+            np.testing.assert_array_equal(theirs[TARGET], ours[SOURCE])
+        np.testing.assert_array_equal(target.metadata[3], source.metadata[1])
+        np.testing.assert_array_equal(target.state[STATE_TARGET], source.state[STATE_SOURCE])
+        assert _untouched_elsewhere(ranks)
+        counters = ranks.decode.agent.counters
+        assert (counters.kv_bytes, counters.metadata_bytes, counters.kv_chunks) == (5 * 128 + 2 * 24, 16, 2)
+        assert (counters.granted_pages, counters.granted_rows, counters.open_rooms) == (0, 0, 0)
+        assert counters.links == {"prefill-0": provider}
+
+
+async def test_chunks_may_come_before_the_offer() -> None:
+    async with pair() as ranks:
+        _fill(ranks)
+        await ranks.open(12)
+        sender, receiver = ranks.prefill.agent.sender(12), ranks.decode.agent.receiver(12)
+        sender.push(SOURCE, [STATE_SOURCE], last=True, metadata_row=1)
+        await reached(receiver, Phase.WAITING, Phase.FAILED)
+        receiver.offer(TARGET, [STATE_TARGET], metadata_row=3)
+        assert await reached(sender, Phase.SUCCESS, Phase.FAILED) is Phase.SUCCESS, sender.why
+        assert receiver.phase is Phase.SUCCESS
+
+
+async def test_an_offer_before_its_ticket_is_parked() -> None:
+    async with pair() as ranks:
+        await ranks.decode.agent.open_ticket(ranks.ticket(13, "decode"))
+        receiver = ranks.decode.agent.receiver(13)
+        await reached(receiver, Phase.WAITING, Phase.FAILED)
+        receiver.offer(TARGET, [STATE_TARGET], metadata_row=3)
+        await ranks.open_echo()
+        await ranks.prefill.agent.open_ticket(ranks.ticket(13, "prefill"))
+        sender = ranks.prefill.agent.sender(13)
+        assert await reached(sender, Phase.WAITING, Phase.FAILED) is Phase.WAITING
+
+
+async def test_an_offer_without_a_ticket_is_refused_in_time() -> None:
+    quick = RankSettings.load(providers="tcp", park_timeout_ms=100)
+    async with pair(prefill=quick) as ranks:
+        await ranks.decode.agent.open_ticket(ranks.ticket(14, "decode"))
+        receiver = ranks.decode.agent.receiver(14)
+        await reached(receiver, Phase.WAITING, Phase.FAILED)
+        receiver.offer(TARGET, [STATE_TARGET], metadata_row=3)
+        assert await reached(receiver, Phase.FAILED) is Phase.FAILED
+        assert receiver.why is not None
+        assert receiver.why.reason is ErrorReason.UNKNOWN_ROOM
+        assert receiver.quiet
+
+
+async def test_a_wrong_nonce_is_refused_and_harms_nobody() -> None:
+    async with pair() as ranks:
+        await ranks.prefill.agent.open_ticket(ranks.ticket(15, "prefill"))
+        wrong = Nonce(b"x" * 16)
+        await ranks.decode.agent.open_ticket(ranks.ticket(15, "decode", nonce=wrong))
+        sender, receiver = ranks.prefill.agent.sender(15), ranks.decode.agent.receiver(15)
+        await reached(receiver, Phase.WAITING, Phase.FAILED)
+        receiver.offer(TARGET, [STATE_TARGET], metadata_row=3)
+        await reached(receiver, Phase.FAILED)
+        assert receiver.why is not None
+        assert receiver.why.reason is ErrorReason.BAD_NONCE
+        assert sender.phase is Phase.BOOTSTRAPPING, "the rightful peer may still come"
+
+
+async def test_a_flipped_byte_fails_the_room() -> None:
+    faulty = RankSettings.load(providers="tcp", fault_flip_chunk=1)
+    async with pair(decode=faulty) as ranks:
+        _fill(ranks)
+        await ranks.open(16)
+        sender, receiver = await _hand_over(ranks, 16)
+        await reached(receiver, Phase.SUCCESS, Phase.FAILED)
+        await reached(sender, Phase.SUCCESS, Phase.FAILED)
+        assert receiver.why is not None
+        assert receiver.why.reason is ErrorReason.CHECKSUM_MISMATCH
+        assert sender.phase is Phase.FAILED
+        assert ranks.decode.agent.counters.checksum_failures == 1
+        assert ranks.decode.agent.counters.granted_pages == 0
+
+
+async def test_an_abort_reaches_the_other_side() -> None:
+    async with pair() as ranks:
+        await ranks.open(17)
+        sender, receiver = ranks.prefill.agent.sender(17), ranks.decode.agent.receiver(17)
+        await reached(receiver, Phase.WAITING)
+        receiver.offer(TARGET, [STATE_TARGET], metadata_row=3)
+        await reached(sender, Phase.WAITING)
+        assert not receiver.quiet
+        sender.abort(ErrorReason.CANCELLED, "the client left")
+        await reached(sender, Phase.FAILED)
+        await reached(receiver, Phase.FAILED)
+        assert receiver.quiet
+        assert receiver.why is not None
+        assert receiver.why.reason is ErrorReason.CANCELLED
+
+
+async def test_a_room_ends_at_its_deadline() -> None:
+    async with pair() as ranks:
+        await ranks.open(18, timeout_s=0.2)
+        sender, receiver = ranks.prefill.agent.sender(18), ranks.decode.agent.receiver(18)
+        await reached(sender, Phase.FAILED)
+        await reached(receiver, Phase.FAILED)
+        assert sender.why is not None
+        assert sender.why.reason is ErrorReason.DEADLINE_EXCEEDED
+
+
+async def test_a_lost_peer_fails_its_rooms_and_a_new_link_serves_the_next() -> None:
+    async with pair() as ranks:
+        _fill(ranks)
+        await ranks.open(19)
+        receiver = ranks.decode.agent.receiver(19)
+        await reached(receiver, Phase.WAITING)
+        receiver.offer(TARGET, [STATE_TARGET], metadata_row=3)
+        ranks.decode.agent.peer_gone(PREFILL)
+        await reached(receiver, Phase.FAILED)
+        assert receiver.why is not None
+        assert receiver.why.reason is ErrorReason.PEER_LOST
+        await ranks.open(20)
+        _, receiver = await _hand_over(ranks, 20)
+        assert await reached(receiver, Phase.SUCCESS, Phase.FAILED) is Phase.SUCCESS, receiver.why
+
+
+async def test_a_link_to_another_life_is_refused() -> None:
+    async with pair() as ranks:
+        stale = WorkerLife(PREFILL.worker_id, Incarnation(2))
+        ticket = ranks.ticket(21, "decode")
+        object.__setattr__(ticket, "peer", stale)
+        await ranks.decode.agent.open_ticket(ticket)
+        receiver = ranks.decode.agent.receiver(21)
+        await reached(receiver, Phase.FAILED)
+        assert receiver.why is not None
+        assert receiver.why.reason is ErrorReason.STALE_INCARNATION
+
+
+async def test_an_offer_over_another_workers_link_is_refused() -> None:
+    async with pair() as ranks:
+        ticket = ranks.ticket(22, "prefill")
+        object.__setattr__(ticket, "peer", WorkerLife(DECODE.worker_id, Incarnation(99)))
+        await ranks.prefill.agent.open_ticket(ticket)
+        await ranks.decode.agent.open_ticket(ranks.ticket(22, "decode"))
+        receiver = ranks.decode.agent.receiver(22)
+        await reached(receiver, Phase.WAITING)
+        receiver.offer(TARGET, [STATE_TARGET], metadata_row=3)
+        await reached(receiver, Phase.FAILED)
+        assert receiver.why is not None
+        assert receiver.why.reason is ErrorReason.STALE_INCARNATION
+
+
+@pytest.mark.parametrize("provider", ["tcp", "cma"])
+async def test_a_hundred_rooms_at_once(provider: str) -> None:
+    async with pair(provider) as ranks:
+        _fill(ranks)
+
+        async def one(room: int) -> bool:
+            page = room % 4
+            await ranks.open(room)
+            sender, receiver = ranks.prefill.agent.sender(room), ranks.decode.agent.receiver(room)
+            await reached(receiver, Phase.WAITING, Phase.FAILED)
+            receiver.offer([page], metadata_row=page)
+            await reached(sender, Phase.WAITING, Phase.FAILED)
+            sender.push([page], last=True, metadata_row=page)
+            return await reached(receiver, Phase.SUCCESS, Phase.FAILED) is Phase.SUCCESS
+
+        assert all(await asyncio.gather(*(one(room) for room in range(100, 200))))
+        assert ranks.decode.agent.counters.rooms_succeeded == 100

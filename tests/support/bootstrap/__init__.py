@@ -1,0 +1,1 @@
+"""Workers for tests of membership, and a bootstrap process to register them with."""

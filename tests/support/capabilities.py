@@ -1,0 +1,37 @@
+"""What this machine can test, and what to do with a test that needs more.
+
+A marker of these names on a test (`@pytest.mark.sglang`) skips it where the machine lacks it, with the reason; where
+TANDEM_REQUIRE names it, the test fails instead.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+
+def sglang_missing() -> str | None:
+    """Why SGLang's tests cannot run, or None."""
+    return None if find_spec("sglang") and find_spec("torch") else "SGLang is not installed; `make setup` installs it"
+
+
+def rdma_missing() -> str | None:
+    """Why tests on a verbs device cannot run, or None."""
+    devices = Path("/sys/class/infiniband")
+    return None if devices.is_dir() and any(devices.iterdir()) else "this machine has no verbs device"
+
+
+def docker_missing() -> str | None:
+    """Why tests with containers cannot run, or None."""
+    if shutil.which("docker") is None:
+        return "docker is not installed"
+    return None if Path("/var/run/docker.sock").exists() else "no Docker engine is running"
+
+
+CAPABILITIES: dict[str, Callable[[], str | None]] = {
+    "sglang": sglang_missing,
+    "rdma": rdma_missing,
+    "docker": docker_missing,
+}

@@ -1,0 +1,1 @@
+"""Pairs of rank agents for tests."""

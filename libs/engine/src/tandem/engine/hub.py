@@ -117,23 +117,29 @@ class RankHub(rank_pb2_grpc.RankHubServiceServicer):
             raise TandemError(ErrorReason.INVALID_ARGUMENT, f"there is no dp rank {job.dp_rank}", field="dp_rank")
         timeout_ms = max(1, int((job.deadline - loop.time()) * 1000))
         for rank in ranks:
+            if job.room in rank.tickets:
+                raise TandemError(ErrorReason.ROOM_EXISTS, f"room {job.room} is being opened already")
             rank.tickets[job.room] = loop.create_future()
         try:
             for rank in ranks:
                 rank.send(open_ticket=_ticket(job, rank.rank, timeout_ms))
-            async with asyncio.timeout(min(timeout_ms, TICKET_TIMEOUT_MS) / 1000):
-                for rank in ranks:
-                    await rank.tickets[job.room]
-        except TimeoutError as error:
-            why = Why(ErrorReason.DEADLINE_EXCEEDED, "a rank did not open the room's ticket in time")
-            self.abort(job.room, why)
-            raise TandemError(why.reason, why.message) from error
-        except TandemError as error:
-            self.abort(job.room, wire.why_from(error))
-            raise
+            await asyncio.wait(
+                [rank.tickets[job.room] for rank in ranks], timeout=min(timeout_ms, TICKET_TIMEOUT_MS) / 1000
+            )
+            refusal = _first_refusal([rank.tickets[job.room] for rank in ranks])
+            if refusal is not None:
+                self._take_back(ranks, job.room, refusal)
+                raise refusal
         finally:
             for rank in ranks:
                 rank.tickets.pop(job.room, None)
+
+    def _take_back(self, ranks: list[_Rank], room: RoomId, refusal: TandemError) -> None:
+        """Ends a room on the ranks that opened it, or may still do so; others keep theirs."""
+        for rank in ranks:
+            ticket = rank.tickets[room]
+            if not ticket.done() or ticket.exception() is None:
+                rank.send(abort_room=rank_pb2.AbortRoom(room=room, failure=wire.failure(wire.why_from(refusal))))
 
     def abort(self, room: RoomId, why: Why) -> None:
         """Ends a room on every rank."""
@@ -256,6 +262,15 @@ def _ticket(job: Job, rank: RankId, timeout_ms: int) -> rank_pb2.OpenTicket:
         traceparent=job.traceparent,
         prompt_tokens=len(job.input_ids),
     )
+
+
+def _first_refusal(tickets: list[asyncio.Future[None]]) -> TandemError | None:
+    for ticket in tickets:
+        if not ticket.done():
+            return TandemError(ErrorReason.DEADLINE_EXCEEDED, "a rank did not open the room's ticket in time")
+        if isinstance(error := ticket.exception(), TandemError):
+            return error
+    return None
 
 
 def _settle(future: asyncio.Future[None], opened: rank_pb2.TicketOpened) -> None:

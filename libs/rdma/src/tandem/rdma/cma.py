@@ -7,13 +7,13 @@ before it counts the bytes: what it read after its sender closed the lane is nev
 
 from __future__ import annotations
 
-import errno
 from typing import Final
 
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.rdma.api import U64
-from tandem.rdma.iov import IovCursor, pull
+from tandem.rdma.iov import IovCursor
 from tandem.rdma.memory import Memory
+from tandem.rdma.pull import Span, helper_if_useful
 from tandem.rdma.receiver import Incoming, ReceiverStream
 from tandem.rdma.sender import SenderStream
 from tandem.rdma.stream import READABLE
@@ -22,8 +22,8 @@ from tandem.rdma.wire import PIECE_BYTES, Frame, FrameKind, Reply, ReplyKind
 
 _PIECES_AHEAD: Final = 4
 """Most pieces announced and not pulled: enough to keep the receiver busy, few enough to cancel soon."""
-_PULL_BYTES: Final = PIECE_BYTES
-"""Most bytes in one pull."""
+_HASHED_PULL_BYTES: Final = 1 << 20
+"""Most bytes in one pull if they are hashed after it: they should still be in the cache."""
 
 
 class CmaSource:
@@ -50,6 +50,14 @@ class CmaSink:
         """`memory` is the sender's, by the table that it showed."""
         self._pid = pid
         self._memory = memory
+        self._helper = helper_if_useful()
+        self._spans: tuple[Incoming, Span, Span] | None = None
+
+    def close(self) -> None:
+        """Ends the helper thread; no piece may be taken any more."""
+        if self._helper is not None:
+            self._helper.close()
+            self._helper = None
 
     def locate(self, src: U64, lengths: U64) -> IovCursor:
         """Thread: where announced bytes lie in the sender."""
@@ -59,42 +67,48 @@ class CmaSink:
 
     def take_piece(self, stream: ReceiverStream, write: Incoming, count: int) -> None:
         """Thread: pulls or ignores the next `count` bytes of a write."""
+        step = _HASHED_PULL_BYTES if write.hasher else PIECE_BYTES
         while count:
             stream.checkpoint()
             stream.stall_if_planned()
-            pulled = self._pull(stream, write, min(count, _PULL_BYTES))
+            pulled = self._land(stream, write, min(count, step))
             if not pulled:
                 break
             count -= pulled
         stream.reply(Reply(ReplyKind.PULLED, write.frame.write_id))
 
-    def _pull(self, stream: ReceiverStream, write: Incoming, most_bytes: int) -> int:
+    def _land(self, stream: ReceiverStream, write: Incoming, count: int) -> int:
         """Returns the bytes that landed, 0 if the write is refused."""
-        src = write.src
         grant = stream.enter(write)
-        if grant is None or src is None:
+        if grant is None:
             return 0
         landed = 0
         try:
-            wanted = src.window(write.cursor.window(most_bytes))
-            got = self._read(write, src)
+            got = self._pull(write, write.cursor.position, write.cursor.position + count)
             stream.channel.require_alive()
-            if got == wanted:
-                stream.landed(write, got)
-                src.advance(got)
-                landed = got
+            if got == count:
+                write.cursor.window(count)
+                stream.landed(write, count)
+                landed = count
         finally:
             grant.leave(landed)
         if not landed:
             stream.refuse(write, TandemError(ErrorReason.TRANSFER_FAILED, "a page of the sender can't be read"))
         return landed
 
-    def _read(self, write: Incoming, src: IovCursor) -> int:
+    def _pull(self, write: Incoming, start: int, end: int) -> int:
+        own, other = self._spans_of(write)
         try:
-            return pull(self._pid, write.cursor, src)
+            return self._helper.pull(own, other, start, end) if self._helper else own.pull(start, end)
         except OSError as error:
-            if error.errno == errno.EFAULT:
-                return 0
             raise TandemError(
                 ErrorReason.LINK_LOST, f"the sender's memory can't be read any more: {error.strerror}"
             ) from error
+
+    def _spans_of(self, write: Incoming) -> tuple[Span, Span]:
+        if self._spans is None or self._spans[0] is not write:
+            if write.src is None:
+                raise TandemError(ErrorReason.INTERNAL, "a cma write has no source")
+            own = Span(self._pid, write.cursor.fork(), write.src)
+            self._spans = (write, own, Span(self._pid, write.cursor.fork(), write.src.fork()))
+        return self._spans[1:]

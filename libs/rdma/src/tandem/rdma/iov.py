@@ -63,6 +63,11 @@ class IovCursor:
         """Bytes of the first iovec of the window."""
         return int(self._scratch[0, 1])
 
+    @property
+    def shown(self) -> U64:
+        """The iovecs of the window; a view that the next window overwrites."""
+        return self._scratch[: self.count]
+
     def window(self, most_bytes: int) -> int:
         """Puts the next iovecs, at most `most_bytes` in all, in the window; returns its bytes (0 at the end)."""
         first = self._index
@@ -86,9 +91,16 @@ class IovCursor:
 
     def advance(self, count: int) -> None:
         """Passes bytes."""
-        self.position += count
-        if self._index < self._ends.size and self._ends[self._index] <= self.position:
-            self._index = int(self._ends.searchsorted(self.position, "right"))
+        self.seek(self.position + count)
+
+    def seek(self, position: int) -> None:
+        """Goes to a byte."""
+        self.position = position
+        self._index = int(self._ends.searchsorted(position, "right"))
+
+    def fork(self) -> IovCursor:
+        """Another cursor over the same bytes, for another thread."""
+        return IovCursor(self._iov)
 
 
 def readv(fd: int, cursor: IovCursor) -> int:

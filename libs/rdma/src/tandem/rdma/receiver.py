@@ -65,6 +65,9 @@ class Sink(Protocol):
     def take_piece(self, stream: ReceiverStream, write: Incoming, count: int) -> None:
         """Thread: lands or discards the next `count` bytes of a write."""
 
+    def close(self) -> None:
+        """Loop, after the last thread: frees what it has."""
+
 
 @dataclass(frozen=True, slots=True)
 class ReceiverParts:
@@ -266,6 +269,7 @@ class LiveReceiverLane:
             stream.stop()
         if not all(stream.has_ended for stream in self._streams):
             return
+        self._parts.sink.close()
         self._gone.set()
         self._on_gone(self)
         if not self._closing:

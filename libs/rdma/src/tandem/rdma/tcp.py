@@ -50,6 +50,9 @@ class TcpSink:
     def __init__(self) -> None:
         self._nowhere = np.empty(_DISCARD_BYTES, np.uint8)
 
+    def close(self) -> None:
+        """Nothing to free."""
+
     def locate(self, src: U64, lengths: U64) -> IovCursor:
         """Never asked for: the bytes come on the connection."""
         raise TandemError(ErrorReason.INTERNAL, "tcp announces no source")

@@ -24,7 +24,7 @@ class WorkerSettings(Settings):
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=0, ge=0, le=65_535, description="port to listen on; 0 = any free one")
     advertise_host: str = Field(default="", description="host that gateways dial; empty = host")
-    bootstrap_address: str = Field(default="127.0.0.1:7100", description="host:port of the bootstrap service")
+    bootstrap_address: str = Field(default="127.0.0.1:50050", description="host:port of the bootstrap service")
     engine: EngineName = Field(default=EngineName.SGLANG, description="sglang or mock")
     model_path: str = Field(default="models/tandem-tiny", description="checkpoint folder, or a Hugging Face model id")
     model_name: str = Field(default="", description="name to serve the model under; empty = last part of model_path")

@@ -162,7 +162,7 @@ class Bench:
                 address=answer["address"],
                 token=bytes.fromhex(answer["token"]),
                 host_identity=identity,
-                cma=CmaProcess(*shown[:3], bytes.fromhex(shown[3])) if shown else None,
+                cma=CmaProcess(shown[0], shown[1], shown[2], bytes.fromhex(shown[3])) if shown else None,
             ),
             lambda event: None,
         )

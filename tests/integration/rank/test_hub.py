@@ -1,0 +1,135 @@
+"""Ranks in threads of their own attach to their service's hub, as SGLang's schedulers do."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from tandem.core.errors import ErrorReason, TandemError
+from tandem.core.ids import RankId, RequestId, Role, RoomId
+from tandem.core.layout import KvLayout
+from tandem.core.room.events import Phase, Why
+from tandem.engine.hub import RankHub
+from tandem.engine.port import Job, PoolStatus, Sampling
+from tandem.engine.rank.agent import RankSetup
+from tandem.engine.rank.settings import RankSettings
+from tandem.engine.rank.status import Gauges
+from tandem.engine.rank.threaded import ThreadedRank
+from tests.support.rank.pair import DECODE, NONCE, PREFILL, Memory
+
+pytestmark = pytest.mark.timeout(60)
+
+
+class Worker:
+    """One engine of `tp` ranks, each in its own thread, and its hub."""
+
+    def __init__(self, role: Role, tp: int) -> None:
+        self.hub = RankHub(role, tp)
+        self.memories = [Memory() for _ in range(tp)]
+        self.ranks: list[ThreadedRank] = []
+        self.role = role
+
+    async def start(self) -> dict[RankId, str]:
+        address = await self.hub.start()
+        gauges = Gauges(pools=(PoolStatus("kv", 32, 30, 2, 0),), running=1)
+        for tp, memory in enumerate(self.memories):
+            pools = memory.pools()
+            layout = KvLayout(8, "uint8", 1, "nhd", len(self.memories), 1, tuple(pool.layout for pool in pools))
+            setup = RankSetup(self.role, RankId(tp=tp), layout, pools, RankSettings.load(providers="tcp"))
+            self.ranks.append(ThreadedRank(setup, address, lambda: gauges))
+        await asyncio.gather(*(asyncio.to_thread(rank.start) for rank in self.ranks))
+        infos, _ = await self.hub.wait_ranks(5_000)
+        self.hub.identify(PREFILL if self.role is Role.PREFILL else DECODE)
+        return {info.rank: info.kv_link_address for info in infos}
+
+    async def close(self) -> None:
+        await self.hub.close()
+        await asyncio.gather(*(asyncio.to_thread(rank.close) for rank in self.ranks))
+
+
+def _job(room: int, peer: str, addresses: dict[RankId, str], timeout_s: float = 5.0) -> Job:
+    return Job(
+        request_id=RequestId("r"),
+        room=RoomId(room),
+        nonce=NONCE,
+        peer=PREFILL if peer == "prefill" else DECODE,
+        peer_addresses=addresses,
+        deadline=asyncio.get_running_loop().time() + timeout_s,
+        input_ids=[1, 2, 3],
+        sampling=Sampling(max_new_tokens=4),
+    )
+
+
+async def _poll(handle: object, *phases: Phase) -> Phase:
+    """A scheduler has no events: it looks at `phase` in every step of its loop, and so does this."""
+    async with asyncio.timeout(10):
+        while handle.phase not in phases:  # type: ignore[attr-defined]  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    return handle.phase  # type: ignore[attr-defined,no-any-return]
+
+
+async def test_two_ranks_each_hand_their_share_over() -> None:
+    prefill, decode = Worker(Role.PREFILL, 2), Worker(Role.DECODE, 2)
+    try:
+        addresses = await prefill.start()
+        await decode.start()
+        await asyncio.gather(
+            prefill.hub.open_tickets(_job(5, "decode", {})), decode.hub.open_tickets(_job(5, "prefill", addresses))
+        )
+        rng = np.random.default_rng(3)
+        for tp in range(2):
+            prefill.memories[tp].kv[0][:] = rng.integers(0, 256, (32, 64), dtype=np.uint8)
+            sender, receiver = prefill.ranks[tp].sender(5), decode.ranks[tp].receiver(5)
+            assert await _poll(receiver, Phase.WAITING, Phase.FAILED) is Phase.WAITING
+            receiver.offer([4, 5], metadata_row=1)
+            assert await _poll(sender, Phase.WAITING, Phase.FAILED) is Phase.WAITING
+            sender.push([8, 2], last=True, metadata_row=0)
+            assert await _poll(receiver, Phase.SUCCESS, Phase.FAILED) is Phase.SUCCESS
+            assert await _poll(sender, Phase.SUCCESS, Phase.FAILED) is Phase.SUCCESS
+            np.testing.assert_array_equal(decode.memories[tp].kv[0][[4, 5]], prefill.memories[tp].kv[0][[8, 2]])
+        status = await decode.hub.status()
+        assert (status.rooms_succeeded, status.kv_bytes, status.metadata_bytes) == (1, 2 * 2 * 128, 2 * 16)
+        assert status.pools == (PoolStatus("kv", 32, 30, 2, 0),)
+    finally:
+        await decode.close()
+        await prefill.close()
+
+
+async def test_a_refused_ticket_is_reported_and_a_room_can_be_aborted() -> None:
+    prefill = Worker(Role.PREFILL, 2)
+    try:
+        await prefill.start()
+        await prefill.hub.open_tickets(_job(6, "decode", {}))
+        with pytest.raises(TandemError) as caught:
+            await prefill.hub.open_tickets(_job(6, "decode", {}))
+        assert caught.value.reason is ErrorReason.ROOM_EXISTS
+        sender = prefill.ranks[0].sender(6)
+        assert (await prefill.hub.status()).open_rooms == 2, "the room that was there is left alone"
+        prefill.hub.abort(RoomId(6), Why(ErrorReason.CANCELLED, "left"))
+        assert await _poll(sender, Phase.FAILED) is Phase.FAILED
+    finally:
+        await prefill.close()
+
+
+async def test_a_lost_rank_is_the_engines_end() -> None:
+    decode = Worker(Role.DECODE, 2)
+    try:
+        await decode.start()
+        failed = asyncio.ensure_future(decode.hub.wait_failed())
+        await asyncio.to_thread(decode.ranks[1].close)
+        async with asyncio.timeout(5):
+            error = await failed
+        assert error.reason is ErrorReason.ENGINE_FAILED
+        assert "tp1" in error.message
+    finally:
+        await decode.close()
+
+
+async def test_ranks_that_do_not_come_are_counted() -> None:
+    hub = RankHub(Role.DECODE, 2)
+    await hub.start()
+    with pytest.raises(TandemError, match="0 of 2 engine ranks"):
+        await hub.wait_ranks(50)
+    await hub.close()

@@ -1,0 +1,191 @@
+"""Doubles for unit tests: a tokenizer of one token per character, workers that only note what they are told."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field, replace
+
+import httpx
+
+from tandem.core.cluster import WorkerInfo
+from tandem.core.errors import TandemError
+from tandem.core.ids import Role, RoomId, WorkerLife
+from tandem.core.policies import PolicyName
+from tandem.gateway.calls import ChatPrompt, IdsPrompt, Item, Sequence
+from tandem.gateway.gateway_metrics import GatewayMetrics
+from tandem.gateway.generation import GenerationLimits, Works
+from tandem.gateway.http import HttpParts, build_http
+from tandem.gateway.openai_schema import SchemaLimits
+from tandem.gateway.prepare import Catalog, Preparer
+from tandem.gateway.router import Router, RouterSettings
+from tandem.gateway.sessions import Leg
+from tandem.gateway.slots import Slots
+from tandem.gateway.tokenizer import PromptTokenizer
+from tandem.rpc.metrics import Metrics
+from tandem.v1 import session_pb2
+from tests.support.bootstrap.workers import worker
+
+CONTEXT = 100
+MODEL = "tiny"
+
+
+class LetterEncoder:
+    """One token per character: its code point, cut to the vocabulary."""
+
+    vocabulary = 1000
+
+    def render(self, prompt: ChatPrompt) -> str:
+        """`role:content;` for each message."""
+        return "".join(f"{message.role}:{message.content};" for message in prompt.messages)
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Code points."""
+        return [ord(letter) % self.vocabulary for letter in text]
+
+    def token_text(self, token_id: int) -> str:
+        """The letter."""
+        return chr(token_id)
+
+
+class NotingWorker:
+    """A Session that sends nothing anywhere; the test plays the worker through `legs`."""
+
+    def __init__(self, worker_id: str, role: Role) -> None:
+        self.info: WorkerInfo = replace(worker(worker_id, role, incarnation=1), models=(MODEL,))
+        self.submits: list[session_pb2.Submit] = []
+        self.legs: dict[int, Leg] = {}
+        self.cancelled: dict[int, TandemError] = {}
+        self.forgotten: list[int] = []
+        self.refuses: TandemError | None = None
+        self.submitted = asyncio.Event()
+
+    @property
+    def life(self) -> WorkerLife:
+        """As registered."""
+        return self.info.life
+
+    @property
+    def in_flight(self) -> int:
+        """Rooms that have not ended."""
+        return len(self.legs)
+
+    def submit(self, submit: session_pb2.Submit, leg: Leg) -> None:
+        """Notes it."""
+        if self.refuses is not None:
+            raise self.refuses
+        self.submits.append(submit)
+        self.legs[submit.room] = leg
+        self.submitted.set()
+
+    def cancel(self, room: RoomId, why: TandemError) -> None:
+        """Notes it, as often as Session would send it: once, for a room that runs."""
+        if self.legs.pop(room, None) is not None:
+            self.cancelled[room] = why
+
+    def forget(self, room: RoomId) -> None:
+        """Notes it."""
+        self.legs.pop(room, None)
+        self.forgotten.append(room)
+
+    async def next_submit(self) -> session_pb2.Submit:
+        """The next room that it is sent."""
+        await asyncio.wait_for(self.submitted.wait(), 10)
+        self.submitted.clear()
+        return self.submits[-1]
+
+    def bring(self, delta: session_pb2.Delta) -> None:
+        """Plays the worker: a delta arrives."""
+        leg = self.legs.pop(delta.room) if delta.HasField("finish") else self.legs[delta.room]
+        leg.on_delta(delta)
+
+    def lose(self, error: TandemError) -> None:
+        """Plays a lost Session."""
+        legs, self.legs = self.legs, {}
+        for leg in legs.values():
+            leg.on_lost(error)
+
+
+@dataclass(slots=True)
+class NotingWorkers:
+    """Where a router finds NotingWorkers, and a catalogue its facts."""
+
+    prefills: list[NotingWorker] = field(default_factory=list)
+    decodes: list[NotingWorker] = field(default_factory=list)
+
+    def sessions(self, role: Role, model: str) -> list[NotingWorker]:
+        """All of a role."""
+        return self.prefills if role is Role.PREFILL else self.decodes
+
+    def models(self) -> tuple[str, ...]:
+        """One."""
+        return (MODEL,)
+
+    def context_tokens(self, model: str) -> int:
+        """Small."""
+        return CONTEXT
+
+
+def one_each() -> NotingWorkers:
+    """A prefill and a decode worker."""
+    return NotingWorkers([NotingWorker("p0", Role.PREFILL)], [NotingWorker("d0", Role.DECODE)])
+
+
+def router_of(workers: NotingWorkers, max_attempts: int = 3) -> Router:
+    """A router that takes turns and does not wait between attempts."""
+    policies = dict.fromkeys(Role, PolicyName.ROUND_ROBIN)
+    return Router(workers, RouterSettings(max_attempts, retry_backoff_ms=0), policies)
+
+
+def sequence(ids: tuple[int, ...] = (1, 2, 3), logprobs: session_pb2.LogprobOptions | None = None) -> Sequence:
+    """A sequence of 8 tokens at most."""
+    sampling = session_pb2.Sampling(max_new_tokens=8)
+    item = Item(IdsPrompt(ids), "prompt", sampling, logprobs=logprobs)
+    return Sequence(0, item, 0, MODEL, ids, sampling)
+
+
+def tokens(room: int, *ids: int, text: str = "") -> session_pb2.Delta:
+    """A delta of a room that goes on."""
+    return session_pb2.Delta(room=room, token_ids=ids, text=text)
+
+
+def finish(room: int, kind: int = session_pb2.FINISH_KIND_LENGTH, **fields: object) -> session_pb2.Delta:
+    """The last delta of a room."""
+    return session_pb2.Delta(room=room, finish=session_pb2.Finish(kind=kind, **fields))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class AppLimits:
+    """What tests of the HTTP API change."""
+
+    max_concurrent: int = 8
+    max_body_bytes: int = 4096
+    api_keys: tuple[str, ...] = ()
+
+
+def http_client(workers: NotingWorkers, limits: AppLimits | None = None) -> httpx.AsyncClient:
+    """A client of the HTTP API in this process, without a socket. Batches, n: at most 4."""
+    limits = limits or AppLimits()
+    metrics = Metrics()
+    counted = GatewayMetrics(metrics)
+    catalog = Catalog(workers, "fallback")
+    tokenizer = PromptTokenizer(LetterEncoder())
+    works = Works(
+        Preparer(catalog, tokenizer, default_max_tokens=16),
+        router_of(workers),
+        Slots(limits.max_concurrent),
+        counted,
+        tokenizer.token_text,
+        GenerationLimits(limits.max_body_bytes, 60_000, 1000, 1),
+    )
+    parts = HttpParts(
+        works,
+        catalog,
+        SchemaLimits(max_n=4, max_batch=4),
+        "models/tiny",
+        1,
+        lambda: "" if workers.decodes else "The gateway waits.",
+        metrics.render,
+        limits.api_keys,
+    )
+    transport = httpx.ASGITransport(build_http(parts), raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://gateway", timeout=20)

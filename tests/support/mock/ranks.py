@@ -113,9 +113,9 @@ class RankDouble:
         room = RoomDouble(self, ticket)
         self.wire.rooms[(self.role, self.rank, ticket.room)] = room
         self.counters.open_rooms += 1
-        if self.role is Role.DECODE and self.wire.linked:
-            asyncio.get_running_loop().call_soon(room.turn, Phase.WAITING, None)
-        elif (other := self.wire.other(room)) is not None and other.offered is not None:
+        other = self.wire.other(room)
+        offered = other is not None and other.offered is not None
+        if offered or (self.role is Role.DECODE and self.wire.linked):
             asyncio.get_running_loop().call_soon(room.turn, Phase.WAITING, None)
 
     def abort_room(self, room: RoomId, why: Why) -> bool:

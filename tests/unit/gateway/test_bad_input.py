@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from tests.support.gateway.doubles import AppLimits, NotingWorkers, http_client, one_each
+from tests.support.gateway.doubles import AppLimits, NotingWorkers, finish, http_client, one_each
 
 CHAT, TEXT, GENERATE = "/v1/chat/completions", "/v1/completions", "/generate"
 HELLO = [{"role": "user", "content": "hello"}]
@@ -177,11 +178,24 @@ async def test_no_worker_is_told_with_retry_after() -> None:
     assert response.json()["error"]["code"] == "no_worker"
 
 
-async def test_overload_is_told_with_retry_after() -> None:
+async def test_more_answers_than_places_are_refused_for_good() -> None:
     async with http_client(one_each(), AppLimits(max_concurrent=1)) as client:
-        too_many = await client.post(TEXT, json={"prompt": ["a", "b"]})
-    assert too_many.status_code == 400, "it can never fit"
-    assert "at most 1" in too_many.json()["error"]["message"] or too_many.json()["error"]["param"] == "n"
+        response = await client.post(TEXT, json={"prompt": ["a", "b"]})
+    assert response.status_code == 400
+    assert "2 answers at once; at most 1" in response.json()["error"]["message"]
+
+
+async def test_overload_is_told_with_retry_after() -> None:
+    workers = one_each()
+    async with http_client(workers, AppLimits(max_concurrent=1)) as client, asyncio.TaskGroup() as group:
+        first = group.create_task(client.post(TEXT, json={"prompt": "a"}))
+        room = (await workers.decodes[0].next_submit()).room
+        second = await client.post(TEXT, json={"prompt": "a"})
+        workers.decodes[0].bring(finish(room))
+    assert first.result().status_code == 200
+    assert second.status_code == 429
+    assert second.headers["retry-after"] == "1"
+    assert second.json()["error"]["type"] == "rate_limit_error"
 
 
 async def test_a_key_is_needed_where_keys_are_set() -> None:

@@ -31,7 +31,11 @@ def letters(text: str) -> tuple[list[int], Vocabulary]:
         ("a,b,c", {}, ([1, 2, 3], "abc", FinishKind.LENGTH, "", None)),
         ("a,</s>,c", {}, ([1, 0], "a", FinishKind.STOP, "", 0)),
         ("a,</s>,c", {"ignore_eos": True}, ([1, 0, 3], "ac", FinishKind.LENGTH, "", None)),
-        ("a,</s>,c", {"ignore_eos": True, "skip_special_tokens": False}, ([1, 0, 3], "a</s>c", FinishKind.LENGTH, "", None)),
+        (
+            "a,</s>,c",
+            {"ignore_eos": True, "skip_special_tokens": False},
+            ([1, 0, 3], "a</s>c", FinishKind.LENGTH, "", None),
+        ),
         ("a,</s>,c", {"min_new_tokens": 3}, ([1, 0, 3], "ac", FinishKind.LENGTH, "", None)),
         ("a,b,c", {"stop_token_ids": (2,)}, ([1, 2], "a", FinishKind.STOP, "", 2)),
         ("b,a,b", {"stop_token_ids": (2,), "min_new_tokens": 2}, ([2, 1, 2], "ba", FinishKind.STOP, "", 2)),
@@ -43,7 +47,7 @@ def letters(text: str) -> tuple[list[int], Vocabulary]:
         ("a,b", {"stop": ("b",), "stop_token_ids": (2,)}, ([1, 2], "a", FinishKind.STOP, "", 2)),
         ("a,b", {"stop": ("zz",)}, ([1, 2], "ab", FinishKind.LENGTH, "", None)),
     ],
-)  # fmt: skip
+)
 def test_compose(said: str, sampling: dict, expected: tuple) -> None:
     tokens, vocabulary = letters(said)
     answer = compose(tokens, Sampling(max_new_tokens=len(tokens), **sampling), vocabulary)
@@ -147,7 +151,7 @@ def test_tokenizer_gives_words_and_the_end(tmp_path: Path) -> None:
     choices = vocabulary.choices.tolist()
     assert choices[0] == 258
     assert {256, 257} < set(choices)
-    said = [token for token in choices[1:]]
+    said = choices[1:]
     joined = "".join(vocabulary.texts(said, skip_special=True))
     assert joined == tokenizer.decode(said)
     assert "\ufffd" not in joined

@@ -90,7 +90,7 @@ class _Grid:
     def __init__(self, base: int, grain: int, grains: int) -> None:
         self._base = base
         self._grain = grain
-        self._memory = np.frombuffer((ctypes.c_ubyte * (grains * grain)).from_address(base), np.dtype((np.void, grain)))
+        self._memory = np.frombuffer(_view(base, grains * grain), np.dtype((np.void, grain)))
 
     @classmethod
     def under(cls, iov: U64) -> _Grid | None:

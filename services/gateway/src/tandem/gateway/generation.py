@@ -253,7 +253,7 @@ def _places(slots: Slots) -> Iterator[Callable[[int], None]]:
 
     def take_more(count: int) -> None:
         nonlocal taken
-        slots.take(count)
+        slots.take(count, held=taken)
         taken += count
 
     try:

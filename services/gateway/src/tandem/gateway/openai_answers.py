@@ -115,9 +115,16 @@ class OpenAiAnswer:
         return {
             "tokens": texts,
             "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": [{self._text_of(top.token_id): top.logprob for top in token.top} for token in tokens],
+            "top_logprobs": [self._top_texts(token) for token in tokens],
             "text_offset": offsets,
         }
+
+    def _top_texts(self, token: session_pb2.TokenLogprob) -> dict[str, float]:
+        """Alternatives by text. Parts of characters may share one; the likeliest, which comes first, stands then."""
+        found: dict[str, float] = {}
+        for top in token.top:
+            found.setdefault(self._text_of(top.token_id), top.logprob)
+        return found
 
     def _chat_token(self, token: session_pb2.TokenLogprob) -> dict[str, Any]:
         top = [self._token(alternative.token_id, alternative.logprob) for alternative in token.top]

@@ -20,12 +20,15 @@ class Slots:
         """Places taken."""
         return self._used
 
-    def take(self, count: int) -> None:
-        """Takes places, all or none. Raises OVERLOADED; INVALID_ARGUMENT if it could never fit."""
-        if count > self._most:
+    def take(self, count: int, held: int = 0) -> None:
+        """Takes places, all or none, for a request that holds some already.
+
+        Raises OVERLOADED; INVALID_ARGUMENT if the request could never fit.
+        """
+        if held + count > self._most:
             raise TandemError(
                 ErrorReason.INVALID_ARGUMENT,
-                f"The request asks for {count} answers at once; at most {self._most} are allowed."
+                f"'n' times the number of prompts is {held + count} answers at once; at most {self._most} are allowed."
                 " Split it over several requests.",
                 field="n",
             )

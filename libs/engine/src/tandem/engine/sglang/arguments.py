@@ -127,9 +127,9 @@ def pool_tokens(options: SglangOptions, memory_bytes: int) -> int | None:
     """Tokens that the KV pool should hold: SGLang alone would fill most of the memory. None if it can't be told."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(options.model_path)
+    config: Any = AutoConfig.from_pretrained(options.model_path)
     config = getattr(config, "text_config", config)
-    context = int(options.context_tokens or getattr(config, "max_position_embeddings", 0))
+    context = options.context_tokens or int(getattr(config, "max_position_embeddings", 0))
     heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", 0)
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     token_bytes: int = 2 * config.num_hidden_layers * heads * head * 4 // options.tp_size

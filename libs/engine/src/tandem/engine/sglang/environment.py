@@ -62,6 +62,8 @@ def prepare(hub_address: str, model_path: str, cpu: Cpu | None) -> None:
     if cpu is None:
         return
     os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
+    # A few small functions would be compiled at the first request: seconds, and a C++ compiler that may not be there.
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     os.environ.setdefault("OMP_NUM_THREADS", str(cpu.threads_per_rank))
     if cpu.tp_size > 1:
         # Without it SGLang wants one NUMA node per rank.

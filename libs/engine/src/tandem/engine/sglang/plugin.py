@@ -24,25 +24,29 @@ def register() -> None:
     from sglang.srt.disaggregation.utils import TransferBackend
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    from tandem.engine.sglang import hooks
-
     if BACKEND in TransferBackend._value2member_map_:
         return
     if BACKEND not in DISAGG_TRANSFER_BACKEND_CHOICES:
         add_disagg_transfer_backend_choices([BACKEND])
     add_member(TransferBackend, BACKEND.upper(), BACKEND)
-    wraps: list[tuple[str, Callable[..., Any], HookType]] = [
-        (f"{UTILS}.get_kv_class", hooks.get_kv_class, HookType.AROUND),
-        (f"{UTILS}.poll_and_all_reduce_attn_cp_tp_group", hooks.poll_senders, HookType.AROUND),
-        (f"{PREFILL}.release_aborted_prefill_waiting_req", hooks.quiet_request, HookType.BEFORE),
-        (f"{PREFILL}._retire_aborted_prefill_result", hooks.quiet_request, HookType.BEFORE),
-        (f"{SCHEDULER}.process_pending_chunked_abort", hooks.quiet_chunked, HookType.BEFORE),
-        (f"{PREFILL}.process_disagg_prefill_inflight_queue", hooks.after_step, HookType.AFTER),
-        (f"{DECODE}.process_decode_queue", hooks.after_step, HookType.AFTER),
-        (f"{SCHEDULER}.on_idle", hooks.nap, HookType.AFTER),
+    for target, hook, kind in wraps():
+        HookRegistry.register(target, hook, HookType[kind])
+
+
+def wraps() -> list[tuple[str, Callable[..., Any], str]]:
+    """What is wrapped in SGLang's scheduler, with what, and how."""
+    from tandem.engine.sglang import hooks
+
+    return [
+        (f"{UTILS}.get_kv_class", hooks.get_kv_class, "AROUND"),
+        (f"{UTILS}.poll_and_all_reduce_attn_cp_tp_group", hooks.poll_senders, "AROUND"),
+        (f"{PREFILL}.release_aborted_prefill_waiting_req", hooks.quiet_request, "BEFORE"),
+        (f"{PREFILL}._retire_aborted_prefill_result", hooks.quiet_request, "BEFORE"),
+        (f"{SCHEDULER}.process_pending_chunked_abort", hooks.quiet_chunked, "BEFORE"),
+        (f"{PREFILL}.process_disagg_prefill_inflight_queue", hooks.after_step, "AFTER"),
+        (f"{DECODE}.process_decode_queue", hooks.after_step, "AFTER"),
+        (f"{SCHEDULER}.on_idle", hooks.nap, "AFTER"),
     ]
-    for target, hook, kind in wraps:
-        HookRegistry.register(target, hook, kind)
 
 
 def add_member(enum: type[Enum], name: str, value: str) -> None:

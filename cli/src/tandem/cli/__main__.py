@@ -1,0 +1,182 @@
+"""The tandem command: its options, and which module does what."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from tandem.cli import settings
+from tandem.cli.asking import GatewayClient, Question
+from tandem.cli.board import read_state
+from tandem.cli.cluster import members_of_bootstrap, members_of_gateway, set_draining, table_of
+from tandem.cli.plan import DeviceChoice, EngineChoice, Machine, ProviderChoice, UpOptions, make_plan, parse_ratio
+from tandem.cli.up import UpView, require_free_port, run_up
+from tandem.core.errors import TandemError
+from tandem.rpc.credentials import Credentials, TlsSettings
+from tandem.rpc.exits import ExitCode
+
+app = typer.Typer(
+    help="Serves LLMs with prefill and decode in processes of their own.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+bench = typer.Typer(help="Measures this machine.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+_FORWARD = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@app.command()
+def up(
+    ratio: Annotated[str, typer.Option(help="Workers, prefill:decode.")] = "1:1",
+    engine: Annotated[EngineChoice, typer.Option(help="Engine of every worker.")] = EngineChoice.SGLANG,
+    model: Annotated[str, typer.Option(help="Checkpoint folder or Hugging Face id; default: the tiny model.")] = "",
+    model_name: Annotated[str, typer.Option(help="Name to serve it under; default: the last part of --model.")] = "",
+    provider: Annotated[ProviderChoice, typer.Option(help="How KV travels.")] = ProviderChoice.AUTO,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The gateway's HTTP port; 0: any free one.")] = 8000,
+    page_size: Annotated[int | None, typer.Option(min=1, max=65536, help="Tokens per KV page.")] = None,
+    tp: Annotated[int, typer.Option(min=1, max=64, help="Tensor parallel size of every worker.")] = 1,
+    engine_arg: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="A server argument of SGLang, or a setting of the mock. Repeatable."),
+    ] = None,
+    device: Annotated[DeviceChoice, typer.Option(help="auto: GPUs where there are any.")] = DeviceChoice.AUTO,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[PROCESS:]KEY=VALUE", help="A variable for one process, or for all. Repeatable."),
+    ] = None,
+    drain_s: Annotated[int, typer.Option(min=0, max=3600, help="Time for running requests at the end.")] = 30,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no logs.")] = False,
+    log_dir: Annotated[Path | None, typer.Option(help="Write one log file per process here.")] = None,
+    state_file: Annotated[Path | None, typer.Option(help="Where to say what runs; default: .run/up.json.")] = None,
+) -> None:
+    """Starts a whole system on this machine, and ends it on Ctrl-C."""
+    prefill, decode = parse_ratio(ratio)
+    options = UpOptions(
+        prefill=prefill,
+        decode=decode,
+        engine=engine,
+        model=model or settings.default_model(),
+        model_name=model_name,
+        provider=provider,
+        port=port,
+        page_size=page_size,
+        tp=tp,
+        device=device,
+        engine_args=tuple(engine_arg or ()),
+        env=tuple(env or ()),
+        drain_ms=drain_s * 1000,
+    )
+    inherited = settings.inherited()
+    plan = make_plan(options, Machine(settings.available_cores(), settings.visible_gpus()), inherited)
+    require_free_port(port)
+    name = model_name or options.model.rstrip("/").rpartition("/")[2]
+    view = UpView(name, quiet, log_dir, state_file or settings.CliSettings.load().state_file)
+    raise typer.Exit(asyncio.run(run_up(plan, view, inherited, options.drain_ms)))
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="Text to go on with, or with --chat a message.")],
+    url: Annotated[str, typer.Option(help="The gateway; default: the system started from this folder.")] = "",
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="New tokens at most.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, max=2, help="0: always the likeliest token.")] = None,
+    stream: Annotated[bool, typer.Option(help="Show the answer as it comes.")] = True,
+    chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")] = False,
+    model: Annotated[str, typer.Option(help="Model to ask; default: the first.")] = "",
+) -> None:
+    """Asks a gateway and prints the answer."""
+    own = settings.CliSettings.load()
+    if not url:
+        url = read_state(own.state_file).url if own.state_file.exists() else own.url
+    client = GatewayClient(url, own.api_key.get_secret_value())
+    try:
+        question = Question(prompt, max_tokens, temperature, chat, model)
+        client.ask(question, stream=stream, show=lambda text: print(text, end="", flush=True))
+    finally:
+        client.close()
+    print()
+
+
+@app.command()
+def workers(
+    bootstrap: Annotated[str, typer.Option(help="host:port of bootstrap; default: of the system run here.")] = "",
+    admin: Annotated[str, typer.Option("--admin", "--url", help="host:port of a gateway's AdminService.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Lists the workers: pages, rooms and links of each."""
+    credentials = Credentials.from_settings(TlsSettings.load())
+    if admin:
+        members = asyncio.run(members_of_gateway(admin.removeprefix("http://"), credentials))
+    else:
+        members = asyncio.run(members_of_bootstrap(bootstrap or _bootstrap_here(), credentials))
+    if as_json:
+        print(json.dumps([member.document() for member in members], indent=2))
+        return
+    console = Console()
+    console.print(table_of(members) if members else "No worker is registered.", soft_wrap=True)
+
+
+@app.command()
+def drain(
+    worker_id: Annotated[str, typer.Argument(help="The worker.")],
+    bootstrap: Annotated[str, typer.Option(help="host:port of bootstrap; default: of the system run here.")] = "",
+) -> None:
+    """Gives a worker no more requests; those that run finish."""
+    _mark(worker_id, bootstrap, draining=True)
+
+
+@app.command()
+def undrain(
+    worker_id: Annotated[str, typer.Argument(help="The worker.")],
+    bootstrap: Annotated[str, typer.Option(help="host:port of bootstrap; default: of the system run here.")] = "",
+) -> None:
+    """Gives a drained worker requests again."""
+    _mark(worker_id, bootstrap, draining=False)
+
+
+@bench.command("kv", context_settings=_FORWARD)
+def bench_kv(context: typer.Context) -> None:
+    """How fast KV pages move between two processes, per provider and page size. See: tandem bench kv --help."""
+    from tandem.rdma.bench.kv import main as measure
+
+    raise typer.Exit(measure(context.args))
+
+
+@bench.command("pd", context_settings=_FORWARD)
+def bench_pd(context: typer.Context) -> None:
+    """Disaggregated and plain SGLang side by side. See: tandem bench pd --help."""
+    from tandem.cli.bench_pd.command import main as measure
+
+    raise typer.Exit(measure(context.args))
+
+
+def _mark(worker_id: str, bootstrap: str, *, draining: bool) -> None:
+    credentials = Credentials.from_settings(TlsSettings.load())
+    asyncio.run(set_draining(bootstrap or _bootstrap_here(), worker_id, draining=draining, credentials=credentials))
+    print(f"{worker_id}: {'draining' if draining else 'takes requests'}")
+
+
+def _bootstrap_here() -> str:
+    return read_state(settings.CliSettings.load().state_file).bootstrap
+
+
+def main() -> NoReturn:
+    """Entry point of `tandem`."""
+    try:
+        app()
+    except TandemError as error:
+        print(f"tandem: {error.message}", file=sys.stderr)
+        sys.exit(ExitCode.BAD_SETTINGS)
+    sys.exit(ExitCode.OK)
+
+
+if __name__ == "__main__":
+    main()

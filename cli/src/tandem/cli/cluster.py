@@ -1,0 +1,139 @@
+"""Looks at a running cluster and steers it: `tandem workers`, `drain` and `undrain`."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any, Final
+
+import grpc
+from google.protobuf.json_format import MessageToDict
+from rich.table import Table
+
+from tandem.core.errors import ErrorReason, TandemError
+from tandem.rpc.client import open_channel
+from tandem.rpc.credentials import Credentials
+from tandem.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    bootstrap_pb2,
+    bootstrap_pb2_grpc,
+    common_pb2,
+    decode_pb2_grpc,
+    prefill_pb2_grpc,
+    session_pb2,
+)
+
+TIMEOUT_S: Final = 5.0
+_STUBS: Final[dict[int, Any]] = {
+    common_pb2.ROLE_PREFILL: prefill_pb2_grpc.PrefillServiceStub,
+    common_pb2.ROLE_DECODE: decode_pb2_grpc.DecodeServiceStub,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A registered worker."""
+
+    info: bootstrap_pb2.WorkerInfo
+    status: session_pb2.WorkerStatus | None
+    """What it says of itself; None if it does not answer."""
+
+    @property
+    def role(self) -> str:
+        """prefill or decode."""
+        return common_pb2.Role.Name(self.info.role).removeprefix("ROLE_").lower()
+
+    def document(self) -> dict[str, Any]:
+        """As JSON, every field there. Numbers that may pass 2^53 are texts, as protobuf's JSON has them."""
+        status = None if self.status is None else _dict(self.status)
+        return {"info": _dict(self.info), "status": status}
+
+
+async def members_of_bootstrap(address: str, credentials: Credentials) -> list[Member]:
+    """Every worker that BootstrapService lists, each asked for its status. Raises TandemError if bootstrap is silent."""
+    async with open_channel(address, credentials) as channel:
+        stub: Any = bootstrap_pb2_grpc.BootstrapServiceStub(channel)
+        call = stub.ListWorkers(bootstrap_pb2.ListWorkersRequest(), timeout=TIMEOUT_S)
+        listed = await _answer(call, f"bootstrap at {address}")
+    statuses = await asyncio.gather(*(status_of(info, credentials) for info in listed.workers))
+    return [Member(info, status) for info, status in zip(listed.workers, statuses, strict=True)]
+
+
+async def members_of_gateway(address: str, credentials: Credentials) -> list[Member]:
+    """Every worker that a gateway's AdminService lists, with the status that the gateway has of it."""
+    async with open_channel(address, credentials) as channel:
+        stub: Any = admin_pb2_grpc.AdminServiceStub(channel)
+        call = stub.ListClusterWorkers(admin_pb2.ListClusterWorkersRequest(), timeout=TIMEOUT_S)
+        listed = await _answer(call, f"AdminService at {address}")
+    return [Member(one.info, one.status if one.HasField("status") else None) for one in listed.workers]
+
+
+async def status_of(info: bootstrap_pb2.WorkerInfo, credentials: Credentials) -> session_pb2.WorkerStatus | None:
+    """A worker's status, or None if it does not answer."""
+    async with open_channel(info.address, credentials) as channel:
+        stub = _STUBS[info.role](channel)
+        try:
+            answer = await stub.GetStatus(session_pb2.GetStatusRequest(), timeout=TIMEOUT_S)
+        except grpc.aio.AioRpcError:
+            return None
+        status: session_pb2.WorkerStatus = answer.status
+        return status
+
+
+async def set_draining(address: str, worker_id: str, *, draining: bool, credentials: Credentials) -> None:
+    """Marks a worker at bootstrap. Raises TandemError(UNKNOWN_WORKER) and others as bootstrap says."""
+    async with open_channel(address, credentials) as channel:
+        stub: Any = bootstrap_pb2_grpc.BootstrapServiceStub(channel)
+        if draining:
+            call = stub.Drain(bootstrap_pb2.DrainRequest(worker_id=worker_id), timeout=TIMEOUT_S)
+        else:
+            call = stub.Undrain(bootstrap_pb2.UndrainRequest(worker_id=worker_id), timeout=TIMEOUT_S)
+        await _answer(call, f"bootstrap at {address}")
+
+
+async def _answer(call: Any, who: str) -> Any:
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        known = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+        reason = ErrorReason.NO_WORKER if known else ErrorReason.UNKNOWN_WORKER
+        silent = f"{who} does not answer" if known else f"{who} says"
+        raise TandemError(reason, f"{silent}: {error.details()}") from error
+
+
+def table_of(members: list[Member]) -> Table:
+    """Workers for a person."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for title in ("worker", "life", "role", "address", "model", "state", "running", "waiting", "rooms ok/failed"):
+        table.add_column(title, header_style="dim", no_wrap=True)
+    for title in ("pages free/cached/granted/total", "KV MB", "links"):
+        table.add_column(title, header_style="dim")
+    for member in members:
+        table.add_row(*_cells(member))
+    return table
+
+
+def _cells(member: Member) -> list[str]:
+    info, status = member.info, member.status
+    known = [info.worker.worker_id, str(info.worker.incarnation), member.role, info.address, ", ".join(info.models)]
+    if status is None:
+        return [*known, "silent"]
+    pages = [f"{pool.free}/{pool.evictable}/{pool.granted}/{pool.total}" for pool in status.pools if pool.name == "kv"]
+    return [
+        *known,
+        "draining" if info.draining else "ready",
+        str(status.running),
+        str(status.waiting),
+        f"{status.rooms_succeeded}/{status.rooms_failed}",
+        " ".join(pages),
+        f"{status.kv_bytes / 1e6:.1f}",
+        " ".join(status.links),
+    ]
+
+
+def _dict(message: Any) -> dict[str, Any]:
+    found: dict[str, Any] = MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    return found

@@ -1,0 +1,245 @@
+"""What `tandem up` will start: one plan per process. Pure: options and machine in, names and environments out."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
+
+from tandem.core.errors import ErrorReason, TandemError
+
+MAX_WORKERS: Final = 64
+"""Of each role."""
+GPU_MEMORY_SHARE: Final = 0.8
+"""Of a GPU's memory, for all the workers on it."""
+LOOPBACK: Final = "127.0.0.1"
+
+
+class Kind(Enum):
+    """What a process is. The value is the package of its service, below `tandem`."""
+
+    BOOTSTRAP = "bootstrap"
+    PREFILL = "prefill"
+    DECODE = "decode"
+    GATEWAY = "gateway"
+
+
+class EngineChoice(Enum):
+    """Engines that the workers can host."""
+
+    SGLANG = "sglang"
+    MOCK = "mock"
+
+
+class ProviderChoice(Enum):
+    """How KV travels."""
+
+    AUTO = "auto"
+    CMA = "cma"
+    TCP = "tcp"
+
+
+class DeviceChoice(Enum):
+    """What the engine runs on."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+_PROVIDERS: Final = {ProviderChoice.AUTO: "cma,tcp", ProviderChoice.CMA: "cma", ProviderChoice.TCP: "tcp"}
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What this machine offers."""
+
+    cores: int
+    gpus: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class UpOptions:
+    """What the user asked for."""
+
+    prefill: int = 1
+    decode: int = 1
+    engine: EngineChoice = EngineChoice.SGLANG
+    model: str = "models/tandem-tiny"
+    model_name: str = ""
+    provider: ProviderChoice = ProviderChoice.AUTO
+    port: int = 8000
+    page_size: int | None = None
+    tp: int = 1
+    device: DeviceChoice = DeviceChoice.AUTO
+    engine_args: tuple[str, ...] = ()
+    """"key=value" each."""
+    env: tuple[str, ...] = ()
+    """"[process:]KEY=value" each; wins over everything else."""
+    drain_ms: int = 30_000
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessPlan:
+    """One process."""
+
+    name: str
+    kind: Kind
+    env: Mapping[str, str]
+    """What to add to the inherited environment; the address of bootstrap is added when it is known."""
+
+    def prefixed(self, setting: str) -> str:
+        """Environment variable of a setting of this process's service."""
+        return f"TANDEM_{self.kind.name}_{setting.upper()}"
+
+
+@dataclass(frozen=True, slots=True)
+class SystemPlan:
+    """Every process of a system, in the order of their start."""
+
+    bootstrap: ProcessPlan
+    workers: tuple[ProcessPlan, ...]
+    gateway: ProcessPlan
+    one_by_one: bool = field(default=False)
+    """Workers share a GPU, so that each must have its memory before the next one measures what is left."""
+
+    @property
+    def processes(self) -> tuple[ProcessPlan, ...]:
+        """All of them."""
+        return (self.bootstrap, *self.workers, self.gateway)
+
+
+def parse_ratio(text: str) -> tuple[int, int]:
+    """ "2:3" as (2, 3). Raises INVALID_ARGUMENT."""
+    match = re.fullmatch(r"(\d{1,3}):(\d{1,3})", text.strip())
+    prefill, decode = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not (1 <= prefill <= MAX_WORKERS and 1 <= decode <= MAX_WORKERS):
+        raise _bad(
+            f"--ratio {text!r} is not prefill:decode, e.g. 1:1 or 2:3; 1..{MAX_WORKERS} workers of each role", "ratio"
+        )
+    return prefill, decode
+
+
+def make_plan(options: UpOptions, machine: Machine, inherited: Mapping[str, str]) -> SystemPlan:
+    """Lays a system out. `inherited`: what the user has set already, which is kept where it is theirs to set.
+
+    Raises INVALID_ARGUMENT for options that can't be met on this machine.
+    """
+    names = [f"prefill-{i}" for i in range(options.prefill)] + [f"decode-{i}" for i in range(options.decode)]
+    own = _own_environments(options, ["bootstrap", *names, "gateway"])
+    placed = _place(options, machine, len(names))
+    share = sum(1 for gpus in placed if gpus == placed[0]) if placed[0] else 0
+    drain = str(options.drain_ms)
+    bootstrap = ProcessPlan("bootstrap", Kind.BOOTSTRAP, {"TANDEM_BOOTSTRAP_PORT": "0", **own["bootstrap"]})
+    workers = tuple(
+        _worker(name, options, gpus, share, _threads(options, machine, inherited), own[name])
+        for name, gpus in zip(names, placed, strict=True)
+    )
+    gateway = {
+        "TANDEM_GATEWAY_HOST": LOOPBACK,
+        "TANDEM_GATEWAY_PORT": str(options.port),
+        "TANDEM_GATEWAY_ADMIN_ADDRESS": f"{LOOPBACK}:0",
+        "TANDEM_GATEWAY_MODEL_PATH": options.model,
+        "TANDEM_GATEWAY_DRAIN_TIMEOUT_MS": drain,
+        **own["gateway"],
+    }
+    return SystemPlan(bootstrap, workers, ProcessPlan("gateway", Kind.GATEWAY, gateway), one_by_one=share > 1)
+
+
+def _worker(
+    name: str, options: UpOptions, gpus: tuple[str, ...], share: int, threads: int | None, own: Mapping[str, str]
+) -> ProcessPlan:
+    kind = Kind.PREFILL if name.startswith("prefill") else Kind.DECODE
+    plain = ProcessPlan(name, kind, {})
+    env = {
+        plain.prefixed("worker_id"): name,
+        plain.prefixed("host"): LOOPBACK,
+        plain.prefixed("port"): "0",
+        plain.prefixed("engine"): options.engine.value,
+        plain.prefixed("model_path"): options.model,
+        plain.prefixed("model_name"): options.model_name,
+        plain.prefixed("drain_timeout_ms"): str(options.drain_ms),
+        "TANDEM_RANK_PROVIDERS": _PROVIDERS[options.provider],
+    }
+    if options.engine is EngineChoice.MOCK:
+        env |= _mock_environment(options)
+    else:
+        env |= _sglang_environment(options, gpus, share, threads)
+    return ProcessPlan(name, kind, {**env, **own})
+
+
+def _mock_environment(options: UpOptions) -> dict[str, str]:
+    env = {"TANDEM_MOCK_TP_SIZE": str(options.tp)}
+    if options.page_size is not None:
+        env["TANDEM_MOCK_PAGE_SIZE"] = str(options.page_size)
+    for pair in options.engine_args:
+        key, value = _split(pair, "--engine-arg")
+        env[f"TANDEM_MOCK_{key.replace('-', '_').upper()}"] = value
+    return env
+
+
+def _sglang_environment(options: UpOptions, gpus: tuple[str, ...], share: int, threads: int | None) -> dict[str, str]:
+    args = list(options.engine_args)
+    given = {_split(pair, "--engine-arg")[0].replace("-", "_") for pair in args}
+    env = {"TANDEM_SGLANG_TP_SIZE": str(options.tp)}
+    if gpus:
+        env |= {"TANDEM_SGLANG_DEVICE": "cuda", "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
+        if share > 1 and "mem_fraction_static" not in given:
+            args.append(f"mem_fraction_static={GPU_MEMORY_SHARE / share:.3f}")
+    else:
+        env["TANDEM_SGLANG_DEVICE"] = "cpu"
+        if threads is not None:
+            env["TANDEM_SGLANG_THREADS_PER_RANK"] = str(threads)
+    if options.page_size is not None:
+        env["TANDEM_SGLANG_PAGE_SIZE"] = str(options.page_size)
+    if args:
+        env["TANDEM_SGLANG_ENGINE_ARGS"] = json.dumps(args)
+    return env
+
+
+def _place(options: UpOptions, machine: Machine, workers: int) -> list[tuple[str, ...]]:
+    """GPUs of each worker, round robin; none on a CPU."""
+    cuda = options.device is DeviceChoice.CUDA or (options.device is DeviceChoice.AUTO and bool(machine.gpus))
+    if options.engine is EngineChoice.MOCK or not cuda:
+        return [()] * workers
+    groups = len(machine.gpus) // options.tp
+    if groups == 0:
+        raise _bad(
+            f"--device cuda --tp {options.tp} needs {options.tp} GPUs, this machine shows {len(machine.gpus)}", "tp"
+        )
+    sets = [machine.gpus[group * options.tp : (group + 1) * options.tp] for group in range(groups)]
+    return [sets[worker % groups] for worker in range(workers)]
+
+
+def _threads(options: UpOptions, machine: Machine, inherited: Mapping[str, str]) -> int | None:
+    """Threads of each CPU rank, so that all ranks together fit the cores; None if the user has chosen."""
+    if "OMP_NUM_THREADS" in inherited or "TANDEM_SGLANG_THREADS_PER_RANK" in inherited:
+        return None
+    return max(1, machine.cores // ((options.prefill + options.decode) * options.tp))
+
+
+def _own_environments(options: UpOptions, names: list[str]) -> dict[str, dict[str, str]]:
+    """--env of each process: without a name it is for all."""
+    own: dict[str, dict[str, str]] = {name: {} for name in names}
+    for pair in options.env:
+        key, value = _split(pair, "--env")
+        name, colon, variable = key.rpartition(":")
+        if colon and name not in own:
+            raise _bad(f"--env {pair!r}: there is no process {name!r}; there are {', '.join(names)}", "env")
+        for target in [name] if colon else names:
+            own[target][variable] = value
+    return own
+
+
+def _split(pair: str, option: str) -> tuple[str, str]:
+    key, equals, value = pair.partition("=")
+    if not equals or not key.strip():
+        raise _bad(f"{option} {pair!r} is not of the form key=value", option.strip("-").replace("-", "_"))
+    return key.strip(), value
+
+
+def _bad(message: str, field_name: str) -> TandemError:
+    return TandemError(ErrorReason.INVALID_ARGUMENT, message, field=field_name)

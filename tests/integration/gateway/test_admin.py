@@ -1,0 +1,117 @@
+"""AdminService, and what else surrounds a request: readiness, ids, traces, metrics."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import httpx
+import pytest
+
+from tandem.rpc.errors import from_rpc_error
+from tandem.v1 import admin_pb2, admin_pb2_grpc
+from tests.support.gateway.cluster import cluster
+from tests.support.gateway.fake_worker import MODEL, count_up, first_then_wait, hand_over
+
+PROMPT = {"model": MODEL, "prompt": "hello", "max_tokens": 2}
+
+
+async def test_workers_are_listed_with_status_and_rooms() -> None:
+    async with cluster(decode=[first_then_wait()]) as now:
+        stub = admin_pb2_grpc.AdminServiceStub(now.admin)
+        async with now.http.stream("POST", "/v1/completions", json={**PROMPT, "stream": True}) as response:
+            await anext(response.aiter_bytes())
+            listed = (await stub.ListClusterWorkers(admin_pb2.ListClusterWorkersRequest())).workers
+    assert [worker.info.worker.worker_id for worker in listed] == ["d0", "p0"]
+    assert [worker.in_flight for worker in listed] == [1, 0]
+    assert listed[0].status.worker == listed[0].info.worker
+
+
+async def test_a_policy_can_be_swapped_and_an_unknown_one_is_refused() -> None:
+    async with cluster(prefill=[hand_over] * 2, decode=[count_up] * 2) as now:
+        stub = admin_pb2_grpc.AdminServiceStub(now.admin)
+        assert (await stub.SetPolicy(admin_pb2.SetPolicyRequest(policy="round_robin"))).previous == "least_load"
+        for _ in range(4):
+            await now.client.completions.create(**PROMPT)
+        assert [len(worker.submits) for worker in now.prefills + now.decodes] == [2, 2, 2, 2]
+        with pytest.raises(grpc.aio.AioRpcError, match="least_load"):
+            await stub.SetPolicy(admin_pb2.SetPolicyRequest(policy="best"))
+
+
+async def test_a_drained_worker_gets_no_new_rooms() -> None:
+    async with cluster(decode=[count_up] * 2) as now:
+        stub = admin_pb2_grpc.AdminServiceStub(now.admin)
+        await stub.DrainWorker(admin_pb2.DrainWorkerRequest(worker_id="d0"))
+        await stub.DrainWorker(admin_pb2.DrainWorkerRequest(worker_id="d1"))
+        await now.wait_ready(ready=False)
+        refused = await now.http.post("/v1/completions", json=PROMPT)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        await stub.UndrainWorker(admin_pb2.UndrainWorkerRequest(worker_id="d1"))
+        await now.wait_ready()
+        await now.client.completions.create(**PROMPT)
+        assert [len(worker.submits) for worker in now.decodes] == [0, 1]
+        with pytest.raises(grpc.aio.AioRpcError) as unknown:
+            await stub.DrainWorker(admin_pb2.DrainWorkerRequest(worker_id="nobody"))
+        assert from_rpc_error(unknown.value).reason.value == "UNKNOWN_WORKER"
+
+
+async def test_ready_only_with_both_roles() -> None:
+    async with cluster(decode=[]) as now:
+        response = await now.http.get("/ready")
+        assert response.status_code == 503
+        assert "a prefill and a decode worker" in response.json()["error"]["message"]
+        assert (await now.http.get("/health")).json() == {"status": "ok"}
+    async with cluster() as now:
+        assert (await now.http.get("/ready")).json() == {"status": "ready"}
+
+
+async def test_request_id_and_trace_are_taken_and_passed_on() -> None:
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    headers = {"X-Request-Id": "mine-1", "traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
+    async with cluster() as now:
+        response = await now.http.post("/v1/completions", json=PROMPT, headers=headers)
+        odd = await now.http.get("/health", headers={"X-Request-Id": "not one word"})
+        [submit] = now.decodes[0].submits
+    assert response.headers["x-request-id"] == submit.request_id == "mine-1"
+    assert submit.traceparent.split("-")[1] == trace
+    assert submit.traceparent.split("-")[2] != "00f067aa0ba902b7", "the gateway's span is its own"
+    assert odd.headers["x-request-id"] not in ("", "not one word")
+
+
+async def test_metrics_and_model_info() -> None:
+    async with cluster() as now:
+        await now.client.completions.create(**PROMPT)
+        await now.http.post("/v1/completions", json={**PROMPT, "temperature": 3})
+        await now.http.get("/nowhere")
+        metrics = (await now.http.get("/metrics")).text
+        info = (await now.http.get("/get_model_info")).json()
+    for line in (
+        'tandem_gateway_requests_total{code="200",endpoint="/v1/completions"} 1.0',
+        'tandem_gateway_requests_total{code="400",endpoint="/v1/completions"} 1.0',
+        'tandem_gateway_requests_total{code="404",endpoint="other"} 1.0',
+        'tandem_gateway_errors_total{endpoint="/v1/completions",reason="INVALID_ARGUMENT"} 1.0',
+        'gen_ai_server_time_to_first_token_seconds_count{endpoint="/v1/completions"} 1.0',
+        'gen_ai_server_time_per_output_token_seconds_count{endpoint="/v1/completions"} 1.0',
+        "tandem_gateway_sequences_in_flight 0.0",
+        'tandem_gateway_tokens_total{kind="completion"} 2.0',
+    ):
+        assert line in metrics
+    assert info["is_generation"] is True
+    assert info["model_path"].endswith("tandem-tiny")
+
+
+async def test_a_client_that_does_not_read_is_given_up() -> None:
+    async def flood(submit, send) -> None:  # type: ignore[no-untyped-def]
+        await first_then_wait(4000)(submit, send)
+
+    async with cluster(decode=[flood], stream_buffer_tokens=16) as now:
+        host, port = now.gateway.http_address.split(":")
+        # A chat event has some 200 bytes, so that the answer is larger than what the small window below takes.
+        reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
+        body = httpx.Request("POST", "http://x/", json={**PROMPT, "max_tokens": 400, "stream": True}).content
+        head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
+        await now.decodes[0].wait_until(lambda worker: len(worker.cancels) == 1)
+        assert now.decodes[0].cancels[0].failure.reason == "OVERLOADED"
+        assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+        writer.close()

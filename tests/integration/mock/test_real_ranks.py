@@ -1,0 +1,78 @@
+"""The mock engines over real ranks: KvLink over gRPC on loopback, data over tcp and over cma."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from tandem.core.errors import ErrorReason
+from tandem.core.room.events import Why
+from tandem.engine.mock.rank_port import agents
+from tandem.engine.port import FinishKind, Sampling
+from tandem.engine.rank.settings import RankSettings
+from tests.support.mock.pair import Pair, oracle_of, prompt_of, settings_of
+
+StartPair = Callable[..., Awaitable[Pair]]
+
+
+@pytest_asyncio.fixture(params=["tcp", "cma"])
+async def start_pair(request: pytest.FixtureRequest) -> AsyncIterator[StartPair]:
+    """Starts a pair over one provider, and sees at the end that it was this one."""
+    pairs: list[Pair] = []
+
+    async def start(rank_settings: dict[str, Any] | None = None, **changes: Any) -> Pair:
+        make = agents(RankSettings(providers=request.param, **(rank_settings or {})))
+        pairs.append(Pair(settings_of(**changes), make))
+        return await pairs[-1].start()
+
+    yield start
+    for pair in pairs:
+        assert set((await pair.decode.status()).links.values()) == {request.param}
+        await pair.close()
+
+
+@pytest.mark.parametrize("tp_size", [1, 2])
+async def test_oracle_predicts_answers_over_real_links(start_pair: StartPair, tp_size: int) -> None:
+    pair = await start_pair(tp_size=tp_size, chunk_tokens=16, max_waiting=32)
+    oracle = oracle_of(pair.settings)
+    prompts = [prompt_of(seed, 1 + 9 * seed) for seed in range(12)]
+    rooms = [await pair.ask(prompt, Sampling(max_new_tokens=20, ignore_eos=True)) for prompt in prompts]
+    for room, prompt in zip(rooms, prompts, strict=True):
+        assert (await room.decode.finish()).kind is FinishKind.LENGTH
+        assert (await room.prefill.finish()).kind is FinishKind.HANDED_OVER
+        predicted = oracle.predict(prompt, 20, ignore_eos=True)
+        assert (room.decode.tokens, room.decode.text) == (predicted.tokens, predicted.text)
+    _, decode = await pair.idle()
+    pages = sum(-(-len(prompt) // 4) for prompt in prompts)
+    assert decode.kv_bytes == pages * 4 * 64 * tp_size
+    assert decode.checksum_failures == 0
+
+
+async def test_a_flipped_byte_fails_and_does_not_answer(start_pair: StartPair) -> None:
+    pair = await start_pair({"fault_flip_chunk": 1}, chunk_tokens=8)
+    room = await pair.ask(prompt_of(1, 30), Sampling(max_new_tokens=20, ignore_eos=True))
+    finish = await room.decode.finish()
+    assert finish.kind is FinishKind.FAILED
+    assert finish.why is not None
+    assert finish.why.reason is ErrorReason.CHECKSUM_MISMATCH
+    assert room.decode.tokens == []
+    assert (await room.prefill.finish()).kind is FinishKind.FAILED
+    await pair.idle()
+
+
+@pytest.mark.parametrize("delay_turns", [0, 3, 10, 30, 60, 100])
+async def test_aborts_leak_nothing(start_pair: StartPair, delay_turns: int) -> None:
+    pair = await start_pair(tp_size=2, chunk_tokens=4, max_waiting=32)
+    rooms = [await pair.ask(prompt_of(seed, 100), Sampling(max_new_tokens=20)) for seed in range(4)]
+    for _ in range(delay_turns):
+        await asyncio.sleep(0)
+    for room in rooms:
+        await pair.abort(room.room, Why(ErrorReason.CANCELLED, "the client left"))
+    for room in rooms:
+        await room.decode.finish()
+        await room.prefill.finish()
+    await pair.idle()

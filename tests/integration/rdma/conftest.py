@@ -1,0 +1,136 @@
+"""A receiver in this process and a sender elsewhere, over each provider in turn."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tandem.core.ids import GrantId
+from tandem.rdma import (
+    ChunkLanded,
+    ChunkRefused,
+    Endpoint,
+    EndpointSettings,
+    FaultPlan,
+    Grant,
+    LaneEvent,
+    ReceiverLane,
+    open_endpoint,
+)
+from tests.support.rdma.pools import U64, Bytes, buffers_of, random_pool
+from tests.support.rdma.sender import LocalSender, ProcessSender, Sender, SenderSide, offer_of, plain
+
+MIB = 1 << 20
+SEED = 11
+LARGEST_BYTES = int(os.environ.get("TANDEM_RDMA_LARGEST_BYTES", 1 << 30))
+
+
+@dataclass
+class Pair:
+    """Both sides, and one lane between them."""
+
+    provider: str
+    source: Bytes
+    """What the sender's pool holds."""
+    pool: Bytes
+    receiver: Endpoint
+    sender: Sender
+    events: asyncio.Queue[LaneEvent] = field(default_factory=asyncio.Queue)
+    answer: dict[str, Any] = field(default_factory=dict)
+    _keys: int = 0
+
+    async def open_lane(self) -> ReceiverLane:
+        """Another lane."""
+        offers = [plain(offer) for offer in self.receiver.offer()]
+        self.answer = await self.sender.call("accept", offers=offers)
+        return await self.receiver.connect(offer_of(self.answer), self.events.put_nowait)
+
+    async def begin(self, src: U64, dst: U64, lengths: U64, grant: int, chunk: int = 0) -> int:
+        """Begins a write; returns its key."""
+        self._keys += 1
+        arrays = {"src": src.tolist(), "dst": dst.tolist(), "lengths": lengths.tolist()}
+        await self.sender.call("write", key=self._keys, grant=grant, chunk=chunk, **arrays)
+        return self._keys
+
+    async def write(self, src: U64, dst: U64, lengths: U64, grant: int, chunk: int = 0) -> dict[str, Any]:
+        """Writes; returns the sender's result."""
+        return await self.wait(await self.begin(src, dst, lengths, grant, chunk))
+
+    async def wait(self, key: int) -> dict[str, Any]:
+        """Waits for the sender's result."""
+        result: dict[str, Any] = await self.sender.call("wait", key=key)
+        return result
+
+    async def event(self) -> LaneEvent:
+        """The receiver's next event."""
+        return await asyncio.wait_for(self.events.get(), 60)
+
+    async def landed(self) -> ChunkLanded:
+        """The receiver's next event, which must be this."""
+        event = await self.event()
+        assert isinstance(event, ChunkLanded), event
+        return event
+
+    async def refused(self) -> ChunkRefused:
+        """The receiver's next event, which must be this."""
+        event = await self.event()
+        assert isinstance(event, ChunkRefused), event
+        return event
+
+    async def until_landing(self, grant: Grant) -> None:
+        """Waits until the first byte of a grant has landed."""
+        async with asyncio.timeout(60):
+            while not grant.bytes_landed:
+                await asyncio.sleep(0)
+
+
+MakePair = Callable[..., Awaitable[Pair]]
+
+
+@pytest.fixture(params=["fake", "tcp", "cma"])
+def provider(request: pytest.FixtureRequest) -> str:
+    """Every test runs on each of them."""
+    return str(request.param)
+
+
+@pytest.fixture
+async def make_pair(provider: str) -> AsyncIterator[MakePair]:
+    """Makes pairs, and closes them."""
+    made: list[Pair] = []
+
+    async def make(pool_bytes: int = 4 * MIB, faults: FaultPlan | None = None, **settings: Any) -> Pair:
+        shared = {"providers": [provider], "fence_ms": 300, **settings}
+        if provider == "fake":
+            side = SenderSide(pool_bytes, SEED, shared)
+            await side.start()
+            sender: Sender = LocalSender(side)
+        else:
+            sender = await ProcessSender.start(pool_bytes, SEED, shared)
+        pool = np.zeros(pool_bytes, np.uint8)
+        mine = EndpointSettings(**{**shared, "providers": (provider,), "faults": faults})
+        receiver = open_endpoint(buffers_of(pool), mine)
+        await receiver.start()
+        pair = Pair(provider, random_pool(pool_bytes, SEED), pool, receiver, sender)
+        made.append(pair)
+        return pair
+
+    yield make
+    for pair in made:
+        await pair.receiver.close()
+        await pair.sender.close()
+
+
+def whole(pool: Bytes) -> tuple[U64, U64]:
+    """Offsets and lengths of a grant over a whole pool."""
+    return np.zeros(1, np.uint64), np.array([pool.size], np.uint64)
+
+
+def open_whole(lane: ReceiverLane, pool: Bytes, grant_id: int = 1) -> Grant:
+    """A grant over a whole pool."""
+    return lane.grant(GrantId(grant_id), *whole(pool))

@@ -1,0 +1,254 @@
+"""What the adapter relies on inside SGLang, held against the installed one: an upgrade that moves any of it fails here.
+
+Nothing is started. What a name is used for is said where it is used: backend.py, hooks.py, launch.py, arguments.py.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from importlib.metadata import entry_points, version
+
+import pytest
+
+from tests.support.sglang import installed
+
+installed.require()
+
+from tandem.core.errors import TandemError  # noqa: E402 (SGLang warns when it is loaded)
+from tandem.core.ids import Role  # noqa: E402
+from tandem.engine.sglang import arguments, backend, plugin  # noqa: E402
+
+pytestmark = pytest.mark.sglang
+SRT = "sglang.srt"
+
+
+def thing(path: str):
+    """A module, class or function of SGLang by its dotted path."""
+    module, _, rest = path.partition(":")
+    found = importlib.import_module(f"{SRT}.{module}")
+    for name in filter(None, rest.split(".")):
+        found = inspect.getattr_static(found, name)
+    return found
+
+
+def source(path: str) -> str:
+    return inspect.getsource(thing(path))
+
+
+def test_version_is_the_one_that_this_was_read_in():
+    assert version("sglang") == "0.5.23"
+
+
+@pytest.mark.parametrize(
+    ("path", "parameters"),
+    [
+        ("disaggregation.base.conn:BaseKVManager.__init__", "self args disaggregation_mode server_args is_mla_backend"),
+        (
+            "disaggregation.base.conn:BaseKVSender.__init__",
+            "self mgr bootstrap_addr bootstrap_room req_has_disagg_prefill_dp_rank",
+        ),
+        ("disaggregation.base.conn:BaseKVSender.init", "self num_kv_indices aux_index"),
+        ("disaggregation.base.conn:BaseKVSender.send", "self kv_indices state_indices num_kv_tokens"),
+        ("disaggregation.base.conn:BaseKVSender.should_send_kv_chunk", "self num_pages last_chunk"),
+        ("disaggregation.base.conn:BaseKVReceiver.__init__", "self mgr bootstrap_addr bootstrap_room"),
+        ("disaggregation.base.conn:BaseKVReceiver.init", "self prefill_dp_rank"),
+        (
+            "disaggregation.base.conn:BaseKVReceiver.send_metadata",
+            "self kv_indices aux_index state_indices decode_prefix_len destination",
+        ),
+        ("disaggregation.base.conn:BaseKVBootstrapServer.__init__", "self host port"),
+        ("disaggregation.utils:get_kv_class", "transfer_backend class_type"),
+        (
+            "disaggregation.utils:poll_and_all_reduce_attn_cp_tp_group",
+            "pollers attn_cp_cpu_group attn_tp_cpu_group",
+        ),
+        ("disaggregation.utils:all_reduce_flags", "flags group op"),
+        (
+            "disaggregation.prefill:SchedulerDisaggregationPrefillMixin.release_aborted_prefill_waiting_req",
+            "self req",
+        ),
+        ("disaggregation.prefill:SchedulerDisaggregationPrefillMixin._retire_aborted_prefill_result", "self req"),
+        ("managers.scheduler:Scheduler.process_pending_chunked_abort", "self"),
+        ("managers.scheduler:Scheduler.on_idle", "self"),
+        ("managers.tokenizer_manager:TokenizerManager.handle_loop", "self"),
+        ("managers.tokenizer_manager:TokenizerManager.abort_request", "self rid abort_all"),
+        ("arg_groups.choices:add_disagg_transfer_backend_choices", "choices"),
+        ("arg_groups.model_override_base:model_config_of", "server_args"),
+    ],
+)
+def test_signature(path, parameters):
+    assert list(inspect.signature(thing(path)).parameters) == parameters.split()
+
+
+@pytest.mark.parametrize("target", [target for target, _, _ in plugin.wraps()])
+def test_hook_target_exists(target):
+    module, _, name = target.rpartition(".")
+    try:
+        owner = importlib.import_module(module)
+    except ModuleNotFoundError:
+        inner, _, cls = module.rpartition(".")
+        owner = getattr(importlib.import_module(inner), cls)
+    assert callable(getattr(owner, name))
+
+
+USED = re.compile(r"\b(?:disagg_kv_sender|kv_receiver|kv_manager|kv_mgr|sender)\.(\w+)")
+ELSEWHERE = {
+    # Reached only with features that a backend of this name can't switch on, or behind hasattr().
+    "_ensure_prefill_recompute_executor",
+    "_prefetch_staging_reqs",
+    "deregister_buffer_to_engine",
+    "enable_all_cp_ranks_for_transfer",
+    "is_dummy_cp_rank",
+    "kv_args_class",
+    "mark_prefill_complete",
+    "poll_pp_consensus",
+    "register_buffer_to_engine",
+    "set_kv_buffer_tensors",
+    "submit_prefill_recompute",
+    "transfer_infos",
+    "_staging_handler",
+}
+
+
+@pytest.mark.parametrize("module", ["disaggregation.prefill", "disaggregation.decode", "disaggregation.utils"])
+def test_everything_that_sglang_asks_of_a_backend_is_there(module, manager):
+    asked = set(USED.findall(inspect.getsource(thing(module))))
+    assert asked, "the pattern finds nothing any more"
+    manager.kv_args, manager.prefill_info_table = object(), backend.PrefillPeers()
+    given = [manager, backend.TandemKVSender(manager, "x:1", 1), backend.TandemKVReceiver(manager, "x:1", 1)]
+    missing = {name for name in asked - ELSEWHERE if not any(hasattr(one, name) for one in given)}
+    assert missing == set()
+
+
+def test_prefill_peer_answers_what_sglang_asks():
+    asked = set(re.findall(r"prefill_info\.(\w+)", source("disaggregation.decode:DecodePreallocQueue")))
+    assert asked == {"dp_size", "follow_bootstrap_room"}
+    assert all(hasattr(backend.PrefillPeers().get("any"), name) for name in asked)
+
+
+def test_aborts_are_released_after_our_fence_alone():
+    assert thing("environ:envs").SGLANG_DISAGGREGATION_DEFERRED_DECODE_KV_RELEASE_TIMEOUT
+    deferral = source("disaggregation.decode:DecodeTransferQueue.resolve_deferred_releases")
+    assert "is_abort_release_safe" in deferral
+    assert "ReduceOp.MIN" in deferral, "ranks release together"
+    failed = source("disaggregation.decode:DecodeTransferQueue.pop_transferred")
+    assert "ensure_abort_notified(force_arm=True)" in failed
+    assert "ReduceOp.MAX" in failed, "one rank's hold is every rank's"
+
+
+def test_metadata_of_another_room_never_becomes_tokens():
+    commit = source("disaggregation.decode:DecodeTransferQueue._commit_transfer_to_req")
+    assert commit.index("actual_room != expected_room") < commit.index("output_ids.append")
+
+
+def test_last_chunk_is_known_by_its_states():
+    send = source("disaggregation.prefill:SchedulerDisaggregationPrefillMixin._send_kv_chunk")
+    assert "send_state_indices = state_indices if segment_is_last else None" in send
+    assert "state_indices = [" in send
+
+
+def test_scheduler_has_what_the_hooks_read():
+    text = source("managers.scheduler:Scheduler")
+    for name in (
+        "_pending_chunked_abort_req",
+        "chunked_req",
+        "disagg_decode_prealloc_queue",
+        "disagg_decode_transfer_queue",
+        "disagg_prefill_bootstrap_queue",
+        "disagg_prefill_inflight_queue",
+        "idle_sleeper",
+        "req_to_metadata_buffer_idx_allocator",
+        "running_batch",
+        "token_to_kv_pool_allocator",
+        "tp_size",
+        "tree_cache",
+        "waiting_queue",
+    ):
+        assert re.search(rf"self\.{name}\b", text), name
+    assert "self.poller = zmq.Poller()" in source("managers.scheduler_components.idle_sleeper:IdleSleeper")
+
+
+def test_answers_can_be_read_without_its_signal_handlers():
+    create = source("managers.tokenizer_manager:TokenizerManager.auto_create_handle_loop")
+    assert create.index("if self.event_loop is not None") < create.index("add_signal_handler")
+    engine = source("entrypoints.engine:Engine.__init__")
+    assert "atexit.register(self.shutdown)" in engine
+    assert "self.loop = " in engine
+    assert "_scheduler_init_result" in engine
+
+
+def test_no_listener_of_sglang_starts_with_our_bootstrap_server():
+    from sglang.srt.disaggregation.common.conn import CommonKVBootstrapServer, CommonKVManager
+
+    assert not issubclass(backend.TandemKVBootstrapServer, CommonKVBootstrapServer)
+    assert not issubclass(backend.TandemKVManager, CommonKVManager)
+    assert vars(backend.TandemKVBootstrapServer("127.0.0.1", 8998)) == {}
+
+
+def test_plugin_is_declared_and_adds_the_backend():
+    from sglang.srt.arg_groups.choices import DISAGG_TRANSFER_BACKEND_CHOICES
+    from sglang.srt.disaggregation import utils
+    from sglang.srt.plugins import load_plugins
+
+    (declared,) = entry_points(group="sglang.srt.plugins", name="tandem")
+    assert declared.load() is plugin.register
+    load_plugins()
+    plugin.register()
+    assert "tandem" in DISAGG_TRANSFER_BACKEND_CHOICES
+    found = utils.get_kv_class(utils.TransferBackend("tandem"), utils.KVClassType.SENDER)
+    assert found is backend.TandemKVSender
+    fake = utils.get_kv_class(utils.TransferBackend.FAKE, utils.KVClassType.SENDER)
+    assert fake.__name__ == "FakeKVSender"
+
+
+def test_pass_through_arguments_have_sglangs_types():
+    parsed = arguments.parse(
+        [
+            "chunked-prefill-size=64",
+            "--disable_radix_cache=true",
+            "mem_fraction_static=0.5",
+            "cuda_graph_bs_prefill=1,2",
+        ]
+    )
+    assert parsed == {
+        "chunked_prefill_size": 64,
+        "disable_radix_cache": True,
+        "mem_fraction_static": 0.5,
+        "cuda_graph_bs_prefill": [1, 2],
+    }
+
+
+@pytest.mark.parametrize(
+    ("pair", "says"),
+    [
+        ("chunk_prefill_size=4", "did you mean chunked_prefill_size"),
+        ("tp-size=x", "'tp_size' does not take 'x'"),
+        ("dtype=zzz", "float32"),
+        ("disable_radix_cache=perhaps", "true or false"),
+        ("disaggregation-mode=decode", "set by Tandem"),
+        ("novalue", "key=value"),
+    ],
+)
+def test_bad_pass_through_argument_is_named(pair, says):
+    with pytest.raises(TandemError, match=re.escape(says)):
+        arguments.parse([pair])
+
+
+def test_what_is_ours_is_an_argument_of_sglang():
+    assert set(arguments._actions()) >= arguments.OURS - {"skip_tokenizer_init"}
+
+
+@pytest.mark.parametrize("role", Role)
+def test_cpu_defaults_are_arguments_of_sglang_and_the_user_wins(role, tmp_path, monkeypatch):
+    monkeypatch.setattr(arguments, "pool_tokens", lambda options, memory: 4096)
+    options = arguments.SglangOptions(model_path=str(tmp_path), max_running=3)
+    args = arguments.server_args(options, role, True, {"max_total_tokens": 99, "sleep_on_idle": False}, 0)
+    assert args["max_running_requests"] == 3
+    assert args["max_total_tokens"] == 99
+    assert args["sleep_on_idle"] is False
+    assert args["disaggregation_transfer_backend"] == "tandem"
+    from sglang.srt.server_args import ServerArgs
+
+    assert ServerArgs(**args).disaggregation_mode == role.value

@@ -16,10 +16,11 @@ from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import Role, WorkerId, WorkerLife
 from tandem.core.version import Protocol
 from tandem.rpc import convert
+from tandem.rpc.exits import ExitCode
 from tandem.rpc.lease import LeaseCallbacks, LeaseKeeper
 from tandem.rpc.watch import ClusterWatcher, WatchCallbacks
 from tandem.v1 import bootstrap_pb2 as pb
-from tests.support.bootstrap.process import bootstrap, connect, start_bootstrap, start_worker
+from tests.support.bootstrap.process import bootstrap, connect, start_bootstrap, lease_holder
 from tests.support.bootstrap.workers import LAYOUT, instance, worker
 
 WAIT_MS = 20_000
@@ -112,17 +113,17 @@ async def test_kill_9_expires_the_worker_and_a_new_life_of_it_joins():
         connect(process.address) as (channel, _),
         watching(channel) as watcher,
     ):
-        first = await start_worker(process.address, "p7")
-        view = await watcher.wait_for(holds("p7"), WAIT_MS)
-        assert str(view.workers[WorkerId("p7")].life.incarnation) == first.address
-        await first.end(signal.SIGKILL)
-        # Expiry is lease + grace (+ up to one more grace) after the last heartbeat; 2 s of room.
-        await watcher.wait_for(holds(), 1500 + 2000)
-        second = await start_worker(process.address, "p7")
-        view = await watcher.wait_for(holds("p7"), WAIT_MS)
-        assert int(second.address) > int(first.address)
-        assert await second.end() == 0
-        await watcher.wait_for(holds(), WAIT_MS)
+        async with lease_holder(process.address, "p7") as first:
+            view = await watcher.wait_for(holds("p7"), WAIT_MS)
+            assert str(view.workers[WorkerId("p7")].life.incarnation) == first.address
+            await first.end(signal.SIGKILL)
+            # Expiry is lease + grace (+ up to one more grace) after the last heartbeat; 2 s of room.
+            await watcher.wait_for(holds(), 1500 + 2000)
+        async with lease_holder(process.address, "p7") as second:
+            await watcher.wait_for(holds("p7"), WAIT_MS)
+            assert int(second.address) > int(first.address)
+            assert await second.end() == 0
+            await watcher.wait_for(holds(), WAIT_MS)
 
 
 async def test_a_new_life_replaces_the_old_one_which_ends():
@@ -135,14 +136,12 @@ async def test_a_new_life_replaces_the_old_one_which_ends():
         bootstrap(lease_ttl_ms=3000) as process,
         connect(process.address) as (channel, _),
         watching(channel, callbacks) as watcher,
+        lease_holder(process.address, "p7") as first,
     ):
-        first = await start_worker(process.address, "p7")
         await watcher.wait_for(holds("p7"), WAIT_MS)
-        second = await start_worker(process.address, "p7")
-        assert await asyncio.wait_for(first.child.wait(), 20) == 4
-        assert watcher.view.workers[WorkerId("p7")].life.incarnation == int(second.address)
-        assert events == [("joined", first.address), ("left", first.address), ("joined", second.address)]
-        await second.end()
+        async with lease_holder(process.address, "p7") as second:
+            assert await asyncio.wait_for(first.child.wait(), 20) == ExitCode.REPLACED
+            assert events == [("joined", first.address), ("left", first.address), ("joined", second.address)]
 
 
 async def test_after_a_restart_of_bootstrap_workers_come_back_as_they_were_and_no_view_loses_them():
@@ -178,15 +177,14 @@ async def test_a_worker_that_was_paused_registers_again_by_itself():
         bootstrap(lease_ttl_ms=400) as process,
         connect(process.address) as (channel, _),
         watching(channel) as watcher,
+        lease_holder(process.address, "p7") as holder,
     ):
-        holder = await start_worker(process.address, "p7")
         await watcher.wait_for(holds("p7"), WAIT_MS)
         holder.child.send_signal(signal.SIGSTOP)
         await watcher.wait_for(holds(), WAIT_MS)
         holder.child.send_signal(signal.SIGCONT)
         view = await watcher.wait_for(holds("p7"), WAIT_MS)
         assert str(view.workers[WorkerId("p7")].life.incarnation) == holder.address
-        await holder.end()
 
 
 async def test_a_paused_bootstrap_expires_nobody():

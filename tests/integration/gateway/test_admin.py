@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import grpc
 import httpx
 import pytest
 
 from tandem.rpc.errors import from_rpc_error
-from tandem.v1 import admin_pb2, admin_pb2_grpc
+from tandem.v1 import admin_pb2, admin_pb2_grpc, session_pb2
 from tests.support.gateway.cluster import cluster
-from tests.support.gateway.fake_worker import MODEL, count_up, first_then_wait, hand_over
+from tests.support.gateway.fake_worker import FIRST_TOKEN, MODEL, count_up, first_then_wait, hand_over
 
 PROMPT = {"model": MODEL, "prompt": "hello", "max_tokens": 2}
 
@@ -20,8 +21,12 @@ async def test_workers_are_listed_with_status_and_rooms() -> None:
     async with cluster(decode=[first_then_wait()]) as now:
         stub = admin_pb2_grpc.AdminServiceStub(now.admin)
         async with now.http.stream("POST", "/v1/completions", json={**PROMPT, "stream": True}) as response:
-            await anext(response.aiter_bytes())
-            listed = (await stub.ListClusterWorkers(admin_pb2.ListClusterWorkersRequest())).workers
+            pieces = response.aiter_bytes()  # kept: the connection closes with it
+            await anext(pieces)
+            async with asyncio.timeout(20):
+                listed = (await stub.ListClusterWorkers(admin_pb2.ListClusterWorkersRequest())).workers
+                while not all(worker.HasField("status") for worker in listed):  # each comes by a stream of its own
+                    listed = (await stub.ListClusterWorkers(admin_pb2.ListClusterWorkersRequest())).workers
     assert [worker.info.worker.worker_id for worker in listed] == ["d0", "p0"]
     assert [worker.in_flight for worker in listed] == [1, 0]
     assert listed[0].status.worker == listed[0].info.worker
@@ -102,16 +107,21 @@ async def test_metrics_and_model_info() -> None:
 
 async def test_a_client_that_does_not_read_is_given_up() -> None:
     async def flood(submit, send) -> None:  # type: ignore[no-untyped-def]
-        await first_then_wait(4000)(submit, send)
+        for place in range(4000):
+            send(session_pb2.Delta(room=submit.room, token_ids=[FIRST_TOKEN + place % 100], text="x" * 4000))
+            await asyncio.sleep(0)
+        await asyncio.Event().wait()
 
-    async with cluster(decode=[flood], stream_buffer_tokens=16) as now:
+    async with cluster(decode=[flood], stream_buffer_tokens=64) as now:
         host, port = now.gateway.http_address.split(":")
-        # A chat event has some 200 bytes, so that the answer is larger than what the small window below takes.
-        reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
+        # 16 MB of text are more than two sockets hold, of which this one is kept small.
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(client, (host, int(port)))
         body = httpx.Request("POST", "http://x/", json={**PROMPT, "max_tokens": 400, "stream": True}).content
         head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
-        writer.write(head.encode() + body)
+        await asyncio.get_running_loop().sock_sendall(client, head.encode() + body)
         await now.decodes[0].wait_until(lambda worker: len(worker.cancels) == 1)
         assert now.decodes[0].cancels[0].failure.reason == "OVERLOADED"
-        assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
-        writer.close()
+        client.close()

@@ -67,7 +67,8 @@ async def test_pool_exhaustion_is_told_with_retry_after() -> None:
 async def test_a_disconnect_cancels_both_legs() -> None:
     async with cluster(prefill=[say_nothing], decode=[first_then_wait()]) as now:
         async with now.http.stream("POST", "/v1/completions", json={**PROMPT, "stream": True}) as response:
-            await anext(response.aiter_bytes())
+            pieces = response.aiter_bytes()  # kept: the connection closes with it
+            await anext(pieces)
         for one in (now.prefills[0], now.decodes[0]):
             await one.wait_until(lambda worker: len(worker.cancels) == 1)
             assert one.cancels[0].room == one.submits[0].room
@@ -129,7 +130,8 @@ async def test_the_deadline_ends_the_request_and_both_legs() -> None:
 async def test_overload_is_429_with_retry_after() -> None:
     async with cluster(decode=[first_then_wait()], max_concurrent=1) as now:
         async with now.http.stream("POST", "/v1/completions", json={**PROMPT, "stream": True}) as response:
-            await anext(response.aiter_bytes())
+            pieces = response.aiter_bytes()  # kept: the connection closes with it
+            await anext(pieces)
             refused = await now.http.post("/v1/completions", json=PROMPT)
         assert refused.status_code == 429
         assert refused.headers["retry-after"] == "1"

@@ -58,9 +58,14 @@ async def start_bootstrap(port: int = 0, lease_ttl_ms: int = 600, **settings: ob
     )
 
 
-async def start_worker(bootstrap: str, worker_id: str) -> Process:
+@asynccontextmanager
+async def lease_holder(bootstrap: str, worker_id: str) -> AsyncIterator[Process]:
     """A process that keeps a lease and does nothing else; its `address` is its incarnation."""
-    return await _start("-m", "tests.support.bootstrap.lease_holder", bootstrap, worker_id)
+    process = await _start("-m", "tests.support.bootstrap.lease_holder", bootstrap, worker_id)
+    try:
+        yield process
+    finally:
+        await process.end(signal.SIGKILL)
 
 
 @asynccontextmanager

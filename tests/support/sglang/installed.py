@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 import warnings
 
 import pytest
 
+from tests.support.capabilities import CAPABILITIES
+from tests.support.settings import required_capabilities
+
 
 def require() -> None:
     """Loads SGLang for a CPU, or skips the module that calls this; TANDEM_REQUIRE=sglang makes that a failure."""
-    if importlib.util.find_spec("sglang") is None:
-        if "sglang" in os.environ.get("TANDEM_REQUIRE", "").split(","):
-            pytest.fail("TANDEM_REQUIRE names sglang, but it is not installed", pytrace=False)
-        pytest.skip("SGLang is not installed", allow_module_level=True)
+    reason = CAPABILITIES["sglang"]()
+    if reason is not None and "sglang" in required_capabilities():
+        pytest.fail(f"TANDEM_REQUIRE=sglang, but {reason}", pytrace=False)
+    if reason is not None:
+        pytest.skip(reason, allow_module_level=True)
     os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
     with warnings.catch_warnings():
         # It warns of every accelerator that is not there.

@@ -74,7 +74,7 @@ def test_version_is_the_one_that_this_was_read_in():
         ("managers.scheduler:Scheduler.on_idle", "self"),
         ("managers.tokenizer_manager:TokenizerManager.handle_loop", "self"),
         ("managers.tokenizer_manager:TokenizerManager.abort_request", "self rid abort_all"),
-        ("arg_groups.choices:add_disagg_transfer_backend_choices", "choices"),
+        ("arg_groups.choices:add_disagg_transfer_backend_choices", "iterable"),
         ("arg_groups.model_override_base:model_config_of", "server_args"),
     ],
 )
@@ -109,6 +109,8 @@ ELSEWHERE = {
     "submit_prefill_recompute",
     "transfer_infos",
     "_staging_handler",
+    "attn_cp_rank",
+    "attn_cp_size",
 }
 
 
@@ -129,7 +131,9 @@ def test_prefill_peer_answers_what_sglang_asks():
 
 
 def test_aborts_are_released_after_our_fence_alone():
-    assert thing("environ:envs").SGLANG_DISAGGREGATION_DEFERRED_DECODE_KV_RELEASE_TIMEOUT
+    environ = source("environ:")
+    assert "SGLANG_DISAGGREGATION_DEFERRED_DECODE_KV_RELEASE = EnvBool" in environ
+    assert "SGLANG_DISAGGREGATION_DEFERRED_DECODE_KV_RELEASE_TIMEOUT = EnvFloat" in environ
     deferral = source("disaggregation.decode:DecodeTransferQueue.resolve_deferred_releases")
     assert "is_abort_release_safe" in deferral
     assert "ReduceOp.MIN" in deferral, "ranks release together"

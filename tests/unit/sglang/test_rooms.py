@@ -7,7 +7,6 @@ import pytest
 
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.room.events import Phase, Why
-
 from tests.support.sglang import installed
 
 installed.require()

@@ -17,7 +17,7 @@ from tandem.cli.board import read_state
 from tandem.cli.cluster import members_of_bootstrap, members_of_gateway, set_draining, table_of
 from tandem.cli.plan import DeviceChoice, EngineChoice, Machine, ProviderChoice, UpOptions, make_plan, parse_ratio
 from tandem.cli.up import UpView, require_free_port, run_up
-from tandem.core.errors import TandemError
+from tandem.core.errors import ErrorReason, TandemError
 from tandem.rpc.credentials import Credentials, TlsSettings
 from tandem.rpc.exits import ExitCode
 
@@ -95,7 +95,7 @@ def generate(
     """Asks a gateway and prints the answer."""
     own = settings.CliSettings.load()
     if not url:
-        url = read_state(own.state_file).url if own.state_file.exists() else own.url
+        url = _gateway_here(own.state_file) if own.state_file.exists() else own.url
     client = GatewayClient(url, own.api_key.get_secret_value())
     try:
         question = Question(prompt, max_tokens, temperature, chat, model)
@@ -166,6 +166,13 @@ def _mark(worker_id: str, bootstrap: str, *, draining: bool) -> None:
 
 def _bootstrap_here() -> str:
     return read_state(settings.CliSettings.load().state_file).bootstrap
+
+
+def _gateway_here(state_file: Path) -> str:
+    state = read_state(state_file)
+    if not state.url:
+        raise TandemError(ErrorReason.NO_WORKER, "the system that runs here is still starting")
+    return state.url
 
 
 def main() -> NoReturn:

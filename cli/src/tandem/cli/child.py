@@ -31,7 +31,8 @@ class Child:
         self._heard = asyncio.Event()
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         """Its last lines."""
-        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
         self._readers = [
             asyncio.create_task(self._read(process.stdout, self._stdout_line)),
             asyncio.create_task(self._read(process.stderr, self._log_line)),

@@ -51,7 +51,7 @@ class Member:
 
 
 async def members_of_bootstrap(address: str, credentials: Credentials) -> list[Member]:
-    """Every worker that BootstrapService lists, each asked for its status. Raises TandemError if bootstrap is silent."""
+    """Every worker that bootstrap lists, each asked for its status. Raises TandemError if bootstrap is silent."""
     async with open_channel(address, credentials) as channel:
         stub: Any = bootstrap_pb2_grpc.BootstrapServiceStub(channel)
         call = stub.ListWorkers(bootstrap_pb2.ListWorkersRequest(), timeout=TIMEOUT_S)

@@ -1,6 +1,7 @@
-"""Becomes another program that dies with the process that started it: `python -m tandem.cli.leash PARENT_PID PROGRAM ...`.
+"""Becomes another program that dies with the process that started it.
 
-The kernel kills this process when its parent ends in whatever way, kill -9 included, and keeps that promise over exec.
+`python -m tandem.cli.leash PARENT_PID PROGRAM ...`. The kernel kills
+this process when its parent ends in whatever way, kill -9 included, and keeps that promise over exec.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def inherited() -> dict[str, str]:
 
 
 def default_model() -> str:
-    """The model that comes with the source: below the current folder, else in the checkout that this was installed from."""
+    """The model that comes with the source: below the current folder, else in the checkout that runs."""
     return str(_TINY if _TINY.is_dir() or not (_CHECKOUT / _TINY).is_dir() else _CHECKOUT / _TINY)
 
 

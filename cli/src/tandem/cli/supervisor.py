@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from tandem.cli.board import Board, Stage
@@ -26,7 +26,7 @@ class RestartPolicy:
     max_restarts: int = 5
     """In a row; one that has run for stable_s starts counting anew."""
     stable_s: float = 60.0
-    backoff: BackoffPolicy = BackoffPolicy(initial_ms=200, max_ms=5_000)
+    backoff: BackoffPolicy = field(default_factory=lambda: BackoffPolicy(initial_ms=200, max_ms=5_000))
 
 
 class ProcessFailed(Exception):

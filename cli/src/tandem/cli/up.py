@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from tandem.rpc.exits import ExitCode
 
 BOOTSTRAP_DRAIN_MS: Final = 2_000
 REWATCH_S: Final = 0.2
+SAME_WISH_S: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,7 @@ class _System:
         self._workers = [supervise(1 + index) for index in range(len(plan.workers))]
         self._gateway = supervise(-1)
         self._asked = asyncio.Event()
+        self._asked_at = 0.0
 
     def _line(self, name: str, text: str) -> None:
         self._display.line(name, text)
@@ -122,12 +125,17 @@ class _System:
                 process.kill()
 
     def _on_signal(self, number: signal.Signals) -> None:
+        now = time.monotonic()
         if self._asked.is_set():
+            # Some send their signal to the process and to its group, which is one wish.
+            if now - self._asked_at < SAME_WISH_S:
+                return
             self._display.say(f"{number.name} again: every process is killed.")
             for process in self._all:
                 process.kill()
             return
         self._display.say(f"{number.name}: Tandem ends; requests that run may finish. Again: at once.")
+        self._asked_at = now
         self._asked.set()
 
     @property

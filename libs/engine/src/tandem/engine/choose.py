@@ -20,6 +20,6 @@ def make_engine(role: Role, settings: WorkerSettings) -> Engine:
             overrides["tokenizer_path"] = settings.model_path
         return MockEngine(MockSettings.load(**overrides), role)
     from tandem.engine.sglang.engine import SglangEngine
-    from tandem.engine.sglang.environment import SglangSettings
+    from tandem.engine.sglang.settings import SglangSettings
 
-    return SglangEngine(role, SglangSettings.load(), model_path=settings.model_path, model=settings.served_name)
+    return SglangEngine(role, SglangSettings.load().options(settings.model_path, settings.served_name))

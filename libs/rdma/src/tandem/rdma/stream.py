@@ -10,6 +10,7 @@ import asyncio
 import os
 import select
 import socket
+import struct
 import threading
 from collections.abc import Callable
 
@@ -78,6 +79,10 @@ class Channel:
         except OSError:
             return  # the peer was faster
 
+    def discard_unsent(self) -> None:
+        """Makes `close` reset the connection: what the kernel still holds for a stuck peer never gets there."""
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
     def close(self) -> None:
         """Frees the descriptors; nobody may use them any more."""
         self._sock.close()
@@ -141,7 +146,10 @@ class StreamThread:
         except OSError as lost:
             error = TandemError(ErrorReason.LINK_LOST, f"the lane was lost: {lost.strerror or lost}")
         finally:
-            self.channel.shut_down()
+            if error is None:
+                self.channel.shut_down()
+            else:
+                self.channel.discard_unsent()
             self.post(self._end, error)
 
     def _end(self, error: TandemError | None) -> None:

@@ -18,7 +18,7 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
     def __init__(self, host: WorkerHost) -> None:
         self._host = host
 
-    async def Session(  # noqa: N802
+    async def Session(  # type: ignore[override]  # noqa: N802
         self, request_iterator: AsyncIterator[session_pb2.SessionRequest], context: Any
     ) -> None:
         """One Session of a gateway."""

@@ -20,7 +20,7 @@ from tandem.rpc.exits import ExitCode
 from tandem.rpc.lease import LeaseCallbacks, LeaseKeeper
 from tandem.rpc.watch import ClusterWatcher, WatchCallbacks
 from tandem.v1 import bootstrap_pb2 as pb
-from tests.support.bootstrap.process import bootstrap, connect, start_bootstrap, lease_holder
+from tests.support.bootstrap.process import bootstrap, connect, lease_holder, start_bootstrap
 from tests.support.bootstrap.workers import LAYOUT, instance, worker
 
 WAIT_MS = 20_000

@@ -108,6 +108,19 @@ async def test_the_openai_client_raises_for_an_error_event() -> None:
             await asyncio.wait_for(anext(stream), 10)
 
 
+async def test_a_lost_session_fails_its_rooms_and_is_opened_again() -> None:
+    async with cluster(decode=[first_then_wait()]) as now:
+        async with now.http.stream("POST", "/v1/completions", json={**PROMPT, "stream": True}) as response:
+            _, rest = await first_event(response)
+            now.decodes[0].hang_up()
+            assert b"peer_lost" in await asyncio.wait_for(rest, 10)
+        await now.decodes[0].wait_until(lambda worker: worker.welcomes == 2)
+        await now.wait_ready()
+        now.decodes[0].script = count_up
+        answer = await now.client.completions.create(**PROMPT)
+        assert answer.choices[0].text == "t0 t1 t2 t3 "
+
+
 async def test_a_worker_that_bootstrap_strikes_off_fails_its_rooms_at_once() -> None:
     async with cluster(decode=[first_then_wait()]) as now:
         async with now.http.stream("POST", "/v1/completions", json={**PROMPT, "stream": True}) as response:

@@ -50,10 +50,9 @@ async def test_thousands_of_odd_ranges_across_buffers(make_pair: MakePair, check
     pair = await make_pair(8 * MIB, checksum=checksum)
     open_whole(await pair.open_lane(), pair.pool)
     random = np.random.default_rng(5)
-    lengths = random.integers(0, 800, 20_000).astype(np.uint64)
-    dst = np.cumsum(lengths + np.uint64(7), dtype=np.uint64)[random.permutation(20_000)]
-    lengths = random.permutation(np.minimum(lengths, 7))  # so that no two destinations overlap
-    lengths[100], dst[100] = 2 * MIB, 5 * MIB + 555_555  # this one crosses buffers
+    lengths = random.integers(0, 150, 20_000).astype(np.uint64)
+    dst = random.permutation(20_000).astype(np.uint64) * np.uint64(157)  # room for one each, in the first 3 MiB
+    lengths[100], dst[100] = 2 * MIB, 3 * MIB + 555
     src = random.integers(0, 6 * MIB, 20_000).astype(np.uint64)
     expected = moved(pair.source, pair.pool, src, dst, lengths)
     result = await pair.write(src, dst, lengths, 1)
@@ -61,8 +60,7 @@ async def test_thousands_of_odd_ranges_across_buffers(make_pair: MakePair, check
     assert result["status"] == DONE
     assert landed.checksum == result["checksum"]
     assert (landed.checksum is not None) == checksum
-    differing = np.flatnonzero(pair.pool != expected)
-    assert not [at for at in differing.tolist() if not 5 * MIB <= at < 8 * MIB], "outside where ranges overlap"
+    assert np.array_equal(pair.pool, expected)
 
 
 async def test_an_empty_write_lands_at_once(make_pair: MakePair) -> None:

@@ -106,7 +106,10 @@ class FakeWorker:
         self.cancels: list[session_pb2.Cancel] = []
         self.sessions = 0
         """Sessions that are open."""
+        self.welcomes = 0
+        """Sessions that were ever opened."""
         self._news = asyncio.Condition()
+        self._hang_up = asyncio.Event()
         self._life = WorkerLife(WorkerId(worker_id), Incarnation(0))
         self._server = GrpcServer()
         if role is Role.PREFILL:
@@ -131,6 +134,11 @@ class FakeWorker:
         """Deregisters, and goes on running: what is left is a worker that bootstrap does not know."""
         await bootstrap.Deregister(bootstrap_pb2.DeregisterRequest(worker=convert.life_to_proto(self._life)))
 
+    def hang_up(self) -> None:
+        """Ends the Session that is open, and goes on living."""
+        self._hang_up.set()
+        self._hang_up = asyncio.Event()
+
     async def die(self) -> None:
         """Cuts every stream and stops to listen, as a crash does."""
         await self._server.stop(0)
@@ -153,12 +161,17 @@ class FakeWorker:
         rooms: dict[int, asyncio.Task[None]] = {}
         reader = asyncio.create_task(self._read(requests, rooms, deltas.put_nowait))
         await self._count_session(1)
+        hang_up = asyncio.create_task(self._hang_up.wait())
         try:
-            while True:
-                delta = await deltas.get()
-                yield session_pb2.SessionResponse(batch=session_pb2.StepBatch(deltas=[delta]))
+            while not hang_up.done():
+                delta = asyncio.create_task(deltas.get())
+                await asyncio.wait({delta, hang_up}, return_when=asyncio.FIRST_COMPLETED)
+                if delta.done():
+                    yield session_pb2.SessionResponse(batch=session_pb2.StepBatch(deltas=[delta.result()]))
+                else:
+                    delta.cancel()
         finally:
-            for task in (reader, *rooms.values()):
+            for task in (hang_up, reader, *rooms.values()):
                 task.cancel()
             await self._count_session(-1)
 
@@ -197,4 +210,5 @@ class FakeWorker:
     async def _count_session(self, change: int) -> None:
         async with self._news:
             self.sessions += change
+            self.welcomes += change > 0
             self._news.notify_all()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import numpy.typing as npt
 
@@ -23,7 +25,7 @@ def random_pool(count: int, seed: int) -> Bytes:
 def buffers_of(pool: Bytes) -> list[Buffer]:
     """The pool as unequal buffers, in order."""
     cuts = sorted({0, pool.size // 7, pool.size // 2, pool.size})
-    return [Buffer(int(pool.ctypes.data) + a, b - a) for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [Buffer(int(pool.ctypes.data) + a, b - a) for a, b in pairwise(cuts)]
 
 
 def u64(*values: int) -> U64:

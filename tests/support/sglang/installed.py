@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import os
 import warnings
 
 import pytest
 
+from tandem.engine.sglang import environment
 from tests.support.capabilities import CAPABILITIES
 from tests.support.settings import required_capabilities
 
@@ -19,7 +19,7 @@ def require() -> None:
         pytest.fail(f"TANDEM_REQUIRE=sglang, but {reason}", pytrace=False)
     if reason is not None:
         pytest.skip(reason, allow_module_level=True)
-    os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
+    environment.use_cpu()
     with warnings.catch_warnings():
         # It warns of every accelerator that is not there.
         warnings.simplefilter("ignore")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import os
 import secrets
 import sys
 from collections import defaultdict
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import ROOT
+from tests.support.settings import environment
 
 TINY = ROOT / "models" / "tandem-tiny"
 
@@ -56,7 +56,7 @@ class Worker:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
                 cwd=ROOT,
-                env={**os.environ, **env},
+                env=environment(**env),
                 limit=1 << 24,
             )
         self._up = asyncio.Event()

@@ -12,7 +12,7 @@ import pytest
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import RequestId, Role
 from tandem.core.policies import PolicyName
-from tandem.gateway.router import Journey
+from tandem.gateway.router import Dice, Journey, Router, RouterSettings
 from tandem.v1 import session_pb2
 from tests.support.gateway.doubles import NotingWorker, NotingWorkers, finish, one_each, router_of, sequence, tokens
 
@@ -71,6 +71,25 @@ async def test_after_the_first_token_there_is_no_other_attempt() -> None:
         await task
     assert failure.value is LOST
     assert not workers.decodes[1].submits
+
+
+class LoadedDice(Dice):
+    """Always the first worker."""
+
+    def bits(self, count: int) -> int:
+        """Zero."""
+        return 0
+
+
+async def test_another_attempt_prefers_workers_that_have_not_failed() -> None:
+    workers = two_each()
+    workers.decodes[0].refuses = LOST
+    router = Router(workers, RouterSettings(3, 0), dict.fromkeys(Role, PolicyName.RANDOM), dice=LoadedDice())
+    task = asyncio.create_task(router.run(sequence(), journey(), lambda _: True))
+    submit = await workers.decodes[1].next_submit()
+    assert [one.room for one in workers.prefills[1].submits] == [submit.room]
+    workers.decodes[1].bring(finish(submit.room))
+    await task
 
 
 async def test_attempts_are_counted() -> None:

@@ -104,6 +104,8 @@ async def test_queue_is_bounded(start_pair, wire: Wire) -> None:
     ("role", "prompt", "sampling", "changes", "reason"),
     [
         (Role.DECODE, [], LONG, {}, ErrorReason.INVALID_ARGUMENT),
+        (Role.PREFILL, [1, -1], LONG, {}, ErrorReason.INVALID_ARGUMENT),
+        (Role.PREFILL, [2**32], LONG, {}, ErrorReason.INVALID_ARGUMENT),
         (Role.DECODE, [1] * 200, LONG, {}, ErrorReason.CONTEXT_TOO_LONG),
         (Role.PREFILL, [1] * 200, LONG, {}, ErrorReason.CONTEXT_TOO_LONG),
         (Role.DECODE, [1] * 30, LONG, {}, ErrorReason.POOL_EXHAUSTED),

@@ -51,6 +51,8 @@ class SenderParts:
 class SenderStream(StreamThread):
     """Sends writes one after another over one connection, and reads the receiver's replies meanwhile."""
 
+    flushes = False  # every write has ended by then, so what the kernel still holds is of use to nobody
+
     def __init__(
         self, name: str, channel: Channel, parts: SenderParts, on_end: Callable[[TandemError | None], None]
     ) -> None:

@@ -95,6 +95,9 @@ class StreamThread:
     `work` runs until `stopping` is set, or raises TandemError or OSError if the connection is lost.
     """
 
+    flushes = True
+    """Whether what was written last still goes out when the thread ends in order."""
+
     def __init__(self, name: str, channel: Channel, on_end: Callable[[TandemError | None], None]) -> None:
         self.channel = channel
         self.stopping = False
@@ -146,7 +149,7 @@ class StreamThread:
         except OSError as lost:
             error = TandemError(ErrorReason.LINK_LOST, f"the lane was lost: {lost.strerror or lost}")
         finally:
-            if error is None:
+            if error is None and self.flushes:
                 self.channel.shut_down()
             else:
                 self.channel.discard_unsent()

@@ -94,12 +94,12 @@ class GrpcServer:
         return address if unix else f"{address.rpartition(':')[0]}:{port}"
 
     async def start(self) -> None:
-        """Starts to serve, not ready yet."""
+        """Starts to serve, not ready yet. Once only."""
+        self._move(ServerState.SERVING)
         names = [*self._services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(names, self._server)
         await self._publish(ready=False)
         await self._server.start()
-        self._move(ServerState.SERVING)
 
     async def set_ready(self, ready: bool) -> None:
         """Sets the health of every service and of the whole. Has no effect once draining."""

@@ -82,7 +82,7 @@ class SessionPool:
                 self._tasks.spawn(status.run(), f"status-{info.life}"),
             )
             self._members[info.life] = _Member(session, status, channel, tasks)
-        self._changed.set()
+        self._note_change()
 
     def left(self, life: WorkerLife) -> None:
         """A worker is gone: its rooms fail with PEER_LOST at once.
@@ -91,13 +91,13 @@ class SessionPool:
         """
         if self._connected():
             self._remove(life)
-        self._changed.set()
+        self._note_change()
 
     def changed(self, info: WorkerInfo) -> None:
         """A worker has other facts, such as draining."""
         if info.life in self._members:
             self._members[info.life].session.info = info
-        self._changed.set()
+        self._note_change()
 
     def sessions(self, role: Role, model: str) -> list[Session]:
         """Sessions that can take a room of a model now, in order of worker id."""
@@ -132,6 +132,15 @@ class SessionPool:
         for life in list(self._members):
             self._remove(life)
         await self._tasks.close()
+
+    def _note_change(self) -> None:
+        """Drops what was kept through a loss of bootstrap and is of no use any more; wakes who waits."""
+        if self._connected():
+            for life, member in list(self._members.items()):
+                useless = not member.session.up or not member.session.in_flight
+                if useless and self.view.find(life) is None:
+                    self._remove(life)
+        self._changed.set()
 
     def _remove(self, life: WorkerLife) -> None:
         member = self._members.pop(life, None)

@@ -24,6 +24,7 @@ from tandem.core.version import CURRENT, agree
 from tandem.rpc import convert
 from tandem.rpc.backoff import Backoff, BackoffPolicy
 from tandem.rpc.errors import from_rpc_error
+from tandem.rpc.options import MAX_MESSAGE_BYTES
 from tandem.v1 import decode_pb2_grpc, prefill_pb2_grpc, session_pb2
 
 log = logging.getLogger(__name__)
@@ -96,11 +97,19 @@ class Session:
         self._up_changed = hook
 
     def submit(self, submit: session_pb2.Submit, leg: Leg) -> None:
-        """Sends a room. Raises PEER_LOST if the Session is down, OVERLOADED if too much waits to be sent."""
+        """Sends a room.
+
+        Raises PEER_LOST if the Session is down, OVERLOADED if too much waits to be sent, CONTEXT_TOO_LONG if the
+        message is longer than the protocol allows: it would break the stream, and every room on it.
+        """
         if self._outbox is None:
             raise TandemError(ErrorReason.PEER_LOST, f"There is no Session with {self.life.worker_id}.")
         if len(self._outbox.waiting) >= self._max_outbox:
             raise TandemError(ErrorReason.OVERLOADED, f"Too many messages wait for {self.life.worker_id}.")
+        size = submit.ByteSize()
+        if size > MAX_MESSAGE_BYTES:
+            text = f"The prompt takes {size} bytes on its way to a worker; at most {MAX_MESSAGE_BYTES} are allowed."
+            raise TandemError(ErrorReason.CONTEXT_TOO_LONG, text)
         self._legs[submit.room] = leg
         self._outbox.put(session_pb2.SessionRequest(submit=submit))
 

@@ -24,6 +24,8 @@ from tandem.engine.rank.settings import RankSettings
 from tandem.rpc.tasks import TaskSupervisor
 
 _GRAMMARS: Final = ("json_schema", "regex", "ebnf")
+_MAX_TOKEN: Final = 2**32 - 1
+"""Largest token id on the wire. The mock hashes prompts, so any tokenizer's ids will do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +174,8 @@ class MockEngine:
             raise self._error
         if not job.input_ids:
             raise TandemError(ErrorReason.INVALID_ARGUMENT, "the prompt has no tokens", field="input_ids")
+        if not 0 <= min(job.input_ids) <= max(job.input_ids) <= _MAX_TOKEN:
+            raise TandemError(ErrorReason.INVALID_ARGUMENT, f"token ids must be in 0..{_MAX_TOKEN}", field="input_ids")
         if len(job.input_ids) >= self._settings.context_tokens:
             raise TandemError(
                 ErrorReason.CONTEXT_TOO_LONG,

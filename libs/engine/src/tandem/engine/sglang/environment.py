@@ -46,6 +46,11 @@ def has_gpu() -> bool:
     return Path("/dev/nvidiactl").exists()
 
 
+def use_cpu() -> None:
+    """SGLang decides when it is imported whether it runs on a CPU: this is how it is told."""
+    os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
+
+
 def prepare(hub_address: str, model_path: str, cpu: Cpu | None) -> None:
     """Sets this process's environment for SGLang and its children; call it before SGLang is imported.
 
@@ -61,7 +66,7 @@ def prepare(hub_address: str, model_path: str, cpu: Cpu | None) -> None:
         os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
     if cpu is None:
         return
-    os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
+    use_cpu()
     # A few small functions would be compiled at the first request: seconds, and a C++ compiler that may not be there.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     os.environ.setdefault("OMP_NUM_THREADS", str(cpu.threads_per_rank))

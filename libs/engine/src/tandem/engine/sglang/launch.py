@@ -50,27 +50,19 @@ class RunningSglang:
         Raises TandemError: INVALID_ARGUMENT for arguments that SGLang refuses, ENGINE_FAILED if it did not come up.
         """
         loop = asyncio.get_running_loop()
-        self._engine = await loop.run_in_executor(self._starter, self._make, make_args)
+        made = loop.run_in_executor(self._starter, _make, make_args)
+        await asyncio.wait([made])
+        if (error := made.exception()) is not None:
+            # SGLang raises whatever it likes.
+            _kill(_children())
+            raise _start_error(error) from error
+        self._engine = made.result()
         self._pids = list(self._engine.get_all_child_pids())
         # It made itself a loop in its thread; ours is the one that it will run on.
         self._engine.loop.close()
         self._engine.loop = loop
         self._reader = loop.create_task(self._read(), name="sglang answers")
         self._reader.add_done_callback(self._on_reader_done)
-
-    def _make(self, make_args: Callable[[], Mapping[str, Any]]) -> Any:
-        args = make_args()
-        import sglang
-
-        try:
-            engine = sglang.Engine(**args)
-        except (RuntimeError, ValueError, TypeError, AssertionError, OSError, EOFError) as error:
-            _kill(_children())
-            refused = isinstance(error, ValueError | TypeError)
-            reason = ErrorReason.INVALID_ARGUMENT if refused else ErrorReason.ENGINE_FAILED
-            raise TandemError(reason, f"SGLang did not start: {error}") from error
-        atexit.unregister(engine.shutdown)
-        return engine
 
     async def _read(self) -> None:
         """Takes SGLang's answers, in place of the task that it would start with its signal handlers."""
@@ -138,6 +130,23 @@ class RunningSglang:
                 watchdog.stop()
         _kill(self._pids)
         self._pids = []
+
+
+def _make(make_args: Callable[[], Mapping[str, Any]]) -> Any:
+    args = make_args()
+    import sglang
+
+    engine = sglang.Engine(**args)
+    atexit.unregister(engine.shutdown)
+    return engine
+
+
+def _start_error(error: BaseException) -> TandemError:
+    if isinstance(error, TandemError):
+        return error
+    refused = isinstance(error, ValueError | TypeError)
+    reason = ErrorReason.INVALID_ARGUMENT if refused else ErrorReason.ENGINE_FAILED
+    return TandemError(reason, f"SGLang did not start: {error}")
 
 
 def _children() -> list[int]:

@@ -1,0 +1,171 @@
+"""Workers that die, bytes that change on their way, and a system that ends: nobody gets a wrong answer."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from pathlib import Path
+
+import httpx
+
+from tests.support.mock.oracle import Oracle
+from tests.support.system.asking import Answer, body, events, generate, generate_all
+from tests.support.system.system import System, is_idle, running_system
+
+SLOW = ("--engine-arg", "decode_us_per_step=20000")
+"""A stream of 200 tokens takes four seconds."""
+FLIP = "TANDEM_RANK_FAULT_FLIP_CHUNK=0"
+
+
+def prompt_of(length: int, seed: int = 0) -> list[int]:
+    """A random prompt."""
+    dice = random.Random(seed)
+    return [dice.randrange(3, 1000) for _ in range(length)]
+
+
+async def kill_mid_stream(system: System, client: httpx.AsyncClient, name: str) -> tuple[dict[str, object], float]:
+    """Streams, kills a worker at the third event; returns the last event and the seconds from the kill to it."""
+    last, killed, count = {}, 0.0, 0
+    async for event in events(client, "/generate", body(prompt_of(30), 400, ignore_eos=True)):
+        last, count = event, count + 1
+        if count == 3:
+            system.kill(name)
+            killed = time.monotonic()
+    assert killed, "the stream was over before the worker could be killed"
+    return last, last["at"] - killed
+
+
+async def test_a_killed_decode_worker_ends_its_stream_and_comes_back(tmp_path: Path, oracle: Oracle) -> None:
+    with running_system(tmp_path, "--engine", "mock", *SLOW) as system:
+        before = await system.members()
+        async with system.client() as client:
+            last, seconds = await kill_mid_stream(system, client, "decode-0")
+            assert "error" in last, last
+            assert seconds < 2
+            old = before["decode-0"].info.worker.incarnation
+            await system.wait_view(
+                lambda view: "decode-0" in view.workers and view.workers["decode-0"].life.incarnation > old
+            )
+            prompt = prompt_of(50, seed=1)
+            answer = await ask_until_served(client, prompt)
+        assert answer.tokens == oracle.predict(prompt, 8).tokens
+        statuses = await system.wait_idle()
+        assert all(is_idle(status) for status in statuses.values()), statuses
+        # Its first room had been handed over before the decode worker died.
+        assert [statuses[name].rooms_succeeded for name in ("prefill-0", "decode-0")] == [2, 1]
+        row = system.state.row("decode-0")
+        assert (row.restarts, row.stage.value) == (1, "ready")
+
+
+async def ask_until_served(client: httpx.AsyncClient, prompt: list[int]) -> Answer:
+    """Asks as a client does that honours Retry-After: the gateway may hear of a worker a moment after bootstrap."""
+    while True:
+        response = await client.post("/generate", json=body(prompt, 8))
+        if response.status_code == 200:
+            found = response.json()
+            return Answer(found["output_ids"], found["text"], found["meta_info"])
+        assert response.status_code == 503, response.text
+        await asyncio.sleep(int(response.headers["Retry-After"]))
+
+
+async def test_another_decode_worker_serves_at_once_when_one_is_killed(tmp_path: Path, oracle: Oracle) -> None:
+    with running_system(tmp_path, "--engine", "mock", "--ratio", "1:2", *SLOW) as system:
+        async with system.client() as client:
+            # Whichever of the two serves the stream: the request that follows must go to the other one.
+            stream = asyncio.create_task(_last_event(client))
+            busy = await _busy_decode(system)
+            system.kill(busy)
+            last = await stream
+            assert "error" in last, last
+            prompt = prompt_of(50, seed=2)
+            answer = await generate(client, prompt, 8)
+            assert answer.tokens == oracle.predict(prompt, 8).tokens
+
+
+async def _last_event(client: httpx.AsyncClient) -> dict[str, object]:
+    last: dict[str, object] = {}
+    async for event in events(client, "/generate", body(prompt_of(30), 400, ignore_eos=True)):
+        last = event
+    return last
+
+
+async def _busy_decode(system: System) -> str:
+    """The decode worker that runs a request; waits for it."""
+    from tests.support.system.system import watch_status
+
+    members = {name: one for name, one in (await system.members()).items() if name.startswith("decode")}
+
+    async def running(name: str) -> str:
+        async for status in watch_status(members[name].info):
+            if status.running:
+                return name
+        raise AssertionError(f"{name} ended its status")
+
+    tasks = [asyncio.create_task(running(name)) for name in members]
+    done, rest = await asyncio.wait(tasks, timeout=10, return_when=asyncio.FIRST_COMPLETED)
+    for task in rest:
+        task.cancel()
+    return done.pop().result()
+
+
+async def test_a_killed_prefill_worker_comes_back(tmp_path: Path, oracle: Oracle) -> None:
+    slow_prefill = ("--engine-arg", "prefill_us_per_token=20000")
+    with running_system(tmp_path, "--engine", "mock", *slow_prefill) as system:
+        old = (await system.members())["prefill-0"].info.worker.incarnation
+        async with system.client() as client:
+            asked = asyncio.create_task(client.post("/generate", json=body(prompt_of(200), 4)))
+            await _running(system, "prefill-0")
+            system.kill("prefill-0")
+            response = await asyncio.wait_for(asked, 10)
+            assert response.status_code in (502, 503), response.text
+            await system.wait_view(
+                lambda view: "prefill-0" in view.workers and view.workers["prefill-0"].life.incarnation > old
+            )
+            prompt = prompt_of(20, seed=3)
+            assert (await ask_until_served(client, prompt)).tokens == oracle.predict(prompt, 8).tokens
+        statuses = await system.wait_idle()
+        assert all(is_idle(status) for status in statuses.values()), statuses
+
+
+async def _running(system: System, name: str) -> None:
+    from tests.support.system.system import watch_status
+
+    async with asyncio.timeout(10):
+        async for status in watch_status((await system.members())[name].info):
+            if status.open_rooms:
+                return
+
+
+async def test_a_byte_that_flips_once_costs_an_attempt_and_changes_nothing(tmp_path: Path, oracle: Oracle) -> None:
+    with running_system(tmp_path, "--engine", "mock", "--env", f"decode-0:{FLIP}") as system:
+        prompt = prompt_of(40)
+        async with system.client() as client:
+            answer = await generate(client, prompt, 8)
+        assert answer.tokens == oracle.predict(prompt, 8).tokens
+        status = (await system.wait_idle())["decode-0"]
+        assert (status.checksum_failures, status.rooms_failed, status.rooms_succeeded) == (1, 1, 1)
+
+
+async def test_bytes_that_flip_every_time_make_the_request_fail_clearly(tmp_path: Path) -> None:
+    always = ("--env", f"decode-0:{FLIP}", "--env", "decode-0:TANDEM_RANK_FAULT_FLIP_TIMES=1000000")
+    with running_system(tmp_path, "--engine", "mock", "--provider", "tcp", *always) as system:
+        async with system.client() as client:
+            response = await client.post("/generate", json=body(prompt_of(40), 8))
+        assert response.status_code == 502, response.text
+        assert response.json()["error"]["code"] == "checksum_mismatch"
+        status = (await system.wait_idle())["decode-0"]
+        assert status.checksum_failures == 3
+        assert is_idle(status)
+
+
+async def test_sigterm_lets_every_running_request_finish(tmp_path: Path, oracle: Oracle) -> None:
+    with running_system(tmp_path, "--engine", "mock", *SLOW) as system:
+        asked = [prompt_of(20, seed=seed) for seed in range(8)]
+        async with system.client() as client:
+            answers = asyncio.create_task(generate_all(client, asked, 60, at_once=8))
+            await _busy_decode(system)
+            ended = asyncio.create_task(asyncio.to_thread(system.stop))
+            found = await answers
+        assert await ended == 0
+        assert [one.tokens for one in found] == [oracle.predict(prompt, 60).tokens for prompt in asked]

@@ -1,0 +1,62 @@
+"""Which workers a gateway keeps while bootstrap is out of reach."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from tandem.core.cluster import ClusterView
+from tandem.core.ids import Role, WorkerId
+from tandem.gateway.pool import PoolSettings, SessionPool
+from tandem.rpc.client import open_channel
+from tests.support.bootstrap.workers import worker
+
+DECODE = worker("d0", Role.DECODE, incarnation=1)
+OTHER = worker("d1", Role.DECODE, incarnation=2)
+FULL = ClusterView().with_snapshot(1, 1, [DECODE, OTHER])
+
+
+@dataclass(slots=True)
+class Watch:
+    """What bootstrap says."""
+
+    view: ClusterView
+    connected: bool
+
+
+def pool_of(watch: Watch) -> SessionPool:
+    """A pool whose workers cannot be reached."""
+    settings = PoolSettings("gateway-test", 16, 200)
+    pool = SessionPool(settings, lambda _: open_channel("127.0.0.1:1"), rng=random.Random(1))
+    pool.follow(lambda: watch.view, lambda: watch.connected)
+    pool.joined(DECODE)
+    pool.joined(OTHER)
+    return pool
+
+
+async def test_a_worker_that_bootstrap_strikes_off_is_dropped() -> None:
+    watch = Watch(FULL, connected=True)
+    pool = pool_of(watch)
+    watch.view = ClusterView().with_snapshot(1, 2, [OTHER])
+    pool.left(DECODE.life)
+    watch.view = FULL
+    assert pool.member_of(WorkerId("d0")) is None
+    assert pool.member_of(WorkerId("d1")) is not None
+    await pool.close()
+
+
+async def test_workers_are_kept_while_bootstrap_is_away_and_dropped_if_they_do_not_come_back() -> None:
+    watch = Watch(FULL, connected=True)
+    pool = pool_of(watch)
+    watch.connected, watch.view = False, ClusterView()
+    for info in (DECODE, OTHER):
+        pool.left(info.life)
+    watch.view = FULL
+    kept = pool.member_of(WorkerId("d1"))
+    assert kept is not None, "a Session may still be good"
+    watch.connected, watch.view = True, ClusterView().with_snapshot(2, 1, [OTHER])
+    pool.joined(OTHER)
+    watch.view = FULL
+    assert pool.member_of(WorkerId("d1")) == kept
+    assert pool.member_of(WorkerId("d0")) is None
+    await pool.close()

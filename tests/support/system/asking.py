@@ -1,0 +1,59 @@
+"""What tests ask a gateway, and how they read its answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer of /generate."""
+
+    tokens: list[int]
+    text: str
+    meta: dict[str, Any]
+
+
+def body(input_ids: Sequence[int], new_tokens: int, **sampling: Any) -> dict[str, Any]:
+    """A greedy request of /generate."""
+    params = {"temperature": 0, "max_new_tokens": new_tokens, **sampling}
+    return {"input_ids": list(input_ids), "sampling_params": params}
+
+
+async def generate(client: httpx.AsyncClient, input_ids: Sequence[int], new_tokens: int, **sampling: Any) -> Answer:
+    """One prompt, answered as a whole. Fails on anything but 200."""
+    response = await client.post("/generate", json=body(input_ids, new_tokens, **sampling))
+    assert response.status_code == 200, response.text
+    found = response.json()
+    return Answer(found["output_ids"], found["text"], found["meta_info"])
+
+
+async def generate_all(
+    client: httpx.AsyncClient, prompts: Sequence[Sequence[int]], new_tokens: int, *, at_once: int, **sampling: Any
+) -> list[Answer]:
+    """Many prompts, some at once."""
+    turn = asyncio.Semaphore(at_once)
+
+    async def one(prompt: Sequence[int]) -> Answer:
+        async with turn:
+            return await generate(client, prompt, new_tokens, **sampling)
+
+    return list(await asyncio.gather(*(one(prompt) for prompt in prompts)))
+
+
+async def events(client: httpx.AsyncClient, path: str, request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    """The events of a streamed answer, each with the time `at` which it came; "[DONE]" ends them."""
+    async with client.stream("POST", path, json={**request, "stream": True}) as response:
+        assert response.status_code == 200, await response.aread()
+        async for line in response.aiter_lines():
+            if line == "data: [DONE]":
+                return
+            if line.startswith("data: "):
+                yield {**json.loads(line[6:]), "at": time.monotonic()}

@@ -1,7 +1,7 @@
 """Draws the state machines of a room in ARCHITECTURE.md from the tables that the machines run on.
 
-    python -m tools.room_diagram          writes the drawings between their markers
-    python -m tools.room_diagram --check  fails if they are not what the tables say
+python -m tools.room_diagram          writes the drawings between their markers
+python -m tools.room_diagram --check  fails if they are not what the tables say
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ import sys
 from collections.abc import Iterable, Mapping
 from enum import Enum
 from pathlib import Path
+from typing import TypeVar
 
 from tandem.core.room import receiver, sender
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "ARCHITECTURE.md"
 
-Table = Mapping[tuple[Enum, type], frozenset[Enum]]
+State = TypeVar("State", bound=Enum)
+Table = Mapping[tuple[State, type], frozenset[State]]
 
 
-def diagram(transitions: Table, terminal: Iterable[Enum]) -> str:
+def diagram(transitions: Table[State], terminal: Iterable[State]) -> str:
     """A mermaid diagram of the moves that change the state; one arrow per pair of states, with its inputs."""
     arrows: dict[tuple[str, str], list[str]] = {}
     for (state, kind), targets in transitions.items():
@@ -32,7 +34,7 @@ def diagram(transitions: Table, terminal: Iterable[Enum]) -> str:
     return "\n".join([*lines, "```"])
 
 
-def matrix(transitions: Table) -> str:
+def matrix(transitions: Table[State]) -> str:
     """A table of inputs by states: where each may lead. Empty = refused and counted."""
     states = list(dict.fromkeys(state for state, _ in transitions))
     kinds = list(dict.fromkeys(kind for _, kind in transitions))
@@ -46,7 +48,7 @@ def matrix(transitions: Table) -> str:
     return "\n".join(lines)
 
 
-def _named(state: Enum, targets: frozenset[Enum]) -> list[str]:
+def _named(state: State, targets: frozenset[State]) -> list[str]:
     return ["stays" if target is state else target.name for target in sorted(targets, key=_order)]
 
 

@@ -1,7 +1,7 @@
 """Writes docs/settings.md from the settings classes of every distribution.
 
-    python -m tools.settings_doc          writes it
-    python -m tools.settings_doc --check  fails if it is not what the classes say
+python -m tools.settings_doc          writes it
+python -m tools.settings_doc --check  fails if it is not what the classes say
 """
 
 from __future__ import annotations
@@ -24,8 +24,23 @@ from tandem.rpc.settings import Settings
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 DOCUMENT: Final = ROOT / "docs" / "settings.md"
-PATTERNS: Final = ("*/*/src/tandem/**/settings.py", "cli/src/tandem/**/settings.py", "libs/rpc/src/tandem/rpc/credentials.py")
-ORDER: Final = ("BOOTSTRAP", "GATEWAY", "PREFILL", "DECODE", "RANK", "SGLANG", "MOCK", "TLS", "CLI")
+PATTERNS: Final = (
+    "*/*/src/tandem/**/settings.py",
+    "cli/src/tandem/**/settings.py",
+    "libs/rpc/src/tandem/rpc/credentials.py",
+)
+SECTIONS: Final = {
+    "BOOTSTRAP": "The registry of workers.",
+    "GATEWAY": "One gateway process.",
+    "PREFILL": "One prefill worker.",
+    "DECODE": "One decode worker: the settings of a prefill worker under another prefix.",
+    "RANK": "Each engine rank of a worker: its links and its data path.",
+    "SGLANG": "A worker's SGLang engine; 0 and empty leave the choice to Tandem, or to SGLang.",
+    "MOCK": "A worker's mock engine.",
+    "TLS": "Certificates of any process: all three files, or none. KvLink does not take them yet.",
+    "CLI": "The command `tandem`.",
+}
+"""What each prefix belongs to, in the order of the document."""
 INTRO: Final = """\
 # Settings
 
@@ -88,7 +103,7 @@ def prefix(settings: type[Settings]) -> str:
 
 
 def _place(name: str) -> int:
-    return ORDER.index(name) if name in ORDER else len(ORDER)
+    return list(SECTIONS).index(name) if name in SECTIONS else len(SECTIONS)
 
 
 def rows(settings: type[Settings]) -> Iterator[Setting]:
@@ -133,7 +148,7 @@ def _allowed(info: FieldInfo) -> str:
             case MultipleOf(multiple_of=step):
                 more.append(f"multiple of {step}")
             case _ if pattern := getattr(item, "pattern", None):
-                more.append("`" + str(pattern).strip("^$").replace("|", "\\|") + "`")
+                more.append(", ".join(f"`{word}`" for word in str(pattern).strip("^$").strip("()").split("|")))
     if low != "" or high != "":
         more.insert(0, f"{low}..{high}" if high != "" else f">= {low}")
     return ", ".join(more)
@@ -147,8 +162,9 @@ def document() -> str:
     """The whole page."""
     parts = [INTRO]
     for settings in classes():
-        doc = (settings.__doc__ or "").strip().splitlines()[0]
-        parts.append(f"\n## TANDEM_{prefix(settings)}_*\n\n{doc}\n\n| variable | default | allowed | meaning |\n|---|---|---|---|\n")
+        about = SECTIONS.get(prefix(settings)) or (settings.__doc__ or "").strip().splitlines()[0]
+        parts.append(f"\n## TANDEM_{prefix(settings)}_*\n\n{about}\n\n")
+        parts.append("| variable | default | allowed | meaning |\n|---|---|---|---|\n")
         parts += [f"| `{row.variable}` | {row.default} | {row.allowed} | {row.meaning} |\n" for row in rows(settings)]
     return "".join(parts)
 

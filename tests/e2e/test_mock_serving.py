@@ -138,9 +138,6 @@ async def test_a_drained_worker_gets_nothing_until_it_is_undrained(square: Syste
             await generate_all(client, prompts(5, [8] * 8), 4, at_once=4)
         return (await square.wait_idle())[drained].submitted - before
 
-    def draining(wanted: bool) -> None:
-        return None
-
     await set_draining(square.state.bootstrap, "decode-1", draining=True, credentials=PLAIN)
     await _wait_gateway(square, "decode-1", draining=True)
     assert await asked_of("decode-1") == 0
@@ -151,4 +148,4 @@ async def test_a_drained_worker_gets_nothing_until_it_is_undrained(square: Syste
 
 async def _wait_gateway(system: System, name: str, *, draining: bool) -> None:
     """Until bootstrap says so: its watchers, the gateway among them, hear of it at the same moment."""
-    await system.wait_view(lambda view: view.workers[name].draining is draining)
+    await system.wait_view(lambda view: name in view.workers and view.workers[name].draining is draining)

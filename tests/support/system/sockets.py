@@ -31,5 +31,6 @@ def listeners(system: System) -> list[Listener]:
         for socket in psutil.Process(pid).net_connections(kind="inet"):
             waits = socket.status == psutil.CONN_LISTEN or (socket.status == psutil.CONN_NONE and not socket.raddr)
             if waits and socket.laddr:
-                found.add(Listener(owner, f"{socket.laddr.ip}:{socket.laddr.port}"))
+                # gRPC listens on IPv4 through IPv6 sockets: nobody but IPv4's loopback reaches ::ffff:127.0.0.1.
+                found.add(Listener(owner, f"{socket.laddr.ip.removeprefix('::ffff:')}:{socket.laddr.port}"))
     return sorted(found)

@@ -78,9 +78,7 @@ def test_the_official_client_drives_chat_and_completions(pair: System) -> None:
         (model,) = [model.id for model in client.models.list()]
         messages = [{"role": "user", "content": "What do you like to eat?"}]
         chat = client.chat.completions.create(model=model, messages=messages, max_tokens=8, temperature=0)
-        parts = client.chat.completions.create(
-            model=model, messages=messages, max_tokens=8, temperature=0, stream=True
-        )
+        parts = client.chat.completions.create(model=model, messages=messages, max_tokens=8, temperature=0, stream=True)
         streamed = "".join(part.choices[0].delta.content or "" for part in parts if part.choices)
         assert chat.choices[0].message.content == streamed
         plain = client.completions.create(model=model, prompt="Once upon a time", max_tokens=8, temperature=0)

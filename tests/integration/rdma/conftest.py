@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,7 +27,6 @@ from tests.support.rdma.sender import LocalSender, ProcessSender, Sender, Sender
 
 MIB = 1 << 20
 SEED = 11
-LARGEST_BYTES = int(os.environ.get("TANDEM_RDMA_LARGEST_BYTES", 1 << 30))
 
 
 @dataclass

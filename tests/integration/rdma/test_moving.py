@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from tandem.rdma import FaultPlan, TransferStatus
-from tests.integration.rdma.conftest import LARGEST_BYTES, MIB, MakePair, Pair, open_whole
+from tests.integration.rdma.conftest import MIB, MakePair, Pair, open_whole
 from tests.support.rdma.pools import U64, moved, u64
+from tests.support.rdma.settings import LARGEST_BYTES
 
 DONE = TransferStatus.DONE.value
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -172,3 +174,19 @@ def test_aborted_prompt_waits_for_its_chunks(manager, monkeypatch):
     room.send(np.arange(1), None)
     hooks.quiet_request(None, Request(room))
     assert waited == [(False, 2_000)]
+
+
+def test_idle_scheduler_sleeps_until_a_room_changes(manager, monkeypatch):
+    import zmq
+
+    monkeypatch.setattr(hooks, "waiting_rooms", lambda scheduler: 0)
+    manager.sleeper = None
+    sleeper = SimpleNamespace(poller=zmq.Poller())
+    queue = SimpleNamespace(kv_manager=manager)
+    scheduler = SimpleNamespace(idle_sleeper=sleeper, disagg_prefill_bootstrap_queue=queue, tp_size=1)
+    hooks.nap(None, scheduler)
+    assert sleeper.poller.poll(0) == [], "nothing to wake up for"
+    sender(manager).handle.update(Phase.WAITING, None)
+    assert sleeper.poller.poll(0) == [(manager.wake.fd, zmq.POLLIN)]
+    hooks.nap(None, scheduler)
+    assert sleeper.poller.poll(0) == [], "the ring was taken"

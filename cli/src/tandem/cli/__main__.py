@@ -165,14 +165,17 @@ def _mark(worker_id: str, bootstrap: str, *, draining: bool) -> None:
 
 
 def _bootstrap_here() -> str:
-    return read_state(settings.CliSettings.load().state_file).bootstrap
+    return _started(read_state(settings.CliSettings.load().state_file).bootstrap)
 
 
 def _gateway_here(state_file: Path) -> str:
-    state = read_state(state_file)
-    if not state.url:
+    return _started(read_state(state_file).url)
+
+
+def _started(address: str) -> str:
+    if not address:
         raise TandemError(ErrorReason.NO_WORKER, "the system that runs here is still starting")
-    return state.url
+    return address
 
 
 def main() -> NoReturn:

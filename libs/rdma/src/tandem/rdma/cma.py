@@ -18,10 +18,12 @@ from tandem.rdma.receiver import Incoming, ReceiverStream
 from tandem.rdma.sender import SenderStream
 from tandem.rdma.stream import READABLE
 from tandem.rdma.transfer import WriteTransfer
-from tandem.rdma.wire import PIECE_BYTES, Frame, FrameKind, Reply, ReplyKind
+from tandem.rdma.wire import MAX_PIECE_BYTES, Frame, FrameKind, Reply, ReplyKind
 
-_PIECES_AHEAD: Final = 4
+_PIECES_AHEAD: Final = 2
 """Most pieces announced and not pulled: enough to keep the receiver busy, few enough to cancel soon."""
+_PULL_BYTES: Final = 8 << 20
+"""Most bytes in one pull, which is what a revocation waits for: about a millisecond."""
 _HASHED_PULL_BYTES: Final = 1 << 20
 """Most bytes in one pull if they are hashed after it: they should still be in the cache."""
 
@@ -30,6 +32,7 @@ class CmaSource:
     """Sender: announces pages."""
 
     announces_src = True
+    piece_bytes = MAX_PIECE_BYTES
 
     def send_piece(self, stream: SenderStream, write: WriteTransfer, count: int) -> None:
         """Thread: announces the next `count` bytes of a write, and hashes them while the receiver pulls."""
@@ -67,7 +70,7 @@ class CmaSink:
 
     def take_piece(self, stream: ReceiverStream, write: Incoming, count: int) -> None:
         """Thread: pulls or ignores the next `count` bytes of a write."""
-        step = _HASHED_PULL_BYTES if write.hasher else PIECE_BYTES
+        step = _HASHED_PULL_BYTES if write.hasher else _PULL_BYTES
         while count:
             stream.checkpoint()
             stream.stall_if_planned()

@@ -35,7 +35,6 @@ from tandem.rdma.grants import GrantTable, OpenGrant
 from tandem.rdma.iov import IovCursor, gather
 from tandem.rdma.memory import Memory
 from tandem.rdma.transfer import MAX_WRITES, WriteTransfer, checked_ranges
-from tandem.rdma.wire import PIECE_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,7 @@ class FakePlan:
     """Probability that a step moves nothing."""
     lose_lane: float = 0.0
     """Probability that a step loses its lane, perhaps in the middle of a write."""
-    piece_bytes: int = PIECE_BYTES
+    piece_bytes: int = 4 << 20
     """Most bytes that one step moves."""
 
 

@@ -31,7 +31,7 @@ from tandem.rdma.grants import GrantTable, OpenGrant
 from tandem.rdma.iov import IovCursor
 from tandem.rdma.memory import Memory
 from tandem.rdma.stream import READABLE, WRITABLE, Channel, StreamThread, hung_up
-from tandem.rdma.wire import FRAME_BYTES, PIECE_BYTES, Frame, FrameKind, Reply, ReplyKind
+from tandem.rdma.wire import FRAME_BYTES, MAX_PIECE_BYTES, Frame, FrameKind, Reply, ReplyKind
 
 _HASH_BYTES = 256 * 1024
 """Landed bytes are hashed after at least this many, while they are in the cache."""
@@ -138,7 +138,7 @@ class ReceiverStream(StreamThread):
 
     def _piece(self, frame: Frame) -> None:
         write = self._write
-        if write is None or frame.size > min(write.left, PIECE_BYTES):
+        if write is None or frame.size > min(write.left, MAX_PIECE_BYTES):
             raise TandemError(ErrorReason.PROTOCOL_VIOLATION, f"a piece of {frame.size} bytes is too large")
         self._parts.sink.take_piece(self, write, frame.size)
         write.left -= frame.size

@@ -21,7 +21,7 @@ from tandem.rdma.iov import IovCursor
 from tandem.rdma.memory import Memory
 from tandem.rdma.stream import READABLE, WRITABLE, Channel, StreamThread
 from tandem.rdma.transfer import MAX_WRITES, WriteTransfer, checked_ranges
-from tandem.rdma.wire import PIECE_BYTES, REPLY_BYTES, Frame, FrameKind, Reply, ReplyKind
+from tandem.rdma.wire import REPLY_BYTES, Frame, FrameKind, Reply, ReplyKind
 
 _log = logging.getLogger(__name__)
 
@@ -31,6 +31,8 @@ class Source(Protocol):
 
     announces_src: bool
     """Whether OPEN carries source offsets."""
+    piece_bytes: int
+    """Most bytes in one piece."""
 
     def send_piece(self, stream: SenderStream, write: WriteTransfer, count: int) -> None:
         """Thread: sends the next `count` bytes of a write."""
@@ -103,14 +105,14 @@ class SenderStream(StreamThread):
                 self._transmit(write)
 
     def _transmit(self, write: WriteTransfer) -> None:
-        ranges = write.ranges
-        iov = self._parts.memory.iov(ranges.src, ranges.lengths)
-        write.cursor = IovCursor(iov)
-        write.hasher = ChunkHasher(iov) if self._parts.settings.checksum else None
         self._open[write.write_id] = self._sending = write
         self._announce(write)
+        iov = self._parts.memory.iov(write.ranges.src, write.ranges.lengths)  # while the receiver checks the ranges
+        write.cursor = IovCursor(iov)
+        write.hasher = ChunkHasher(iov) if self._parts.settings.checksum else None
+        piece_bytes = self._parts.source.piece_bytes
         while write.left and not write.cancelled and write.refusal is None:
-            count = min(PIECE_BYTES, write.left)
+            count = min(piece_bytes, write.left)
             self._parts.source.send_piece(self, write, count)
             write.sent += count
             self._read_replies()

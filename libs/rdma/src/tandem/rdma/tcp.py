@@ -14,6 +14,8 @@ from tandem.rdma.stream import READABLE, WRITABLE, hung_up
 from tandem.rdma.transfer import WriteTransfer
 from tandem.rdma.wire import Frame, FrameKind
 
+_PIECE_BYTES = 4 << 20
+"""A cancelled write ends with its piece: small enough to end soon, large enough to cost nothing."""
 _HASH_AHEAD_BYTES = 512 * 1024
 """The sender hashes this much, and sends it while it is in the cache."""
 _DISCARD_BYTES = 256 * 1024
@@ -23,6 +25,7 @@ class TcpSource:
     """Sender: writes pages to the connection."""
 
     announces_src = False
+    piece_bytes = _PIECE_BYTES
 
     def send_piece(self, stream: SenderStream, write: WriteTransfer, count: int) -> None:
         """Thread: sends the next `count` bytes of a write."""

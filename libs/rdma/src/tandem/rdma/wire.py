@@ -20,8 +20,8 @@ from typing import Final
 
 from tandem.core.errors import ErrorReason, TandemError, reason_of
 
-PIECE_BYTES: Final = 4 << 20
-"""Most payload bytes in one piece."""
+MAX_PIECE_BYTES: Final = 16 << 20
+"""Most bytes in one piece."""
 TOKEN_BYTES: Final = 16
 MAX_STREAMS: Final = 16
 

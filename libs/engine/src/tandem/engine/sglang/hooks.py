@@ -6,6 +6,7 @@ Light to import, since every process of SGLang does: the backend itself is loade
 from __future__ import annotations
 
 import logging
+import select
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -82,7 +83,7 @@ def nap(result: Any, scheduler: Any) -> None:
         if manager.sleeper is not sleeper:
             # From now on SGLang's own idle sleep ends at the bell, too.
             manager.sleeper = sleeper
-            sleeper.poller.register(manager.wake.fd)
+            sleeper.poller.register(manager.wake.fd, select.POLLIN)
         if waiting_rooms(scheduler):
             sleeper.poller.poll(NAP_MS if scheduler.tp_size == 1 else NAP_WITH_PEERS_MS)
     manager.wake.take()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 import sys
 import time
@@ -51,7 +52,7 @@ class Sender:
         await endpoint.start()
         self._endpoints.append(endpoint)
         offer = ProviderOffer(name=provider, host_identity=host_identity)
-        accepted = endpoint.accept([offer], lambda event: print(event, file=sys.stderr))
+        accepted = endpoint.accept([offer], lambda event: None)
         self._lanes[provider, checksum] = accepted.lane
         answer = accepted.answer
         shown = answer.cma
@@ -96,4 +97,5 @@ async def main(total_bytes: int, streams: int) -> None:
 
 
 if __name__ == "__main__":
+    logging.disable(logging.WARNING)  # the receiver hangs up at the end
     asyncio.run(main(int(sys.argv[1]), int(sys.argv[2])))

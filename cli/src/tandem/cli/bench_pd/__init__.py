@@ -1,0 +1,1 @@
+"""`tandem bench pd`: disaggregated and plain SGLang, measured side by side in one run."""

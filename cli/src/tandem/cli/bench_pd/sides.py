@@ -1,0 +1,110 @@
+"""The two systems that are compared, started one after the other; both stay up to the end."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tandem.cli import settings
+from tandem.cli.board import read_state
+from tandem.cli.child import Child
+from tandem.cli.plan import LOOPBACK
+from tandem.core.errors import ErrorReason, TandemError
+
+START_TIMEOUT_S: Final = 600.0
+STOP_GRACE_MS: Final = 40_000
+PD_READY: Final = "Tandem is ready"
+PLAIN_READY: Final = "ready to roll"
+
+
+@dataclass(frozen=True, slots=True)
+class SideOptions:
+    """What both sides have in common."""
+
+    model: str
+    threads: int
+    """CPU threads of each rank."""
+    max_total_tokens: int
+    """Tokens in each KV pool."""
+    provider: str = "auto"
+    ratio: str = "1:1"
+
+
+@asynccontextmanager
+async def disaggregated(options: SideOptions) -> AsyncIterator[str]:
+    """A Tandem system on the CPU; yields host:port of its gateway."""
+    with tempfile.TemporaryDirectory(prefix="tandem-bench-") as folder:
+        state = Path(folder, "state.json")
+        command = [settings.python(), "-m", "tandem.cli", "up", "--port", "0", "--device", "cpu", "--state-file"]
+        command += [str(state), "--log-dir", folder, "--quiet", "--model", options.model, "--ratio", options.ratio]
+        command += ["--provider", options.provider, "--engine-arg", f"max_total_tokens={options.max_total_tokens}"]
+        env = {**settings.inherited(), "TANDEM_SGLANG_THREADS_PER_RANK": str(options.threads)}
+        async with _running(command, env, PD_READY):
+            yield read_state(state).url.removeprefix("http://")
+
+
+@asynccontextmanager
+async def plain(options: SideOptions) -> AsyncIterator[str]:
+    """SGLang's own server, prefill and decode in one; yields its host:port."""
+    port = _free_port()
+    env = _plain_environment(options)
+    command = [settings.python(), "-m", "sglang.launch_server", "--model-path", options.model, "--device", "cpu"]
+    command += ["--max-total-tokens", str(options.max_total_tokens), "--max-running-requests", "16"]
+    command += ["--host", LOOPBACK, "--port", str(port), "--sleep-on-idle", "--log-level", "info"]
+    async with _running(command, env, PLAIN_READY):
+        yield f"{LOOPBACK}:{port}"
+
+
+def _plain_environment(options: SideOptions) -> dict[str, str]:
+    env = {
+        **settings.inherited(),
+        "SGLANG_USE_CPU_ENGINE": "1",
+        "SGLANG_HOST_IP": LOOPBACK,
+        "OMP_NUM_THREADS": str(options.threads),
+        # Ours is not wanted here.
+        "SGLANG_PLUGINS": "none",
+    }
+    if Path(options.model).exists():
+        env |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    return env
+
+
+@asynccontextmanager
+async def _running(command: Sequence[str], env: dict[str, str], ready: str) -> AsyncIterator[None]:
+    """A child that has said that it is ready. Raises TandemError(ENGINE_FAILED) with its last lines if it does not."""
+    said = asyncio.Event()
+
+    def listen(line: str) -> None:
+        if ready in line:
+            said.set()
+
+    child = await Child.start(command, env, listen)
+    waits = [asyncio.create_task(said.wait()), asyncio.create_task(child.wait())]
+    try:
+        await asyncio.wait(waits, timeout=START_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+        if not said.is_set():
+            tail = "\n".join(child.tail)
+            raise TandemError(ErrorReason.ENGINE_FAILED, f"{' '.join(command[1:4])} did not start:\n{tail}")
+        yield
+    finally:
+        for wait in waits:
+            wait.cancel()
+        await child.stop(STOP_GRACE_MS)
+
+
+def _free_port() -> int:
+    """A port that is free now. SGLang derives others from it, so it is taken from below those that connections use."""
+    for port in range(20_000, 30_000, 101):
+        with socket.socket() as probe:
+            try:
+                probe.bind((LOOPBACK, port))
+            except OSError:
+                continue
+            return port
+    raise TandemError(ErrorReason.INVALID_ARGUMENT, "no free port for SGLang's server")

@@ -1,0 +1,222 @@
+"""A whole system with real SGLang on the CPU, token for token against SGLang that is not disaggregated."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.system.asking import Answer, body, events, generate, generate_all
+from tests.support.system.reference import References
+from tests.support.system.sockets import Listener, listeners
+from tests.support.system.system import System, is_idle, running_system
+
+pytestmark = [pytest.mark.sglang, pytest.mark.slow, pytest.mark.timeout(420)]
+
+LENGTHS = [
+    *(1, 2, 3, 5, 8, 13, 15, 16, 17, 31, 32, 33, 50, 63, 64, 65),
+    *(100, 127, 128, 129, 200, 255, 256, 257, 400, 511, 512, 513, 800, 1000, 1500, 2000),
+]
+NEW_TOKENS = 64
+CHUNK_TOKENS = 256
+FLIPPED_CHUNK = 10
+"""Only prompts of more than 2560 tokens have a chunk with this number."""
+
+
+def prompt_of(length: int, seed: int) -> list[int]:
+    """A random prompt of the tiny vocabulary."""
+    dice = random.Random(seed)
+    return [dice.randrange(3, 1000) for _ in range(length)]
+
+
+PROMPTS = [prompt_of(length, seed) for seed, length in enumerate(LENGTHS)]
+
+
+@pytest.fixture(scope="session")
+def references(tmp_path_factory: pytest.TempPathFactory) -> References:
+    """What SGLang answers by itself."""
+    return References(tmp_path_factory.mktemp("reference"), PROMPTS, NEW_TOKENS)
+
+
+async def answers_of(system: System, *, at_once: int) -> list[Answer]:
+    """The system's answers to PROMPTS."""
+    async with system.client() as client:
+        return await generate_all(client, PROMPTS, NEW_TOKENS, at_once=at_once, ignore_eos=True)
+
+
+def differences(answers: list[Answer], wanted: list[list[int]]) -> list[str]:
+    """Where answers are not token for token as wanted."""
+    return [
+        f"{len(prompt)} tokens: {answer.tokens} instead of {tokens}"
+        for prompt, answer, tokens in zip(PROMPTS, answers, wanted, strict=True)
+        if answer.tokens != tokens
+    ]
+
+
+async def token_bytes(system: System) -> int:
+    """Bytes of KV per token on every rank, and pages times page size tokens travel."""
+    layout = (await system.members())["decode-0"].info.layout
+    kv = next(pool for pool in layout.pools if pool.name == "kv")
+    assert sum(kv.item_bytes) % layout.page_size == 0
+    return sum(kv.item_bytes) // layout.page_size
+
+
+def paged(tokens: int, page_size: int) -> int:
+    """Tokens of the pages that a prompt fills."""
+    return -(-tokens // page_size) * page_size
+
+
+# ---------------------------------------------------------------- one prefill, one decode, over each provider
+
+
+@pytest.fixture(scope="module", params=["tcp", "cma"])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """One prefill and one decode worker."""
+    with running_system(tmp_path_factory.mktemp(request.param), "--provider", request.param) as system:
+        yield system
+
+
+@pytest.mark.parametrize("at_once", [1, 8])
+async def test_token_for_token_as_plain_sglang(pair: System, references: References, at_once: int) -> None:
+    wanted = references.answers()
+    before = (await pair.wait_idle())["decode-0"]
+    answers = await answers_of(pair, at_once=at_once)
+    assert not differences(answers, wanted)
+    # Decode recomputed nothing: every token's KV came from prefill, once.
+    status = (await pair.wait_idle())["decode-0"]
+    assert status.kv_bytes - before.kv_bytes == sum(LENGTHS) * await token_bytes(pair)
+    assert status.rooms_succeeded - before.rooms_succeeded == len(PROMPTS)
+    assert is_idle(status)
+
+
+async def test_the_request_of_the_original_demo_works_as_it_stands(pair: System) -> None:
+    request = {"text": "Let me tell you a lonnng story ", "sampling_params": {"temperature": 0}}
+    async with pair.client() as client:
+        response = await client.post("/generate", json=request)
+    assert response.status_code == 200, response.text
+    assert response.json()["text"]
+
+
+async def test_every_listening_socket_is_expected_and_on_loopback(pair: System) -> None:
+    state, members = pair.state, await pair.members()
+    named = {Listener("bootstrap", state.bootstrap), Listener("gateway", state.admin)}
+    named |= {Listener("gateway", state.url.removeprefix("http://"))}
+    named |= {Listener(name, member.info.address) for name, member in members.items()}
+    named |= {Listener("prefill-0", rank.kv_link_address) for rank in members["prefill-0"].info.ranks}
+    found = set(listeners(pair))
+    assert named <= found
+    rest = found - named
+    # The door of the prefill rank's lanes, and torch's store in each engine, which SGLang needs for its own ranks.
+    assert {one.owner for one in rest} <= {"prefill-0", "decode-0"}
+    assert len([one for one in rest if one.owner == "prefill-0"]) <= 2, rest
+    assert len([one for one in rest if one.owner == "decode-0"]) <= 1, rest
+    strangers = [one for one in found if one.host != "127.0.0.1"]
+    # torch binds its store to every address and has no setting for it.
+    assert len(strangers) <= 2, strangers
+    assert not set(strangers) & named
+
+
+# ---------------------------------------------------------------- two decode workers, pages of 16 tokens, many chunks
+
+
+@pytest.fixture(scope="module")
+def chunked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """One prefill and two decode workers; long prompts arrive with a flipped byte."""
+    options = ("--ratio", "1:2", "--page-size", "16", "--engine-arg", f"chunked_prefill_size={CHUNK_TOKENS}")
+    faults = [
+        f"{worker}:TANDEM_RANK_FAULT_{fault}"
+        for worker in ("decode-0", "decode-1")
+        for fault in (f"FLIP_CHUNK={FLIPPED_CHUNK}", "FLIP_TIMES=1000000")
+    ]
+    planted = [part for fault in faults for part in ("--env", fault)]
+    with running_system(tmp_path_factory.mktemp("chunked"), *options, *planted) as system:
+        yield system
+
+
+@pytest.mark.parametrize("at_once", [1, 8])
+async def test_pages_of_16_and_many_chunks_change_no_token(
+    chunked: System, references: References, at_once: int
+) -> None:
+    before = await chunked.wait_idle()
+    answers = await answers_of(chunked, at_once=at_once)
+    assert not differences(answers, references.answers())
+    after = await chunked.wait_idle()
+    moved = sum(after[name].kv_bytes - before[name].kv_bytes for name in ("decode-0", "decode-1"))
+    assert moved == sum(paged(length, 16) for length in LENGTHS) * await token_bytes(chunked)
+    for name, status in after.items():
+        assert status.submitted > before[name].submitted, f"{name} got no request"
+
+
+async def test_a_long_prompt_moves_in_three_chunks_or_more(chunked: System) -> None:
+    before = await chunked.wait_idle()
+    async with chunked.client() as client:
+        await generate(client, prompt_of(4 * CHUNK_TOKENS, seed=77), 4)
+    after = await chunked.wait_idle()
+    assert sum(after[name].kv_chunks - before[name].kv_chunks for name in after if name.startswith("decode")) >= 3
+
+
+async def test_a_flipped_byte_makes_the_request_fail_clearly_and_the_next_one_is_right(
+    chunked: System, references: References
+) -> None:
+    async with chunked.client() as client:
+        response = await client.post("/generate", json=body(prompt_of(3000, seed=78), 8))
+        assert response.status_code == 502, response.text
+        assert response.json()["error"]["code"] == "checksum_mismatch"
+        answer = await generate(client, PROMPTS[20], NEW_TOKENS, ignore_eos=True)
+    assert answer.tokens == references.answers()[20]
+    statuses = await chunked.wait_idle()
+    assert sum(status.checksum_failures for status in statuses.values()) >= 1
+    assert all(is_idle(status) for status in statuses.values()), statuses
+
+
+async def test_a_killed_decode_worker_ends_its_streams_and_comes_back(chunked: System, references: References) -> None:
+    """Last in its module's system: it leaves a restarted worker."""
+    old = (await chunked.members())["decode-0"].info.worker.incarnation
+    async with chunked.client() as client:
+        last, killed = {}, 0.0
+        # Two at once, so that one of them runs on decode-0.
+        other = client.stream("POST", "/generate", json={**body(PROMPTS[9], 400, ignore_eos=True), "stream": True})
+        async with other:
+            count = 0
+            async for event in events(client, "/generate", body(PROMPTS[10], 2000, ignore_eos=True)):
+                last, count = event, count + 1
+                if count == 20 and not killed:
+                    busy = await busy_decode(chunked)
+                    chunked.kill("decode-0")
+                    killed = event["at"]
+        assert killed
+        if "decode-0" in busy:
+            assert "error" in last or last["meta_info"]["finish_reason"]
+        answer = await generate(client, PROMPTS[12], NEW_TOKENS, ignore_eos=True)
+        assert answer.tokens == references.answers()[12]
+    await chunked.wait_view(
+        lambda view: "decode-0" in view.workers and view.workers["decode-0"].life.incarnation > old, timeout_s=150
+    )
+    statuses = await chunked.wait_idle()
+    assert all(is_idle(status) for status in statuses.values()), statuses
+
+
+async def busy_decode(system: System) -> list[str]:
+    """The decode workers that run something."""
+    return [name for name, status in (await system.statuses()).items() if name.startswith("decode") and status.running]
+
+
+# ---------------------------------------------------------------- two ranks on each side
+
+
+@pytest.fixture(scope="module")
+def doubled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """Tensor parallel size 2 on both sides."""
+    with running_system(tmp_path_factory.mktemp("doubled"), "--tp", "2", "--provider", "tcp") as system:
+        yield system
+
+
+@pytest.mark.parametrize("at_once", [1, 8])
+async def test_two_ranks_on_each_side_change_no_token(doubled: System, references: References, at_once: int) -> None:
+    wanted = references.answers(tp_size=2)
+    before = (await doubled.wait_idle())["decode-0"]
+    answers = await answers_of(doubled, at_once=at_once)
+    assert not differences(answers, wanted)
+    status = (await doubled.wait_idle())["decode-0"]
+    assert status.kv_bytes - before.kv_bytes == 2 * sum(LENGTHS) * await token_bytes(doubled)

@@ -1,0 +1,130 @@
+"""What `tandem up` plans to start."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tandem.cli.plan import (
+    DeviceChoice,
+    EngineChoice,
+    Kind,
+    Machine,
+    ProviderChoice,
+    UpOptions,
+    make_plan,
+    parse_ratio,
+)
+from tandem.core.errors import ErrorReason, TandemError
+
+
+@pytest.mark.parametrize(("text", "wanted"), [("1:1", (1, 1)), (" 2:3 ", (2, 3)), ("64:64", (64, 64))])
+def test_ratio(text: str, wanted: tuple[int, int]) -> None:
+    assert parse_ratio(text) == wanted
+
+
+@pytest.mark.parametrize("text", ["", "2", "0:1", "1:0", "65:1", "a:b", "1:2:3", "-1:1", "1/2"])
+def test_a_bad_ratio_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(TandemError, match="2:3") as caught:
+        parse_ratio(text)
+    assert (caught.value.reason, caught.value.field) == (ErrorReason.INVALID_ARGUMENT, "ratio")
+
+
+def test_processes_are_named_by_role_and_number(laptop: Machine) -> None:
+    plan = make_plan(UpOptions(prefill=2, decode=3), laptop, {})
+    names = [process.name for process in plan.processes]
+    assert names == ["bootstrap", "prefill-0", "prefill-1", "decode-0", "decode-1", "decode-2", "gateway"]
+    assert [process.kind for process in plan.workers] == [Kind.PREFILL] * 2 + [Kind.DECODE] * 3
+
+
+def test_everything_listens_on_loopback_and_only_the_gateway_has_a_fixed_port(laptop: Machine) -> None:
+    plan = make_plan(UpOptions(port=8123), laptop, {})
+    assert plan.gateway.env["TANDEM_GATEWAY_PORT"] == "8123"
+    assert plan.gateway.env["TANDEM_GATEWAY_ADMIN_ADDRESS"] == "127.0.0.1:0"
+    assert plan.bootstrap.env["TANDEM_BOOTSTRAP_PORT"] == "0"
+    hosts = {value for process in plan.processes for key, value in process.env.items() if key.endswith("_HOST")}
+    assert hosts == {"127.0.0.1"}
+    assert {worker.env[worker.prefixed("port")] for worker in plan.workers} == {"0"}
+
+
+@pytest.mark.parametrize(
+    ("choice", "wanted"),
+    [(ProviderChoice.AUTO, "cma,tcp"), (ProviderChoice.CMA, "cma"), (ProviderChoice.TCP, "tcp")],
+)
+def test_provider(choice: ProviderChoice, wanted: str, laptop: Machine) -> None:
+    plan = make_plan(UpOptions(provider=choice), laptop, {})
+    assert {worker.env["TANDEM_RANK_PROVIDERS"] for worker in plan.workers} == {wanted}
+
+
+@pytest.mark.parametrize(("workers", "tp", "cores", "threads"), [(2, 1, 2, "1"), (2, 1, 16, "8"), (3, 2, 4, "1")])
+def test_ranks_share_the_cores_of_a_cpu(workers: int, tp: int, cores: int, threads: str) -> None:
+    plan = make_plan(UpOptions(prefill=1, decode=workers - 1, tp=tp), Machine(cores), {})
+    assert {worker.env["TANDEM_SGLANG_THREADS_PER_RANK"] for worker in plan.workers} == {threads}
+    assert {worker.env["TANDEM_SGLANG_DEVICE"] for worker in plan.workers} == {"cpu"}
+
+
+def test_threads_that_the_user_chose_are_kept(laptop: Machine) -> None:
+    plan = make_plan(UpOptions(), laptop, {"OMP_NUM_THREADS": "5"})
+    assert all("TANDEM_SGLANG_THREADS_PER_RANK" not in worker.env for worker in plan.workers)
+
+
+def test_workers_take_gpus_in_turn() -> None:
+    machine = Machine(8, gpus=("0", "1", "2", "3", "4"))
+    plan = make_plan(UpOptions(prefill=1, decode=2, tp=2), machine, {})
+    assert [worker.env["CUDA_VISIBLE_DEVICES"] for worker in plan.workers] == ["0,1", "2,3", "0,1"]
+    assert plan.one_by_one
+
+
+def test_workers_with_a_gpu_each_start_together_and_take_all_its_memory() -> None:
+    plan = make_plan(UpOptions(), Machine(8, gpus=("0", "1")), {})
+    assert not plan.one_by_one
+    assert all("TANDEM_SGLANG_ENGINE_ARGS" not in worker.env for worker in plan.workers)
+
+
+def test_workers_that_share_a_gpu_share_its_memory_unless_the_user_says_otherwise() -> None:
+    machine = Machine(8, gpus=("3",))
+    shared = make_plan(UpOptions(), machine, {})
+    assert json.loads(shared.workers[0].env["TANDEM_SGLANG_ENGINE_ARGS"]) == ["mem_fraction_static=0.400"]
+    chosen = make_plan(UpOptions(engine_args=("mem-fraction-static=0.3",)), machine, {})
+    assert json.loads(chosen.workers[0].env["TANDEM_SGLANG_ENGINE_ARGS"]) == ["mem-fraction-static=0.3"]
+
+
+def test_too_few_gpus_are_named() -> None:
+    with pytest.raises(TandemError, match="needs 2 GPUs, this machine shows 1"):
+        make_plan(UpOptions(device=DeviceChoice.CUDA, tp=2), Machine(8, gpus=("0",)), {})
+
+
+def test_the_mock_takes_engine_args_as_its_settings(laptop: Machine) -> None:
+    options = UpOptions(engine=EngineChoice.MOCK, page_size=4, tp=2, engine_args=("decode-us-per-step=5",))
+    env = make_plan(options, laptop, {}).workers[0].env
+    wanted = {
+        "TANDEM_PREFILL_ENGINE": "mock",
+        "TANDEM_MOCK_PAGE_SIZE": "4",
+        "TANDEM_MOCK_TP_SIZE": "2",
+        "TANDEM_MOCK_DECODE_US_PER_STEP": "5",
+    }
+    assert wanted.items() <= env.items()
+    assert not any(key.startswith("TANDEM_SGLANG") for key in env)
+
+
+def test_env_goes_to_one_process_or_to_all_and_wins(laptop: Machine) -> None:
+    options = UpOptions(env=("decode-0:TANDEM_RANK_PROVIDERS=tcp", "X=1:2=3"))
+    plan = make_plan(options, laptop, {})
+    by_name = {process.name: process.env for process in plan.processes}
+    assert by_name["decode-0"]["TANDEM_RANK_PROVIDERS"] == "tcp"
+    assert by_name["prefill-0"]["TANDEM_RANK_PROVIDERS"] == "cma,tcp"
+    assert {env["X"] for env in by_name.values()} == {"1:2=3"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (UpOptions(env=("decode-9:X=1",)), "there is no process 'decode-9'"),
+        (UpOptions(env=("X",)), "not of the form key=value"),
+        (UpOptions(engine_args=("page_size",)), "not of the form key=value"),
+    ],
+)
+def test_bad_pairs_are_refused(options: UpOptions, message: str, laptop: Machine) -> None:
+    with pytest.raises(TandemError, match=message):
+        make_plan(options, laptop, {})

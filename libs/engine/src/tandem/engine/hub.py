@@ -182,6 +182,10 @@ class RankHub(rank_pb2_grpc.RankHubServiceServicer):
         """Returns when a rank was lost."""
         return await asyncio.shield(self._failed)
 
+    def closing(self) -> None:
+        """Ranks that go from now on are not missed."""
+        self._closing = True
+
     async def close(self) -> None:
         """Lets the ranks go and stops listening. Idempotent."""
         self._closing = True

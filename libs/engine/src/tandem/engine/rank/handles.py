@@ -103,8 +103,12 @@ class ReceiverHandle(RoomHandle):
 
     def __init__(self, room: RoomId, rooms: Rooms, post: Post) -> None:
         super().__init__(room, rooms, post)
-        self.quiet = True
-        """No byte can land on the offered pages: not offered yet, or the grant is closed."""
+        self._offered = False
+
+    @property
+    def quiet(self) -> bool:
+        """No byte can land on the offered pages: not offered yet, or the room has ended and its grant is closed."""
+        return not self._offered or self.phase in (Phase.SUCCESS, Phase.FAILED)
 
     def offer(
         self,
@@ -115,11 +119,5 @@ class ReceiverHandle(RoomHandle):
         decode_prefix_len: int = 0,
     ) -> None:
         """The reserved pages, in token order, without those of the prefix that decode holds."""
-        self.quiet = False
+        self._offered = True
         self._post(self._rooms.reserve, self.room, kv_pages, state_pages, metadata_row, decode_prefix_len)
-
-    def update(self, phase: Phase, why: Why | None) -> None:
-        """Takes the machine's word; rank's loop only."""
-        if phase in (Phase.SUCCESS, Phase.FAILED):
-            self.quiet = True
-        super().update(phase, why)

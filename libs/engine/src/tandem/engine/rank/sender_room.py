@@ -148,6 +148,15 @@ class SenderRoom(RoomShell):
             error = result.error or TandemError(ErrorReason.TRANSFER_FAILED, f"chunk {index}: {result.status.value}")
             self.feed(Broken(Why(error.reason, error.message)))
 
+    def _end(self, why: Why | None) -> None:
+        if why is None:
+            rows = sum(int(chunk.entries[METADATA_POOL].size) for chunk in self._chunks)
+            metadata = rows * self._host.pools.entry_bytes(METADATA_POOL)
+            self._host.counters.metadata_bytes += metadata
+            self._host.counters.kv_bytes += self.bytes_moved - metadata
+            self._host.counters.kv_chunks += len(self._chunks)
+        super()._end(why)
+
     async def _quiesce(self) -> None:
         for transfer in list(self._transfers):
             await transfer.cancel()

@@ -20,6 +20,7 @@ OURS: Final = frozenset(
         "disaggregation_decode_allocation_policy",
         "disaggregation_mode",
         "disaggregation_transfer_backend",
+        "dp_size",
         "enable_pd_role_switch",
         "incremental_streaming_output",
         "nnodes",

@@ -13,8 +13,9 @@ from tandem.core.room.events import Why
 from tandem.engine.hub import RankHub
 from tandem.engine.port import Delta, EngineFacts, EngineStatus, Finish, FinishKind, Job, Sink
 from tandem.engine.sglang import arguments, environment, translate
+from tandem.engine.sglang.architectures import unneeded_modules
 from tandem.engine.sglang.arguments import SglangOptions
-from tandem.engine.sglang.launch import RunningSglang
+from tandem.engine.sglang.launch import RunningSglang, kept_logging
 from tandem.rpc.tasks import TaskSupervisor
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,8 @@ class SglangEngine:
         self._sglang = sglang = RunningSglang()
         try:
             async with asyncio.timeout(self._options.start_timeout_ms / 1000):
-                await sglang.start(lambda: self._prepare(address))
+                with kept_logging(self._options.log_level):
+                    await sglang.start(lambda: self._prepare(address))
                 ranks, layout = await hub.wait_ranks(self._options.start_timeout_ms)
         except TimeoutError as error:
             raise TandemError(
@@ -76,7 +78,10 @@ class SglangEngine:
         cores = len(environment.available_cores())
         threads = options.threads_per_rank or max(1, cores // (2 * options.tp_size))
         cpu = environment.Cpu(threads, options.tp_size) if on_cpu else None
-        environment.prepare(hub_address, options.model_path, cpu)
+        # A draft model has an architecture of its own, which the checkpoint does not name.
+        speculative = any("speculative" in argument for argument in options.engine_args)
+        unneeded = [] if speculative else unneeded_modules(options.model_path)
+        environment.prepare(hub_address, options.model_path, cpu, unneeded)
         extra = arguments.parse(options.engine_args)
         memory = environment.available_memory_bytes()
         return arguments.server_args(options, self._role, on_cpu, extra, memory)
@@ -190,6 +195,8 @@ class SglangEngine:
 
     async def close(self) -> None:
         """Ends every room, then SGLang. Idempotent."""
+        if self._hub is not None:
+            self._hub.closing()
         await self._tasks.close()
         if self._sglang is not None:
             await self._sglang.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def use_cpu() -> None:
     os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
 
 
-def prepare(hub_address: str, model_path: str, cpu: Cpu | None) -> None:
+def prepare(hub_address: str, model_path: str, cpu: Cpu | None, unneeded_modules: Sequence[str] = ()) -> None:
     """Sets this process's environment for SGLang and its children; call it before SGLang is imported.
 
     What the user has set already is kept, except where correctness depends on it. `cpu` is None on a GPU.
@@ -67,6 +68,8 @@ def prepare(hub_address: str, model_path: str, cpu: Cpu | None) -> None:
     if cpu is None:
         return
     use_cpu()
+    if unneeded_modules:
+        os.environ.setdefault("SGLANG_DISABLED_MODEL_ARCHS", ",".join(unneeded_modules))
     # A few small functions would be compiled at the first request: seconds, and a C++ compiler that may not be there.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     os.environ.setdefault("OMP_NUM_THREADS", str(cpu.threads_per_rank))

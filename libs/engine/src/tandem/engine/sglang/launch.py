@@ -14,7 +14,7 @@ import logging
 import multiprocessing
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
@@ -130,6 +130,20 @@ class RunningSglang:
                 watchdog.stop()
         _kill(self._pids)
         self._pids = []
+
+
+@contextlib.contextmanager
+def kept_logging(sglang_level: str) -> Iterator[None]:
+    """SGLang replaces the root logger's handlers when it starts: puts the service's own back, and lets SGLang's
+    loggers speak from sglang_level on."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        logging.getLogger("sglang").setLevel(sglang_level.upper())
 
 
 def _make(make_args: Callable[[], Mapping[str, Any]]) -> Any:

@@ -6,6 +6,7 @@ wraps what is named here.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from enum import Enum
 from typing import Any, Final
@@ -26,6 +27,8 @@ def register() -> None:
 
     if BACKEND in TransferBackend._value2member_map_:
         return
+    # What a rank says of its links and rooms is worth more than SGLang's own level lets through.
+    logging.getLogger("tandem").setLevel(logging.INFO)
     if BACKEND not in DISAGG_TRANSFER_BACKEND_CHOICES:
         add_disagg_transfer_backend_choices([BACKEND])
     add_member(TransferBackend, BACKEND.upper(), BACKEND)

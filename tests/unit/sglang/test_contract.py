@@ -228,7 +228,7 @@ def test_pass_through_arguments_have_sglangs_types():
     ("pair", "says"),
     [
         ("chunk_prefill_size=4", "did you mean chunked_prefill_size"),
-        ("tp-size=x", "'tp_size' does not take 'x'"),
+        ("max-running-requests=x", "'max_running_requests' does not take 'x'"),
         ("dtype=zzz", "float32"),
         ("disable_radix_cache=perhaps", "true or false"),
         ("disaggregation-mode=decode", "set by Tandem"),

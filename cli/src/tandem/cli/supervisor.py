@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -50,14 +50,16 @@ class Supervisor:
         *,
         drain_ms: int,
         policy: RestartPolicy | None = None,
+        command: Sequence[str] = (),
     ) -> None:
-        """on_line: gets the name and each line of output."""
+        """on_line: gets the name and each line of output. command: empty = the service that the plan names."""
         self.plan = plan
         self.address = ""
         """host:port of its service, once it listens."""
         self._board = board
         self._on_line = on_line
         self._drain_ms = drain_ms
+        self._command = list(command) or [python(), "-m", f"tandem.{plan.kind.value}"]
         self._policy = policy or RestartPolicy()
         self._backoff = Backoff(self._policy.backoff, random.Random())
         self._env: dict[str, str] = {}
@@ -119,9 +121,7 @@ class Supervisor:
         name = self.plan.name
         self._serving = False
         self._board.set(name, stage=Stage.STARTING, detail="")
-        self._child = child = await Child.start(
-            [python(), "-m", f"tandem.{self.plan.kind.value}"], self._env, self._line
-        )
+        self._child = child = await Child.start(self._command, self._env, self._line)
         self._board.set(name, pid=child.pid)
         if self._stopping.is_set():
             child.kill()
@@ -129,7 +129,7 @@ class Supervisor:
         found = await child.announced(*wanted)
         if len(found) < len(wanted):
             code = await child.wait()
-            if not self._stopping.is_set():
+            if not self._stopping.is_set() and not self._restarts:
                 self._board.set(name, stage=Stage.FAILED, pid=0, detail=_ended(code))
             raise ProcessFailed(name, code, list(child.tail))
         self._serving = True

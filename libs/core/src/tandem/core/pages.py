@@ -10,6 +10,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+
 from tandem.core.errors import ErrorReason, TandemError
 
 U64 = npt.NDArray[np.uint64]

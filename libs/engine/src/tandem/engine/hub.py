@@ -142,9 +142,12 @@ class RankHub(rank_pb2_grpc.RankHubServiceServicer):
                 rank.send(abort_room=rank_pb2.AbortRoom(room=room, failure=wire.failure(wire.why_from(refusal))))
 
     def abort(self, room: RoomId, why: Why) -> None:
-        """Ends a room on every rank."""
+        """Ends a room on every rank. One that does not read its messages is as good as lost, and logged."""
         for rank in self._ranks.values():
-            rank.send(abort_room=rank_pb2.AbortRoom(room=room, failure=wire.failure(why)))
+            try:
+                rank.send(abort_room=rank_pb2.AbortRoom(room=room, failure=wire.failure(why)))
+            except TandemError as error:
+                log.error("room %d can't be aborted: %s", room, error)
 
     def failure_of(self, room: RoomId) -> Why | None:
         """Why a room failed on the first rank that said so; None if none did."""

@@ -33,7 +33,7 @@ class RankHubServiceStub:
     2. When all ranks are there, the service registers the worker and sends RankIdentity.
     3. For each room the service sends OpenTicket to every rank of the room's dp rank, waits for
     TicketOpened from each, and only then submits the prompt to the engine.
-    4. The rank reports RoomEnded once per room, and its gauges when they change.
+    4. The rank reports RoomEnded once per room, and its gauges when it is asked.
     5. A rank that is gone ends its worker.
     """
 
@@ -58,7 +58,7 @@ class RankHubServiceServicer:
     2. When all ranks are there, the service registers the worker and sends RankIdentity.
     3. For each room the service sends OpenTicket to every rank of the room's dp rank, waits for
     TicketOpened from each, and only then submits the prompt to the engine.
-    4. The rank reports RoomEnded once per room, and its gauges when they change.
+    4. The rank reports RoomEnded once per room, and its gauges when it is asked.
     5. A rank that is gone ends its worker.
     """
 
@@ -93,7 +93,7 @@ class RankHubService:
     2. When all ranks are there, the service registers the worker and sends RankIdentity.
     3. For each room the service sends OpenTicket to every rank of the room's dp rank, waits for
     TicketOpened from each, and only then submits the prompt to the engine.
-    4. The rank reports RoomEnded once per room, and its gauges when they change.
+    4. The rank reports RoomEnded once per room, and its gauges when it is asked.
     5. A rank that is gone ends its worker.
     """
 

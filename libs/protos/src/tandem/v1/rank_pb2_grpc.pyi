@@ -34,7 +34,7 @@ class RankHubServiceStub:
     2. When all ranks are there, the service registers the worker and sends RankIdentity.
     3. For each room the service sends OpenTicket to every rank of the room's dp rank, waits for
        TicketOpened from each, and only then submits the prompt to the engine.
-    4. The rank reports RoomEnded once per room, and its gauges when they change.
+    4. The rank reports RoomEnded once per room, and its gauges when it is asked.
     5. A rank that is gone ends its worker.
     """
 
@@ -54,7 +54,7 @@ class RankHubServiceAsyncStub(RankHubServiceStub):
     2. When all ranks are there, the service registers the worker and sends RankIdentity.
     3. For each room the service sends OpenTicket to every rank of the room's dp rank, waits for
        TicketOpened from each, and only then submits the prompt to the engine.
-    4. The rank reports RoomEnded once per room, and its gauges when they change.
+    4. The rank reports RoomEnded once per room, and its gauges when it is asked.
     5. A rank that is gone ends its worker.
     """
 
@@ -70,7 +70,7 @@ class RankHubServiceServicer(metaclass=_abc_1.ABCMeta):
     2. When all ranks are there, the service registers the worker and sends RankIdentity.
     3. For each room the service sends OpenTicket to every rank of the room's dp rank, waits for
        TicketOpened from each, and only then submits the prompt to the engine.
-    4. The rank reports RoomEnded once per room, and its gauges when they change.
+    4. The rank reports RoomEnded once per room, and its gauges when it is asked.
     5. A rank that is gone ends its worker.
     """
 

@@ -34,6 +34,7 @@ from tandem.engine.rank.sender_room import SenderRoom, chunk_of
 from tandem.engine.rank.settings import RankSettings
 from tandem.rdma import open_endpoint
 from tandem.rdma.api import ChunkLanded, ChunkRefused, LaneEvent, LaneLost
+from tandem.rpc.credentials import Credentials, TlsSettings
 from tandem.rpc.tasks import TaskSupervisor
 from tandem.v1 import kv_link_pb2
 
@@ -83,6 +84,7 @@ class RankAgent:
         buffers = [buffer for pool in setup.pools for buffer in pool.buffers]
         self.endpoint = open_endpoint(buffers, setup.settings.endpoint())
         self.tasks = TaskSupervisor(max_tasks=8 * MAX_ROOMS)
+        self.credentials = Credentials.from_settings(TlsSettings.load())
         self._rooms: dict[RoomId, SenderRoom | ReceiverRoom] = {}
         self._ended: OrderedDict[RoomId, Why | None] = OrderedDict()
         self._early: dict[RoomId, tuple[RoomHandle, asyncio.TimerHandle]] = {}
@@ -242,6 +244,8 @@ class RankAgent:
         grant_id = GrantId(next(self._grant_ids))
         self._grants[grant_id] = room
         shell.reserved(grant_id, chunk.entries, decode_prefix_len)
+        if shell.grant_id != grant_id:
+            del self._grants[grant_id]  # it was refused
 
     def forget(self, room: RoomId) -> None:
         """The engine is done with a room; one that has not ended is given up."""

@@ -91,7 +91,7 @@ class Dialer:
         """One link, from dialling to its end. A room that still waits when it fails, fails with it."""
         why = Why(ErrorReason.LINK_LOST, f"the link to {peer.life} broke")
         try:
-            async with open_channel(peer.address) as channel:
+            async with open_channel(peer.address, self._agent.credentials) as channel:
                 call = kv_link_pb2_grpc.KvLinkServiceStub(channel).Link()
                 try:
                     await self._live(peer, call)
@@ -104,11 +104,12 @@ class Dialer:
         except TimeoutError:
             why = Why(ErrorReason.PEER_LOST, f"{peer.life} did not answer in {self._settings.dial_timeout_ms} ms")
         finally:
+            # Rooms that ask from now on start another dial; these fail with this one.
             peer.dialling = False
-            if peer.link is not None:
-                await asyncio.shield(asyncio.ensure_future(self._agent.link_down(peer.link, peer.link.down or why)))
+            link, (waiting, peer.waiting) = peer.link, (peer.waiting, [])
+            if link is not None:
+                await asyncio.shield(asyncio.ensure_future(self._agent.link_down(link, link.down or why)))
         log.info("link to %s ended: %s: %s", peer.life, why.reason.value, why.message)
-        waiting, peer.waiting = peer.waiting, []
         for room in waiting:
             room.feed(Broken(why))
 
@@ -165,6 +166,7 @@ class Dialer:
 
             if len(first.hello.providers) != 1:
                 raise TandemError(ErrorReason.PROTOCOL_VIOLATION, f"{peer.life} chose no single provider")
+            link.offer_credit = first.hello.offer_credit
             link.receiver_lane = await agent.endpoint.connect(wire.provider_of(first.hello.providers[0]), on_event)
             return link
 

@@ -14,6 +14,7 @@ from tandem.core.room.events import Why
 from tandem.engine.rank import wire
 from tandem.engine.rank.pools import PoolMap
 from tandem.rdma.api import ReceiverLane, SenderLane
+from tandem.rpc.options import MAX_MESSAGE_BYTES
 from tandem.v1 import kv_link_pb2
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,10 @@ class KvLink:
         """Why the link is no more; None while it is up."""
         self.rooms: set[RoomId] = set()
         """Rooms that use it."""
+        self.offer_credit = 0
+        """Decode: offers that may be open at the same time, as prefill said."""
+        self.open_offers = 0
+        """Decode: offers that are open."""
         self._message: Callable[..., Any] = message
         self._outbox: deque[Any] = deque()
         self._limit = outbox_limit
@@ -63,6 +68,10 @@ class KvLink:
         if not urgent and len(self._outbox) >= self._limit:
             raise TandemError(ErrorReason.OVERLOADED, f"{self._limit} messages wait for {self.peer} already")
         packed = self._message(link_epoch=self.epoch, **message)
+        if packed.ByteSize() > MAX_MESSAGE_BYTES:
+            raise TandemError(
+                ErrorReason.NOT_SUPPORTED, f"a message of {packed.ByteSize()} bytes; one holds {MAX_MESSAGE_BYTES}"
+            )
         if urgent:
             self._outbox.appendleft(packed)
         else:

@@ -39,7 +39,7 @@ class Listener(kv_link_pb2_grpc.KvLinkServiceServicer):
 
     async def start(self) -> str:
         """Listens; returns host:port that peers dial."""
-        self._server = GrpcServer()
+        self._server = GrpcServer(credentials=self._agent.credentials)
         self._server.add(kv_link_pb2_grpc.add_KvLinkServiceServicer_to_server, self, _SERVICE)
         bound = self._server.bind(f"{self._settings.bind_host}:0")
         await self._server.start()

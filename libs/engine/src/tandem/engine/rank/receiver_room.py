@@ -54,18 +54,23 @@ class ReceiverRoom(RoomShell):
 
     def reserved(self, grant_id: GrantId, entries: Sequence[I64], decode_prefix_len: int) -> None:
         """The engine reserved these entries per pool: open the grant and offer it."""
-        if self._grant is not None or self.link is None or self.link.receiver_lane is None:
-            self.feed(Broken(wire.why_from(TandemError(ErrorReason.LINK_LOST, "the room has no lane"))))
+        link = self.link
+        if self._grant is not None or link is None or link.receiver_lane is None:
+            self.feed(Broken(Why(ErrorReason.LINK_LOST, "the room has no lane")))
+            return
+        if link.open_offers >= link.offer_credit:
+            self.feed(Broken(Why(ErrorReason.OVERLOADED, f"{link.offer_credit} offers to {link.peer} are open")))
             return
         self._started_s = self._loop.time()
         self._entries = tuple(entries)
         self._prefix_len = decode_prefix_len
         ranges = self._host.pools.own(self._entries)
         try:
-            self._grant = self.link.receiver_lane.grant(grant_id, ranges.dst, ranges.lengths)
+            self._grant = link.receiver_lane.grant(grant_id, ranges.dst, ranges.lengths)
         except TandemError as error:
             self.feed(Broken(wire.why_from(error)))
             return
+        link.open_offers += 1
         self._count_granted(+1)
         self.feed(PagesReserved(grant_id, ranges.bytes))
 
@@ -100,7 +105,7 @@ class ReceiverRoom(RoomShell):
                 self._count_landed()
                 link = self._live_link()
                 if link.down is None:
-                    link.send(landed=kv_link_pb2.Landed(room=self.room, grant_id=grant_id))
+                    link.send(urgent=True, landed=kv_link_pb2.Landed(room=self.room, grant_id=grant_id))
             case CloseGrant():
                 self._host.spawn(self._quiesce(), f"close grant of {self.room}")
             case _:
@@ -117,7 +122,8 @@ class ReceiverRoom(RoomShell):
         self.feed(Quiet())
 
     def _end(self, why: Why | None) -> None:
-        if self._grant is not None:
+        if self._grant is not None and self.link is not None:
+            self.link.open_offers -= 1
             self._count_granted(-1)
         super()._end(why)
 

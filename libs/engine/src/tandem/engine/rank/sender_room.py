@@ -144,6 +144,8 @@ class SenderRoom(RoomShell):
         self._transfers.discard(transfer)
         if result.status is TransferStatus.DONE:
             self.feed(ChunkMoved(index, result.bytes, result.checksum))
+        elif self.link is not None and self.link.down is not None:
+            self.feed(Broken(self.link.down))  # the link's end is the cause, not the chunk's
         else:
             error = result.error or TandemError(ErrorReason.TRANSFER_FAILED, f"chunk {index}: {result.status.value}")
             self.feed(Broken(Why(error.reason, error.message)))

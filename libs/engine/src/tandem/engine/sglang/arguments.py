@@ -16,6 +16,7 @@ from tandem.core.ids import Role
 OURS: Final = frozenset(
     {
         "config",
+        "device",
         "disaggregation_bootstrap_port",
         "disaggregation_decode_allocation_policy",
         "disaggregation_mode",
@@ -26,6 +27,7 @@ OURS: Final = frozenset(
         "nnodes",
         "pp_size",
         "skip_tokenizer_init",
+        "tp_size",
         "tokenizer_worker_num",
     }
 )

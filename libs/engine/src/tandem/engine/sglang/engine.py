@@ -107,8 +107,10 @@ class SglangEngine:
         try:
             await self._started_hub().open_tickets(job)
             self._tasks.spawn(self._serve(leg), f"room {job.room}")
-        except TandemError:
+        except (TandemError, asyncio.CancelledError) as error:
             del self._legs[job.room]
+            if isinstance(error, asyncio.CancelledError):
+                self._started_hub().abort(job.room, Why(ErrorReason.CANCELLED, "the submit was given up"))
             raise
 
     async def _serve(self, leg: Leg) -> None:

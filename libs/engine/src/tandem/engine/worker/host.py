@@ -100,7 +100,12 @@ class WorkerHost:
             if self.role is Role.DECODE and info.role is Role.PREFILL and self.facts.model in info.models:
                 self.engine.peer_joined(info.life, _addresses(info))
 
-        callbacks = WatchCallbacks(joined=joined, left=self.engine.peer_gone)
+        def left(life: WorkerLife) -> None:
+            # A view that empties because bootstrap is out of reach says nothing of the peers: their links know better.
+            if self._watcher is not None and self._watcher.connected:
+                self.engine.peer_gone(life)
+
+        callbacks = WatchCallbacks(joined=joined, left=left)
         self._watcher = ClusterWatcher(channel, rng=random.Random(secrets.randbits(64)), callbacks=callbacks)
         self._watcher.start()
         stack.push_async_callback(self._watcher.close)

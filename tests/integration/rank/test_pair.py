@@ -213,3 +213,26 @@ async def test_a_hundred_rooms_at_once(provider: str) -> None:
 
         assert all(await asyncio.gather(*(one(room) for room in range(100, 200))))
         assert ranks.decode.agent.counters.rooms_succeeded == 100
+
+
+async def test_a_stalled_transfer_holds_its_pages_until_its_lane_is_fenced() -> None:
+    """One rank's lane is stuck: its room fails only once nothing can read prefill's pages, or land on decode's."""
+    stuck = RankSettings.load(providers="tcp", fault_stall_bytes=0)
+    short = RankSettings.load(providers="tcp", fence_ms=200)
+    async with pair(decode=stuck, prefill=short) as ranks:
+        _fill(ranks)
+        await ranks.open(23)
+        sender, receiver = await _hand_over(ranks, 23)
+        await reached(sender, Phase.TRANSFERRING)
+        sender.abort(ErrorReason.TRANSFER_FAILED, "the room failed on another rank")
+        assert sender.phase is Phase.TRANSFERRING, "its transfer may still read the pages"
+        assert not receiver.quiet, "nobody has closed the grant yet"
+        await reached(sender, Phase.FAILED)
+        await reached(receiver, Phase.FAILED)
+        assert receiver.quiet
+        before = [array.copy() for array in ranks.decode.memory.kv]
+        for array in ranks.prefill.memory.kv:
+            array[:] = 0xEE  # the pages are used again
+        await ranks.decode.agent.close()
+        for now, then in zip(ranks.decode.memory.kv, before, strict=True):
+            np.testing.assert_array_equal(now, then)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import psutil
 
@@ -17,6 +17,8 @@ class Listener:
     """Process of the system, e.g. "prefill-0"."""
     address: str
     """host:port."""
+    program: str = field(default="", compare=False)
+    """Name of the very process that listens, which may be a child of its owner."""
 
     @property
     def host(self) -> str:
@@ -28,9 +30,11 @@ def listeners(system: System) -> list[Listener]:
     """Of every process: TCP sockets that listen, and UDP sockets that are bound and not connected."""
     found = set()
     for pid, owner in system.processes().items():
-        for socket in psutil.Process(pid).net_connections(kind="inet"):
+        process = psutil.Process(pid)
+        for socket in process.net_connections(kind="inet"):
             waits = socket.status == psutil.CONN_LISTEN or (socket.status == psutil.CONN_NONE and not socket.raddr)
             if waits and socket.laddr:
                 # gRPC listens on IPv4 through IPv6 sockets: nobody but IPv4's loopback reaches ::ffff:127.0.0.1.
-                found.add(Listener(owner, f"{socket.laddr.ip.removeprefix('::ffff:')}:{socket.laddr.port}"))
+                host = socket.laddr.ip.removeprefix("::ffff:")
+                found.add(Listener(owner, f"{host}:{socket.laddr.port}", process.name()))
     return sorted(found)

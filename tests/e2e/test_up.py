@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import socket
 import subprocess
@@ -119,7 +120,7 @@ async def test_a_worker_that_never_listens_is_not_started_again(board: Board) ->
 async def test_a_worker_that_ignores_sigterm_is_killed_with_its_children(board: Board) -> None:
     script = (
         "import signal, subprocess, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
-        "child = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE);"
+        "child = subprocess.Popen([sys.executable, '-c', 'import signal; signal.pause()']);"
         "print(child.pid, flush=True); print('listening decode-0 127.0.0.1:1', flush=True); child.wait()"
     )
     lines: list[str] = []
@@ -129,6 +130,18 @@ async def test_a_worker_that_ignores_sigterm_is_killed_with_its_children(board: 
     assert await child.stop(200) == -signal.SIGKILL
     gone, _ = await asyncio.to_thread(psutil.wait_procs, [grandchild], 5)
     assert gone
+
+
+async def test_children_of_a_worker_that_dies_are_killed_although_they_hold_its_output(board: Board) -> None:
+    script = (
+        "import subprocess, sys; child = subprocess.Popen([sys.executable, '-c', 'import signal; signal.pause()']);"
+        "print(child.pid, flush=True)"
+    )
+    lines: list[str] = []
+    child = await Child.start([sys.executable, "-c", script], environment(), lines.append)
+    assert await asyncio.wait_for(child.wait(), 10) == 0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        await asyncio.to_thread(psutil.Process(int(lines[0])).wait, 5)
 
 
 async def test_long_lines_and_bad_bytes_do_not_stop_the_reading(board: Board) -> None:

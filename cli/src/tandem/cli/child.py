@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import IO, Final
 
 from tandem.cli.settings import python
 
@@ -24,8 +25,10 @@ ANNOUNCEMENT: Final = "listening "
 class Child:
     """Make it with `start`. It leads a process group, so that what it starts can be ended with it."""
 
-    def __init__(self, process: asyncio.subprocess.Process, on_line: Callable[[str], None]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], on_line: Callable[[str], None]) -> None:
         self._process = process
+        # Signals through it never hit another process, whatever happens to the pid.
+        self._pidfd = os.pidfd_open(process.pid)
         self._on_line = on_line
         self._announced: dict[str, str] = {}
         self._heard = asyncio.Event()
@@ -34,27 +37,15 @@ class Child:
         assert process.stdout is not None
         assert process.stderr is not None
         self._readers = [
-            asyncio.create_task(self._read(process.stdout, self._stdout_line)),
-            asyncio.create_task(self._read(process.stderr, self._log_line)),
+            asyncio.create_task(_read(process.stdout, self._stdout_line)),
+            asyncio.create_task(_read(process.stderr, self._log_line)),
         ]
         self._ended = asyncio.create_task(self._end())
 
     @classmethod
     async def start(cls, command: Sequence[str], env: Mapping[str, str], on_line: Callable[[str], None]) -> Child:
         """Starts a program. on_line gets each line of its output, but for announcements. Raises OSError."""
-        process = await asyncio.create_subprocess_exec(
-            python(),
-            "-m",
-            "tandem.cli.leash",
-            str(os.getpid()),
-            *command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=dict(env),
-            start_new_session=True,
-        )
-        return cls(process, on_line)
+        return cls(_spawn([python(), "-m", "tandem.cli.leash", str(os.getpid()), *command], env), on_line)
 
     @property
     def pid(self) -> int:
@@ -88,34 +79,26 @@ class Child:
         return await self.wait()
 
     def kill(self) -> None:
-        """SIGKILL to its whole group."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
+        """SIGKILL to its whole group, unless it has ended: then that is done already."""
+        # The pid, and so the group's number, is given to nobody else before the process is waited for.
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(number)
+        if self._process.returncode is None:
+            signal.pidfd_send_signal(self._pidfd, number)
 
     async def _end(self) -> int:
-        code = await self._process.wait()
-        # What it started must not outlive it. The group's number can't be given away while anyone is in it.
+        await _readable(self._pidfd)
+        # What it started must not outlive it.
         self.kill()
+        code = self._process.wait()
+        os.close(self._pidfd)
         await asyncio.wait(self._readers, timeout=OUTPUT_GRACE_S)
         for reader in self._readers:
             reader.cancel()
         return code
-
-    async def _read(self, stream: asyncio.StreamReader, take: Callable[[str], None]) -> None:
-        rest = b""
-        while data := await stream.read(READ_BYTES):
-            *lines, rest = (rest + data).split(b"\n")
-            for line in lines:
-                take(line.decode(errors="replace").rstrip())
-            if len(rest) > MAX_LINE_BYTES:
-                take(rest.decode(errors="replace"))
-                rest = b""
-        if rest:
-            take(rest.decode(errors="replace").rstrip())
 
     def _stdout_line(self, line: str) -> None:
         words = line.split()
@@ -128,3 +111,45 @@ class Child:
     def _log_line(self, line: str) -> None:
         self.tail.append(line)
         self._on_line(line)
+
+
+def _spawn(command: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """In a session, and so a process group, of its own: Ctrl-C at the terminal reaches only us."""
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=dict(env),
+        start_new_session=True,
+    )
+
+
+async def _readable(descriptor: int) -> None:
+    """Waits until a descriptor can be read; a process's can when the process has ended."""
+    loop, ready = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(descriptor, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(descriptor)
+
+
+async def _read(pipe: IO[bytes], take: Callable[[str], None]) -> None:
+    """Hands on each line, without its end, and closes the pipe when it is done with it."""
+    stream = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stream), pipe)
+    rest = b""
+    try:
+        while data := await stream.read(READ_BYTES):
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                take(line.decode(errors="replace").rstrip())
+            if len(rest) > MAX_LINE_BYTES:
+                take(rest.decode(errors="replace"))
+                rest = b""
+        if rest:
+            take(rest.decode(errors="replace").rstrip())
+    finally:
+        transport.close()

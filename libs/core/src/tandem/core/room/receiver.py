@@ -13,13 +13,13 @@ ended only when its grant is closed: then no byte can land on its pages any more
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final, TypeVar
+from typing import ClassVar, Final, TypeVar
 
 from tandem.core.errors import ErrorReason
-from tandem.core.ids import ChunkIndex, GrantId
+from tandem.core.ids import ChunkIndex
 from tandem.core.room.events import (
     Broken,
     ChunkClaimed,
@@ -29,7 +29,6 @@ from tandem.core.room.events import (
     Effect,
     Ended,
     Fence,
-    Input,
     LinkUp,
     PagesReserved,
     PeerAborted,
@@ -44,6 +43,7 @@ from tandem.core.room.events import (
     Tick,
     Why,
 )
+from tandem.core.room.machine import RoomMachine
 
 MAX_CHUNKS: Final = 1 << 16
 """Most chunks in one room: bounds what a peer can make us remember."""
@@ -106,7 +106,7 @@ TRANSITIONS: Final[dict[tuple[ReceiverState, type], frozenset[ReceiverState]]] =
     (S.FENCING, ChunkClaimed): frozenset({S.FENCING}),
     (S.FENCING, CompleteClaimed): frozenset({S.FENCING}),
 }
-"""Legal moves. A (state, input) pair that is not here is refused: it changes nothing and is counted."""
+"""Legal moves; any other pair of state and input is refused."""
 
 TERMINAL: Final = frozenset({S.SUCCEEDED, S.FAILED})
 
@@ -136,39 +136,23 @@ class _Evidence:
     complete: CompleteClaimed | None = None
 
 
-class Receiver:
-    """The machine. `step` takes one input and returns what the shell must do, in order."""
+_Move = tuple[ReceiverState, list[Effect]]
 
-    __slots__ = ("_deadline", "_evidence", "_grant", "_granted_bytes", "_state", "_why")
+
+class Receiver(RoomMachine[ReceiverState]):
+    """The machine of decode's side."""
+
+    __slots__ = ("_evidence", "_granted_bytes")
+
+    transitions = TRANSITIONS
+    phases = _PHASES
+    decided = TERMINAL | _ENDING
 
     def __init__(self, deadline: float) -> None:
         """deadline: monotonic seconds by which the room must have ended well."""
-        self._state = S.CONNECTING
-        self._deadline = deadline
-        self._grant: GrantId | None = None
+        super().__init__(S.CONNECTING, deadline)
         self._granted_bytes = 0
         self._evidence = _Evidence()
-        self._why: Why | None = None
-
-    @property
-    def state(self) -> ReceiverState:
-        """Where the room stands."""
-        return self._state
-
-    @property
-    def phase(self) -> Phase:
-        """What the engine sees."""
-        return _PHASES[self._state]
-
-    @property
-    def grant_id(self) -> GrantId | None:
-        """The grant that was offered."""
-        return self._grant
-
-    @property
-    def why(self) -> Why | None:
-        """First reason of the failure, if it fails or failed."""
-        return self._why
 
     @property
     def bytes_verified(self) -> int:
@@ -179,21 +163,6 @@ class Receiver:
     def chunks_verified(self) -> int:
         """Verified chunks."""
         return len(self._evidence.verified)
-
-    def next_deadline(self) -> float | None:
-        """When the machine wants a Tick; None if never again."""
-        return None if self._state in TERMINAL or self._state in _ENDING else self._deadline
-
-    def step(self, event: Input, now: float) -> list[Effect]:
-        """Takes one input at `now` (monotonic seconds)."""
-        allowed = TRANSITIONS.get((self._state, type(event)))
-        if allowed is None:
-            return [Refused(f"{type(event).__name__} in {self._state.value}")]
-        target, effects = _HANDLERS[type(event)](self, event, now)
-        if target not in allowed:
-            raise AssertionError(f"receiver moved {self._state} -> {target} on {type(event).__name__}")
-        self._state = target
-        return effects
 
     # Each handler returns the next state and the effects.
 
@@ -298,18 +267,15 @@ class Receiver:
         tell: list[Effect] = [SendAbort(why)] if tell_peer else []
         return S.FENCING, [*tell, Fence()]
 
-
-_Move = tuple[ReceiverState, list[Effect]]
-
-_HANDLERS: Final[dict[type, Callable[..., _Move]]] = {
-    LinkUp: Receiver._on_link_up,
-    PagesReserved: Receiver._on_pages_reserved,
-    ChunkSeen: Receiver._on_seen,
-    ChunkClaimed: Receiver._on_claimed,
-    CompleteClaimed: Receiver._on_complete,
-    PeerAborted: Receiver._on_peer_aborted,
-    PeerQuiet: Receiver._on_peer_quiet,
-    Broken: Receiver._on_broken,
-    Quiet: Receiver._on_quiet,
-    Tick: Receiver._on_tick,
-}
+    handlers: ClassVar[Mapping[type, Callable[..., _Move]]] = {
+        LinkUp: _on_link_up,
+        PagesReserved: _on_pages_reserved,
+        ChunkSeen: _on_seen,
+        ChunkClaimed: _on_claimed,
+        CompleteClaimed: _on_complete,
+        PeerAborted: _on_peer_aborted,
+        PeerQuiet: _on_peer_quiet,
+        Broken: _on_broken,
+        Quiet: _on_quiet,
+        Tick: _on_tick,
+    }

@@ -11,13 +11,12 @@ of it is in flight any more: then its pages can be reused (I1, I2).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import ClassVar, Final
 
 from tandem.core.errors import ErrorReason
-from tandem.core.ids import GrantId
 from tandem.core.room.events import (
     Broken,
     ChunkMoved,
@@ -25,14 +24,12 @@ from tandem.core.room.events import (
     Effect,
     Ended,
     Fence,
-    Input,
     LandedByPeer,
     Offer,
     PeerAborted,
     PeerQuiet,
     Phase,
     Quiet,
-    Refused,
     SendAbort,
     SendAbortAck,
     SendChunkDone,
@@ -41,6 +38,7 @@ from tandem.core.room.events import (
     Tick,
     Why,
 )
+from tandem.core.room.machine import RoomMachine
 
 
 class SenderState(Enum):
@@ -83,7 +81,7 @@ TRANSITIONS: Final[dict[tuple[SenderState, type], frozenset[SenderState]]] = {
     (S.QUIESCING, ChunkMoved): frozenset({S.QUIESCING}),
     (S.QUIESCING, Tick): frozenset({S.QUIESCING}),
 }
-"""Legal moves. A (state, input) pair that is not here is refused: it changes nothing and is counted."""
+"""Legal moves; any other pair of state and input is refused."""
 
 TERMINAL: Final = frozenset({S.SUCCEEDED, S.FAILED})
 
@@ -108,59 +106,28 @@ class _Progress:
     last_ready: bool = False
 
 
-class Sender:
-    """The machine. `step` takes one input and returns what the shell must do, in order."""
+_Move = tuple[SenderState, list[Effect]]
 
-    __slots__ = ("_deadline", "_grant", "_progress", "_state", "_waiting", "_why")
+
+class Sender(RoomMachine[SenderState]):
+    """The machine of prefill's side."""
+
+    __slots__ = ("_progress", "_waiting")
+
+    transitions = TRANSITIONS
+    phases = _PHASES
+    decided = TERMINAL | {S.QUIESCING}
 
     def __init__(self, deadline: float) -> None:
         """deadline: monotonic seconds by which the room must have ended well."""
-        self._state = S.AWAITING_GRANT
-        self._deadline = deadline
-        self._grant: GrantId | None = None
+        super().__init__(S.AWAITING_GRANT, deadline)
         self._waiting: list[ChunkReady] = []
         self._progress = _Progress()
-        self._why: Why | None = None
-
-    @property
-    def state(self) -> SenderState:
-        """Where the room stands."""
-        return self._state
-
-    @property
-    def phase(self) -> Phase:
-        """What the engine sees."""
-        return _PHASES[self._state]
-
-    @property
-    def grant_id(self) -> GrantId | None:
-        """The grant that it writes under."""
-        return self._grant
-
-    @property
-    def why(self) -> Why | None:
-        """First reason of the failure, if it fails or failed."""
-        return self._why
 
     @property
     def bytes_moved(self) -> int:
         """Bytes of finished chunks."""
         return self._progress.bytes
-
-    def next_deadline(self) -> float | None:
-        """When the machine wants a Tick; None if never again."""
-        return None if self._state in TERMINAL or self._state is S.QUIESCING else self._deadline
-
-    def step(self, event: Input, now: float) -> list[Effect]:
-        """Takes one input at `now` (monotonic seconds)."""
-        allowed = TRANSITIONS.get((self._state, type(event)))
-        if allowed is None:
-            return [Refused(f"{type(event).__name__} in {self._state.value}")]
-        target, effects = _HANDLERS[type(event)](self, event, now)
-        if target not in allowed:
-            raise AssertionError(f"sender moved {self._state} -> {target} on {type(event).__name__}")
-        self._state = target
-        return effects
 
     # Each handler returns the next state and the effects.
 
@@ -227,17 +194,14 @@ class Sender:
         tell: list[Effect] = [SendAbort(why)] if tell_peer else []
         return S.QUIESCING, [*tell, Fence()]
 
-
-_Move = tuple[SenderState, list[Effect]]
-
-_HANDLERS: Final[dict[type, Callable[..., _Move]]] = {
-    Offer: Sender._on_offer,
-    ChunkReady: Sender._on_chunk_ready,
-    ChunkMoved: Sender._on_chunk_moved,
-    LandedByPeer: Sender._on_landed,
-    PeerAborted: Sender._on_peer_aborted,
-    PeerQuiet: Sender._on_peer_quiet,
-    Broken: Sender._on_broken,
-    Quiet: Sender._on_quiet,
-    Tick: Sender._on_tick,
-}
+    handlers: ClassVar[Mapping[type, Callable[..., _Move]]] = {
+        Offer: _on_offer,
+        ChunkReady: _on_chunk_ready,
+        ChunkMoved: _on_chunk_moved,
+        LandedByPeer: _on_landed,
+        PeerAborted: _on_peer_aborted,
+        PeerQuiet: _on_peer_quiet,
+        Broken: _on_broken,
+        Quiet: _on_quiet,
+        Tick: _on_tick,
+    }

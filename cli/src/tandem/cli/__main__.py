@@ -47,7 +47,9 @@ def up(
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="A server argument of SGLang, or a setting of the mock. Repeatable."),
     ] = None,
-    device: Annotated[DeviceChoice, typer.Option(help="auto: GPUs where there are any.")] = DeviceChoice.AUTO,
+    device: Annotated[
+        DeviceChoice, typer.Option(help="auto: the CPU; GPU memory is not moved yet.")
+    ] = DeviceChoice.AUTO,
     env: Annotated[
         list[str] | None,
         typer.Option(metavar="[PROCESS:]KEY=VALUE", help="A variable for one process, or for all. Repeatable."),

@@ -202,8 +202,8 @@ def _sglang_environment(options: UpOptions, gpus: tuple[str, ...], share: int, t
 
 def _place(options: UpOptions, machine: Machine, workers: int) -> list[tuple[str, ...]]:
     """GPUs of each worker, round robin; none on a CPU."""
-    cuda = options.device is DeviceChoice.CUDA or (options.device is DeviceChoice.AUTO and bool(machine.gpus))
-    if options.engine is EngineChoice.MOCK or not cuda:
+    # auto is the CPU until a provider moves pools that lie in GPU memory.
+    if options.engine is EngineChoice.MOCK or options.device is not DeviceChoice.CUDA:
         return [()] * workers
     groups = len(machine.gpus) // options.tp
     if groups == 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from tandem.rdma.api import EndpointSettings, FaultPlan
+from tandem.rpc.addresses import host_to_dial
 from tandem.rpc.settings import Settings
 
 
@@ -14,7 +15,10 @@ class RankSettings(Settings, env_prefix="TANDEM_RANK_"):
     bind_host: str = Field(
         default="127.0.0.1", description="address that KvLink and the lanes of a prefill rank listen on"
     )
-    advertise_host: str = Field(default="", description="host that peers dial; empty = bind_host")
+    advertise_host: str = Field(
+        default="",
+        description="host that peers dial; empty = bind_host, or the machine's own address if that is 0.0.0.0",
+    )
     providers: str = Field(
         default="cma,tcp", description="data providers that may be used, best first, comma-separated"
     )
@@ -35,8 +39,8 @@ class RankSettings(Settings, env_prefix="TANDEM_RANK_"):
 
     @property
     def host(self) -> str:
-        """Host that peers dial."""
-        return self.advertise_host or self.bind_host
+        """Host that peers dial. Raises OSError if this machine's address can't be found."""
+        return host_to_dial(self.bind_host, self.advertise_host)
 
     def endpoint(self) -> EndpointSettings:
         """The data path's share of them."""

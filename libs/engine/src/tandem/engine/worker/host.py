@@ -7,7 +7,7 @@ import contextlib
 import logging
 import random
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 
 from tandem.core import version
@@ -63,6 +63,9 @@ class WorkerHost:
             async with contextlib.AsyncExitStack() as stack:
                 await self._serve(stop, stack)
         except TandemError as error:
+            if stop.requested:
+                log.info("stopped before it served: %s", stop.reason)
+                return stop.code
             log.error("%s", error)
             return _FATAL_EXITS.get(error.reason, ExitCode.FAILED)
         log.info("stopped: %s", stop.reason)
@@ -76,8 +79,8 @@ class WorkerHost:
         await server.start()
         stack.push_async_callback(server.stop, grace_ms=200)
         stack.push_async_callback(self.engine.close)
-        self.facts = await self.engine.start()
-        address = f"{self._settings.advertise_host or self._settings.host}:{bound.rpartition(':')[2]}"
+        self.facts = await _unless(stop, self.engine.start())
+        address = f"{self._settings.host_to_dial}:{bound.rpartition(':')[2]}"
         channel = await stack.enter_async_context(open_channel(self._settings.bootstrap_address, credentials))
         await self._watch(channel, stack)
         lease = await self._register(channel, address, stop, stack)
@@ -231,6 +234,20 @@ class WorkerHost:
                 last = packed
                 yield session_pb2.WatchStatusResponse(status=now)
             await asyncio.sleep(interval_s)
+
+
+async def _unless(stop: Stop, work: Coroutine[Any, Any, EngineFacts]) -> EngineFacts:
+    """What `work` returns. Raises TandemError(DRAINING) if the process is asked to stop before."""
+    working, stopped = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise TandemError(ErrorReason.DRAINING, "the engine was still starting")
+        return working.result()
+    finally:
+        for part in (working, stopped):
+            part.cancel()
+        await asyncio.gather(working, stopped, return_exceptions=True)
 
 
 def _addresses(info: WorkerInfo) -> dict[RankId, str]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from enum import Enum
+from typing import ClassVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from tandem.core.ids import Role
+from tandem.rpc.addresses import host_to_dial
 from tandem.rpc.logs import LogFormat
 from tandem.rpc.settings import Settings
 
@@ -20,10 +24,20 @@ class EngineName(Enum):
 class WorkerSettings(Settings):
     """Subclassed by each service with its own environment prefix."""
 
-    worker_id: str = Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._-]+$", description="stable name")
+    role: ClassVar[Role]
+
+    worker_id: str = Field(
+        default="",
+        validate_default=True,
+        max_length=128,
+        pattern=r"^[A-Za-z0-9._-]*$",
+        description="stable name; empty = role and host name, for a single worker of its role on a host",
+    )
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=0, ge=0, le=65_535, description="port to listen on; 0 = any free one")
-    advertise_host: str = Field(default="", description="host that gateways dial; empty = host")
+    advertise_host: str = Field(
+        default="", description="host that gateways dial; empty = host, or the machine's own address if that is 0.0.0.0"
+    )
     bootstrap_address: str = Field(default="127.0.0.1:50050", description="host:port of the bootstrap service")
     engine: EngineName = Field(default=EngineName.SGLANG, description="sglang or mock")
     model_path: str = Field(default="models/tandem-tiny", description="checkpoint folder, or a Hugging Face model id")
@@ -41,6 +55,16 @@ class WorkerSettings(Settings):
     )
     log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="least level to log")
     log_format: LogFormat = Field(default=LogFormat.HUMAN, description="human or json")
+
+    @field_validator("worker_id")
+    @classmethod
+    def _named(cls, worker_id: str) -> str:
+        return worker_id or f"{cls.role.value}-{socket.gethostname()}"
+
+    @property
+    def host_to_dial(self) -> str:
+        """Host that gateways dial. Raises OSError if this machine's address can't be found."""
+        return host_to_dial(self.host, self.advertise_host)
 
     @property
     def served_name(self) -> str:

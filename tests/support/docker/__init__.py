@@ -1,0 +1,1 @@
+"""A Docker engine and the compose project, as the tests use them."""

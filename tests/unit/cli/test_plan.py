@@ -71,22 +71,27 @@ def test_threads_that_the_user_chose_are_kept(laptop: Machine) -> None:
 
 def test_workers_take_gpus_in_turn() -> None:
     machine = Machine(8, gpus=("0", "1", "2", "3", "4"))
-    plan = make_plan(UpOptions(prefill=1, decode=2, tp=2), machine, {})
+    plan = make_plan(UpOptions(prefill=1, decode=2, tp=2, device=DeviceChoice.CUDA), machine, {})
     assert [worker.env["CUDA_VISIBLE_DEVICES"] for worker in plan.workers] == ["0,1", "2,3", "0,1"]
     assert plan.one_by_one
 
 
-def test_workers_with_a_gpu_each_start_together_and_take_all_its_memory() -> None:
+def test_auto_stays_on_the_cpu_where_there_are_gpus() -> None:
     plan = make_plan(UpOptions(), Machine(8, gpus=("0", "1")), {})
+    assert {worker.env["TANDEM_SGLANG_DEVICE"] for worker in plan.workers} == {"cpu"}
+
+
+def test_workers_with_a_gpu_each_start_together_and_take_all_its_memory() -> None:
+    plan = make_plan(UpOptions(device=DeviceChoice.CUDA), Machine(8, gpus=("0", "1")), {})
     assert not plan.one_by_one
     assert all("TANDEM_SGLANG_ENGINE_ARGS" not in worker.env for worker in plan.workers)
 
 
 def test_workers_that_share_a_gpu_share_its_memory_unless_the_user_says_otherwise() -> None:
     machine = Machine(8, gpus=("3",))
-    shared = make_plan(UpOptions(), machine, {})
+    shared = make_plan(UpOptions(device=DeviceChoice.CUDA), machine, {})
     assert json.loads(shared.workers[0].env["TANDEM_SGLANG_ENGINE_ARGS"]) == ["mem_fraction_static=0.400"]
-    chosen = make_plan(UpOptions(engine_args=("mem-fraction-static=0.3",)), machine, {})
+    chosen = make_plan(UpOptions(device=DeviceChoice.CUDA, engine_args=("mem-fraction-static=0.3",)), machine, {})
     assert json.loads(chosen.workers[0].env["TANDEM_SGLANG_ENGINE_ARGS"]) == ["mem-fraction-static=0.3"]
 
 

@@ -7,9 +7,19 @@ TANDEM_REQUIRE names it, the test fails instead.
 from __future__ import annotations
 
 import shutil
+import subprocess
 from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Final
+
+DOCKER_TIMEOUT_S: Final = 10
+_DOCKER_PARTS: Final = {
+    "no Docker engine answers": ("version",),
+    "docker has no compose": ("compose", "version"),
+    "docker has no buildx": ("buildx", "version"),
+}
 
 
 def sglang_missing() -> str | None:
@@ -23,11 +33,17 @@ def rdma_missing() -> str | None:
     return None if devices.is_dir() and any(devices.iterdir()) else "this machine has no verbs device"
 
 
+@cache
 def docker_missing() -> str | None:
     """Why tests with containers cannot run, or None."""
     if shutil.which("docker") is None:
         return "docker is not installed"
-    return None if Path("/var/run/docker.sock").exists() else "no Docker engine is running"
+    for reason, command in _DOCKER_PARTS.items():
+        try:
+            subprocess.run(("docker", *command), capture_output=True, timeout=DOCKER_TIMEOUT_S, check=True)
+        except subprocess.SubprocessError:
+            return reason
+    return None
 
 
 CAPABILITIES: dict[str, Callable[[], str | None]] = {

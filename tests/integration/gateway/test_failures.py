@@ -13,10 +13,10 @@ from tandem.core.errors import ErrorReason
 from tests.support.gateway.cluster import cluster
 from tests.support.gateway.fake_worker import (
     MODEL,
+    Handover,
     count_up,
     fail_with,
     first_then_wait,
-    hand_over,
     say_nothing,
 )
 
@@ -36,10 +36,10 @@ async def first_event(response: httpx.Response) -> tuple[bytes, asyncio.Task[byt
 
 @pytest.mark.parametrize("side", ["prefills", "decodes"])
 async def test_a_failure_before_the_first_token_is_invisible(side: str) -> None:
-    async with cluster(prefill=[hand_over] * 2, decode=[count_up] * 2, decode_policy="round_robin") as now:
+    pair = Handover()
+    scripts = {"prefill": [pair.prefill] * 2, "decode": [pair.decode] * 2}
+    async with cluster(**scripts, decode_policy="round_robin") as now:
         getattr(now, side)[0].script = fail_with(ErrorReason.POOL_EXHAUSTED)
-        for one in now.prefills if side == "decodes" else now.decodes:
-            one.script = hand_over if side == "decodes" else count_up
         answers = [await now.client.completions.create(**PROMPT) for _ in range(4)]
         assert {answer.choices[0].text for answer in answers} == {"t0 t1 t2 t3 "}
         assert getattr(now, side)[0].submits, "the bad one was tried"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -50,6 +51,23 @@ async def count_up(submit: session_pb2.Submit, send: Send) -> None:
         send(delta)
         await asyncio.sleep(0)
     send(end_of(submit))
+
+
+class Handover:
+    """Scripts of two sides that keep a real pair's order: decode has no token before prefill has handed over."""
+
+    def __init__(self) -> None:
+        self._done: defaultdict[int, asyncio.Event] = defaultdict(asyncio.Event)
+
+    async def prefill(self, submit: session_pb2.Submit, send: Send) -> None:
+        """Hands over, then lets decode go on."""
+        await hand_over(submit, send)
+        self._done[submit.room].set()
+
+    async def decode(self, submit: session_pb2.Submit, send: Send) -> None:
+        """Waits for prefill; a room that is cancelled before ends here."""
+        await self._done[submit.room].wait()
+        await count_up(submit, send)
 
 
 def tokens_of(submit: session_pb2.Submit, place: int) -> session_pb2.Delta:

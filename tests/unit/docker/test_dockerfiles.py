@@ -1,0 +1,57 @@
+"""Each Dockerfile installs what its service's distributions ask for: not less, and nothing heavy."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+SERVICES = ("bootstrap", "gateway", "prefill", "decode")
+OPTIONAL = {"prefill": {"tokenizers"}, "decode": {"tokenizers"}}
+"""What a service imports only with certain settings, so that its distributions do not ask for it."""
+
+
+def dockerfile(service: str) -> str:
+    """Its text, with continued lines joined."""
+    return (ROOT / "services" / service / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+
+
+def distributions(service: str) -> list[str]:
+    """Folders of the distributions that are installed."""
+    (command,) = re.findall(r"--target /opt/tandem(.*)", dockerfile(service))
+    return [name.removeprefix("./") for name in command.split()]
+
+
+def wanted(service: str) -> set[str]:
+    """Names that those distributions depend on."""
+    found = set()
+    for folder in distributions(service):
+        project = tomllib.loads((ROOT / folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        found |= {re.split(r"[<>=!~ ]", name)[0] for name in project["dependencies"]}
+    return found
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_it_installs_what_its_distributions_ask_for(service: str) -> None:
+    (command,) = re.findall(r"install -qq -c requirements/base\.txt  +([^&\n]*)", dockerfile(service))
+    third_party = {name for name in wanted(service) if not name.startswith("tandem-")}
+    assert set(command.split()) == third_party | OPTIONAL.get(service, set())
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_it_holds_every_distribution_that_they_ask_for(service: str) -> None:
+    held = {f"tandem-{Path(folder).name}" for folder in distributions(service)}
+    assert {name for name in wanted(service) if name.startswith("tandem-")} <= held
+
+
+@pytest.mark.parametrize("service", ["bootstrap", "gateway"])
+def test_light_services_know_no_engine(service: str) -> None:
+    assert not re.findall("torch|sglang", dockerfile(service))
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_it_does_not_run_as_root(service: str) -> None:
+    assert re.findall(r"^USER (.*)$", dockerfile(service), re.MULTILINE) == ["10001:10001"]

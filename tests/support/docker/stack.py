@@ -67,13 +67,18 @@ def run(*command: str, timeout_s: float, env: Mapping[str, str] | None = None) -
 
 
 def python_image() -> str:
-    """The image that everything is built on: the official one, or, out of a registry's reach, one made here."""
-    for command in (("docker", "image", "inspect", OFFICIAL_PYTHON), ("docker", "pull", "-q", OFFICIAL_PYTHON)):
+    """The image that everything is built on: the official one, or, out of a registry's reach, one made here once."""
+    finds = {
+        ("image", "inspect", OFFICIAL_PYTHON): OFFICIAL_PYTHON,
+        ("pull", "-q", OFFICIAL_PYTHON): OFFICIAL_PYTHON,
+        ("image", "inspect", LOCAL_PYTHON): LOCAL_PYTHON,
+    }
+    for command, image in finds.items():
         try:
-            subprocess.run(command, capture_output=True, timeout=PULL_TIMEOUT_S, check=True)
+            subprocess.run(("docker", *command), capture_output=True, timeout=PULL_TIMEOUT_S, check=True)
         except subprocess.SubprocessError:
             continue
-        return OFFICIAL_PYTHON
+        return image
     run(str(Path(__file__).with_name("base_image.sh")), LOCAL_PYTHON, timeout_s=PULL_TIMEOUT_S)
     return LOCAL_PYTHON
 

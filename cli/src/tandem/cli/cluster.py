@@ -102,13 +102,14 @@ async def _answer(call: Any, who: str) -> Any:
         raise TandemError(reason, f"{silent}: {error.details()}") from error
 
 
+COLUMNS = ("worker", "role", "address", "state", "run/wait", "ok/failed", "pages free/total", "links")
+
+
 def table_of(members: list[Member]) -> Table:
-    """Workers for a person."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for title in ("worker", "life", "role", "address", "model", "state", "running", "waiting", "rooms ok/failed"):
-        table.add_column(title, header_style="dim", no_wrap=True)
-    for title in ("pages free/cached/granted/total", "KV MB", "links"):
-        table.add_column(title, header_style="dim")
+    """Workers for a person, narrow enough for 80 columns; --json has everything."""
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for title in COLUMNS:
+        table.add_column(title, header_style="dim", overflow="fold")
     for member in members:
         table.add_row(*_cells(member))
     return table
@@ -116,18 +117,16 @@ def table_of(members: list[Member]) -> Table:
 
 def _cells(member: Member) -> list[str]:
     info, status = member.info, member.status
-    known = [info.worker.worker_id, str(info.worker.incarnation), member.role, info.address, ", ".join(info.models)]
+    known = [info.worker.worker_id, member.role, info.address]
     if status is None:
         return [*known, "silent"]
-    pages = [f"{pool.free}/{pool.evictable}/{pool.granted}/{pool.total}" for pool in status.pools if pool.name == "kv"]
+    pages = [f"{pool.free + pool.evictable}/{pool.total}" for pool in status.pools if pool.name == "kv"]
     return [
         *known,
         "draining" if info.draining else "ready",
-        str(status.running),
-        str(status.waiting),
+        f"{status.running}/{status.waiting}",
         f"{status.rooms_succeeded}/{status.rooms_failed}",
         " ".join(pages),
-        f"{status.kv_bytes / 1e6:.1f}",
         " ".join(status.links),
     ]
 

@@ -14,7 +14,7 @@ prefix=$(python3 -c 'import sys; print(sys.base_prefix)')
 version=$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 libs=$root/lib/x86_64-linux-gnu
 commands="sh dash bash true false cat ls cp mv rm mkdir rmdir ln chmod chown sleep echo env id grep sed touch head tail
-  tar gzip kill hostname mktemp uname df"
+  tar gzip kill hostname mktemp uname df lscpu"
 
 mkdir -p "$root"/{bin,usr/bin,usr/lib,usr/local/bin,usr/local/lib,lib64,etc/ssl/certs,tmp,var/tmp,proc,sys,dev,run} "$libs"
 chmod 755 "$root"
@@ -40,7 +40,8 @@ done
 for file in "$root/usr/local/bin/python$version" "$root/usr/local/lib/python$version"/lib-dynload/*.so "$root"/bin/*; do
   LD_LIBRARY_PATH=$prefix/lib ldd "$file" 2>/dev/null || true
 done | awk '/=> \// {print $3}' | grep -v libpython | sort -u | while read -r file; do cp -nL "$file" "$libs/"; done
-for name in libnss_dns.so.2 libnss_files.so.2 libgcc_s.so.1 libstdc++.so.6 libpthread.so.0 libdl.so.2 librt.so.1; do
+for name in libnss_dns.so.2 libnss_files.so.2 libgcc_s.so.1 libstdc++.so.6 libpthread.so.0 libdl.so.2 librt.so.1 libmvec.so.1 \
+  libutil.so.1 libresolv.so.2 libanl.so.1; do
   for folder in /lib /usr/lib; do
     if [ -e "$folder/x86_64-linux-gnu/$name" ]; then cp -nL "$folder/x86_64-linux-gnu/$name" "$libs/"; fi
   done

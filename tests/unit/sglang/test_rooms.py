@@ -38,9 +38,23 @@ def test_poll_is_the_phase_and_nothing_else(manager, phase):
         Phase.SUCCESS: KVPoll.Success,
         Phase.FAILED: KVPoll.Failed,
     }[phase]
-    for room in (sender(manager), receiver(manager)):
+    begun, offered = sender(manager), receiver(manager)
+    begun.init(1, 0)
+    offered.send_metadata(np.arange(1), 0)
+    for room in (begun, offered):
         room.handle.update(phase, None)
         assert room.poll() == expected
+
+
+def test_a_room_that_fences_before_it_began_is_bootstrapping(manager):
+    """SGLang's scheduler dies of any other state in its bootstrap and prealloc queues."""
+    from sglang.srt.disaggregation.base.conn import KVPoll
+
+    for room in (sender(manager), receiver(manager)):
+        room.handle.update(Phase.TRANSFERRING, None)
+        assert room.poll() == KVPoll.Bootstrapping
+        room.handle.update(Phase.FAILED, FAILED)
+        assert room.poll() == KVPoll.Failed
 
 
 def test_chunks_go_out_in_order_and_the_last_carries_the_row(manager):

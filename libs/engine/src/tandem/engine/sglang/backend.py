@@ -166,8 +166,19 @@ class _Room:
     handle: RoomHandle
 
     def poll(self) -> int:
-        """The room machine's phase, as SGLang names it."""
+        """The room machine's phase, as SGLang names it.
+
+        A room that fences before it has begun is transferring to the machine. SGLang's queues before the transfer know
+        no such state, and its scheduler dies of it: there the room is still bootstrapping.
+        """
+        if self.handle.phase is Phase.TRANSFERRING and not self.begun:
+            return int(KVPoll.Bootstrapping)
         return POLL_OF_PHASE[self.handle.phase]
+
+    @property
+    def begun(self) -> bool:
+        """Whether SGLang has taken the room out of its queue for rooms that bootstrap."""
+        raise NotImplementedError
 
     def failure_exception(self) -> None:
         """Raises why the room failed."""
@@ -195,6 +206,11 @@ class TandemKVSender(_Room, BaseKVSender):  # type: ignore[misc]
         self._pushed = False
         self._early_send_wait_event: Any = None
         """Set by SGLang's overlap scheduler: the forward pass that still writes the pages of the next send."""
+
+    @property
+    def begun(self) -> bool:
+        """Whether init() was called."""
+        return self._pages_left is not None
 
     def pop_decode_prefix_len(self) -> int:
         """Prompt tokens that decode holds already."""
@@ -251,7 +267,7 @@ class TandemKVSender(_Room, BaseKVSender):  # type: ignore[misc]
     @property
     def held(self) -> int:
         """What poll() would say of a failed room that must not be released yet: a state that SGLang waits in."""
-        return int(KVPoll.Bootstrapping if self._pages_left is None else KVPoll.Transferring)
+        return int(KVPoll.Transferring if self.begun else KVPoll.Bootstrapping)
 
     def get_transfer_metric(self) -> KVTransferMetric:
         """For SGLang's metrics."""
@@ -276,8 +292,14 @@ class TandemKVReceiver(_Room, BaseKVReceiver):  # type: ignore[misc]
         super().__init__(mgr, self.handle)
         self.bootstrap_infos: tuple[str, ...] = (bootstrap_addr,)
         """SGLang counts the prefill ranks that must acknowledge an abort; our own fence stands for all of them."""
+        self._offered = False
         self.abort_notified = False
         """Whether the room is being given up here; from then on SGLang holds its pages until that is safe."""
+
+    @property
+    def begun(self) -> bool:
+        """Whether send_metadata() was called."""
+        return self._offered
 
     def init(self, prefill_dp_rank: int) -> None:
         """Nothing: the ticket knows the prefill rank."""
@@ -293,6 +315,7 @@ class TandemKVReceiver(_Room, BaseKVReceiver):  # type: ignore[misc]
         """Offers the reserved pages to prefill."""
         if aux_index is None or destination != KVTransferDestination.DEVICE:
             raise TandemError(ErrorReason.NOT_SUPPORTED, f"a room without a metadata row, or into {destination}")
+        self._offered = True
         if self.abort_notified:
             return
         self.kv_mgr.receivers[self.room] = self

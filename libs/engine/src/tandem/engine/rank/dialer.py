@@ -120,21 +120,15 @@ class Dialer:
         waiting, peer.waiting = peer.waiting, []
         for room in waiting:
             room.link_up(link)
-        parts = [
-            asyncio.ensure_future(self._read(link, call)),
-            asyncio.ensure_future(link.pump(call.write)),
-            asyncio.ensure_future(
-                link.watch(self._settings.ping_interval_ms, self._settings.ping_timeout_ms, ask=True)
-            ),
-        ]
-        try:
-            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
-            for part in done:
-                part.result()
-        finally:
-            for part in parts:
-                part.cancel()
-            await asyncio.gather(*parts, return_exceptions=True)
+        ended = await link.live(
+            self._read(link, call),
+            call.write,
+            ping_interval_ms=self._settings.ping_interval_ms,
+            ping_timeout_ms=self._settings.ping_timeout_ms,
+            ask=True,
+        )
+        for part in ended:
+            part.result()
 
     async def _open(self, peer: _Peer, call: Any) -> KvLink:
         agent, setup = self._agent, self._agent.setup

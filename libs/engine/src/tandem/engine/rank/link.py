@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from tandem.core.errors import ErrorReason, TandemError
@@ -88,6 +88,29 @@ class KvLink:
         """Tells the other side that this side is quiet."""
         if self.down is None:
             self.send(urgent=True, abort_ack=kv_link_pb2.AbortAck(room=room, grant_id=grant_id))
+
+    async def live(
+        self,
+        read: Coroutine[Any, Any, None],
+        write: Callable[[Any], Awaitable[Any]],
+        *,
+        ping_interval_ms: int,
+        ping_timeout_ms: int,
+        ask: bool,
+    ) -> set[asyncio.Task[None]]:
+        """Reads, writes and watches the stream until one of them ends; returns those that did, with how they ended."""
+        parts = {
+            asyncio.create_task(read),
+            asyncio.create_task(self.pump(write)),
+            asyncio.create_task(self.watch(ping_interval_ms, ping_timeout_ms, ask=ask)),
+        }
+        try:
+            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            return done
+        finally:
+            for part in parts:
+                part.cancel()
+            await asyncio.gather(*parts, return_exceptions=True)
 
     async def pump(self, write: Callable[[Any], Awaitable[Any]]) -> None:
         """Writes the outbox to the stream until the link is down."""

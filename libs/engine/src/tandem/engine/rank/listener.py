@@ -70,19 +70,15 @@ class Listener(kv_link_pb2_grpc.KvLinkServiceServicer):
         self._links[key] = link
         await context.write(kv_link_pb2.LinkResponse(link_epoch=link.epoch, hello=answer))
         self._agent.link_up(link)
-        parts = [
-            asyncio.ensure_future(self._read(link, request_iterator)),
-            asyncio.ensure_future(link.pump(context.write)),
-            asyncio.ensure_future(
-                link.watch(self._settings.ping_interval_ms, self._settings.ping_timeout_ms, ask=False)
-            ),
-        ]
         try:
-            await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            await link.live(
+                self._read(link, request_iterator),
+                context.write,
+                ping_interval_ms=self._settings.ping_interval_ms,
+                ping_timeout_ms=self._settings.ping_timeout_ms,
+                ask=False,
+            )
         finally:
-            for part in parts:
-                part.cancel()
-            await asyncio.gather(*parts, return_exceptions=True)
             if self._links.get(key) is link:
                 del self._links[key]
             why = link.down or Why(ErrorReason.LINK_LOST, f"the link to {link.peer} broke")

@@ -161,6 +161,8 @@ class _Room:
 
     def __init__(self, mgr: TandemKVManager, handle: RoomHandle) -> None:
         self.kv_mgr = mgr
+        self.begun = False
+        """Whether SGLang has taken the room out of its queue for rooms that bootstrap."""
         handle.on_change = mgr.wake.set
 
     handle: RoomHandle
@@ -174,11 +176,6 @@ class _Room:
         if self.handle.phase is Phase.TRANSFERRING and not self.begun:
             return int(KVPoll.Bootstrapping)
         return POLL_OF_PHASE[self.handle.phase]
-
-    @property
-    def begun(self) -> bool:
-        """Whether SGLang has taken the room out of its queue for rooms that bootstrap."""
-        raise NotImplementedError
 
     def failure_exception(self) -> None:
         """Raises why the room failed."""
@@ -207,17 +204,13 @@ class TandemKVSender(_Room, BaseKVSender):  # type: ignore[misc]
         self._early_send_wait_event: Any = None
         """Set by SGLang's overlap scheduler: the forward pass that still writes the pages of the next send."""
 
-    @property
-    def begun(self) -> bool:
-        """Whether init() was called."""
-        return self._pages_left is not None
-
     def pop_decode_prefix_len(self) -> int:
         """Prompt tokens that decode holds already."""
         return self.handle.decode_prefix_len
 
     def init(self, num_kv_indices: int, aux_index: int | None = None) -> None:
         """How many pages will be sent, and the metadata row that goes with the last."""
+        self.begun = True
         self._pages_left = num_kv_indices
         self._metadata_row = aux_index
 
@@ -292,14 +285,8 @@ class TandemKVReceiver(_Room, BaseKVReceiver):  # type: ignore[misc]
         super().__init__(mgr, self.handle)
         self.bootstrap_infos: tuple[str, ...] = (bootstrap_addr,)
         """SGLang counts the prefill ranks that must acknowledge an abort; our own fence stands for all of them."""
-        self._offered = False
         self.abort_notified = False
         """Whether the room is being given up here; from then on SGLang holds its pages until that is safe."""
-
-    @property
-    def begun(self) -> bool:
-        """Whether send_metadata() was called."""
-        return self._offered
 
     def init(self, prefill_dp_rank: int) -> None:
         """Nothing: the ticket knows the prefill rank."""
@@ -315,7 +302,7 @@ class TandemKVReceiver(_Room, BaseKVReceiver):  # type: ignore[misc]
         """Offers the reserved pages to prefill."""
         if aux_index is None or destination != KVTransferDestination.DEVICE:
             raise TandemError(ErrorReason.NOT_SUPPORTED, f"a room without a metadata row, or into {destination}")
-        self._offered = True
+        self.begun = True
         if self.abort_notified:
             return
         self.kv_mgr.receivers[self.room] = self

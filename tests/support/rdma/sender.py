@@ -21,7 +21,17 @@ import numpy as np
 
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import ChunkIndex, GrantId
-from tandem.rdma import Accepted, CmaProcess, EndpointSettings, LaneLost, ProviderOffer, Transfer, open_endpoint
+from tandem.rdma import (
+    Accepted,
+    CmaProcess,
+    Direction,
+    EndpointSettings,
+    LaneLost,
+    ProviderOffer,
+    Transfer,
+    VerbsSettings,
+    open_endpoint,
+)
 from tests.support.rdma.pools import buffers_of, random_pool
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -46,7 +56,7 @@ class SenderSide:
 
     def __init__(self, pool_bytes: int, seed: int, settings: dict[str, Any]) -> None:
         self._pool = random_pool(pool_bytes, seed)
-        self._settings = EndpointSettings(**{**settings, "providers": tuple(settings["providers"])})
+        self._settings = settings_of(settings, direction=Direction.SEND)
         self._endpoint = open_endpoint(buffers_of(self._pool), self._settings)
         self._accepted: list[Accepted] = []
         self._transfers: dict[int, Transfer] = {}
@@ -174,6 +184,12 @@ class ProcessSender:
                 future.set_result(answer["result"])
         for future in self._waiting.values():
             future.cancel()
+
+
+def settings_of(shared: dict[str, Any], **others: Any) -> EndpointSettings:
+    """Settings that travel as JSON, and others that do not."""
+    providers, verbs = tuple(shared["providers"]), VerbsSettings(**shared.get("verbs", {}))
+    return EndpointSettings(**{**shared, **others, "providers": providers, "verbs": verbs})
 
 
 def plain(offer: ProviderOffer) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The KV data path: registered memory, grants, lanes and transfers, over tcp, cma and fake (verbs to come).
+"""The KV data path: registered memory, grants, lanes and transfers, over verbs, cma, tcp and fake.
 
 Start with `tandem.rdma.api`: it is the whole public surface. `tandem.rdma.open_endpoint` makes an endpoint.
 """
@@ -11,6 +11,7 @@ from tandem.rdma.api import (
     ChunkLanded,
     ChunkRefused,
     CmaProcess,
+    Direction,
     Endpoint,
     EndpointSettings,
     FaultPlan,
@@ -23,6 +24,7 @@ from tandem.rdma.api import (
     Transfer,
     TransferResult,
     TransferStatus,
+    VerbsSettings,
 )
 from tandem.rdma.endpoint import open_endpoint
 
@@ -32,6 +34,7 @@ __all__ = [
     "ChunkLanded",
     "ChunkRefused",
     "CmaProcess",
+    "Direction",
     "Endpoint",
     "EndpointSettings",
     "FaultPlan",
@@ -44,5 +47,6 @@ __all__ = [
     "Transfer",
     "TransferResult",
     "TransferStatus",
+    "VerbsSettings",
     "open_endpoint",
 ]

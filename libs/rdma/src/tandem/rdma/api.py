@@ -226,6 +226,50 @@ MAX_RANGES = 1 << 22
 """Most ranges in one write."""
 
 
+class Direction(Enum):
+    """What an endpoint does with its memory: a sender's gives no remote rights away."""
+
+    SEND = "send"
+    RECEIVE = "receive"
+    BOTH = "both"
+
+
+@dataclass(frozen=True, slots=True)
+class VerbsSettings:
+    """Settings of the provider `verbs`. Names and codes are those of ibv_modify_qp(3)."""
+
+    devices: tuple[str, ...] = ()
+    """Devices to use, each a rail of every lane; empty: every device with an active port."""
+    port: int = 1
+    gid_index: int = -1
+    """Entry of the port's GID table; -1 chooses: RoCE v2 over IPv4 if there is one."""
+    pkey_index: int = 0
+    mtu: int = 0
+    """Code of the largest path MTU, 1 = 256 bytes to 5 = 4096; 0: the port's."""
+    service_level: int = 0
+    traffic_class: int = 0
+    timeout: int = 14
+    """Wait for an acknowledgement, 4.096 us * 2^timeout."""
+    retry_cnt: int = 6
+    """Repeats after that wait. Range 0..6: with 7 some devices never give up."""
+    rnr_retry: int = 6
+    """Repeats if the peer has posted no receive request. Range 0..6."""
+    min_rnr_timer: int = 12
+    """Code of the wait before such a repeat; 12 = 0.64 ms."""
+    send_depth: int = 512
+    """Writes that may be posted on one queue pair."""
+    receive_depth: int = 64
+    """Receive requests on one queue pair: pieces that may land before the receiver looks."""
+    completions: int = 65_536
+    """Places of a device's completion queue, shared by its queue pairs; cut to what the device has."""
+    piece_bytes: int = 4 << 20
+    """Bytes that go over one rail and are acknowledged together."""
+    window_bytes: int = 16 << 20
+    """Bytes that may be under way on one rail: what a cancelled write waits for."""
+    posting: str = "auto"
+    """How writes are posted: auto, batch or reference."""
+
+
 @dataclass(frozen=True, slots=True)
 class EndpointSettings:
     """Settings of an endpoint; the services fill it from their own settings."""
@@ -244,6 +288,10 @@ class EndpointSettings:
     """Longest wait for a lane to open."""
     fence_ms: int = 1_000
     """Longest wait for a cancelled frame to end before the lane is closed."""
+    direction: Direction = Direction.BOTH
+    """What the memory is for; `verbs` registers it with no more rights than that needs."""
+    verbs: VerbsSettings = VerbsSettings()
+    """Settings of the provider `verbs`."""
     faults: FaultPlan | None = None
     """Faults to inject; tests only."""
 

@@ -17,17 +17,20 @@ class Choice:
     reason: str
 
 
-def choose(ours: Sequence[str], offers: Sequence[ProviderOffer], host_identity: str) -> Choice:
+def choose(
+    ours: Sequence[str], offers: Sequence[ProviderOffer], host_identity: str, no_verbs: str = "verbs is not there"
+) -> Choice:
     """The first of our providers that the receiver offers and that fits both sides.
 
-    ours: the sender's providers, best first. host_identity: the sender's.
+    ours: the sender's providers, best first. host_identity: the sender's. no_verbs: why the sender can't use verbs,
+    '' if it can.
     Raises TandemError(NOT_SUPPORTED) naming both sides' providers if none fits.
     """
     offered = {offer.name: offer for offer in offers}
     passed: list[str] = []
     for name in ours:
         offer = offered.get(name)
-        obstacle = _obstacle(name, offer, host_identity)
+        obstacle = no_verbs if name == "verbs" and no_verbs else _obstacle(name, offer, host_identity)
         if offer is not None and not obstacle:
             return Choice(offer, "; ".join([*passed, f"{name}: {_why(name)}"]))
         passed.append(f"not {name}: {obstacle}")
@@ -47,4 +50,8 @@ def _obstacle(name: str, offer: ProviderOffer | None, host_identity: str) -> str
 
 
 def _why(name: str) -> str:
-    return {"cma": "both processes share host, namespaces and user", "tcp": "works anywhere"}.get(name, "asked for")
+    return {
+        "cma": "both processes share host, namespaces and user",
+        "tcp": "works anywhere",
+        "verbs": "both have a device",
+    }.get(name, "asked for")

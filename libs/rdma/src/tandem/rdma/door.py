@@ -7,14 +7,13 @@ import hmac
 import logging
 import socket
 from collections.abc import Coroutine
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.rdma.api import U64
 from tandem.rdma.memory import MAX_BUFFERS
-from tandem.rdma.sender import LiveSenderLane
 from tandem.rdma.wire import KNOCK_BYTES, WELCOME_BYTES, Knock, Welcome
 
 _MAX_GUESTS: Final = 128
@@ -24,6 +23,23 @@ _BACKLOG: Final = 128
 _log = logging.getLogger(__name__)
 
 
+class Guarded(Protocol):
+    """A sender's lane, as the door knows it."""
+
+    def claim(self, stream: int) -> bool:
+        """Takes the place of one connection; False if there is none, or it is taken."""
+
+    @property
+    def fully_claimed(self) -> bool:
+        """Whether every connection has come."""
+
+    def welcome(self, stream: int) -> bytes:
+        """What a connection is answered that was let in."""
+
+    def attach(self, stream: int, sock: socket.socket) -> None:
+        """Takes a claimed connection over."""
+
+
 class Door:
     """A listening socket that lets in who has the token of a lane, once per connection of that lane."""
 
@@ -31,7 +47,7 @@ class Door:
         """Raises TandemError(INVALID_ARGUMENT) if the host can't be bound."""
         self._loop = asyncio.get_running_loop()
         self._patience_s = patience_ms / 1000
-        self._lanes: list[tuple[bytes, LiveSenderLane]] = []
+        self._lanes: list[tuple[bytes, Guarded]] = []
         self._guests: set[asyncio.Task[None]] = set()
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -46,11 +62,11 @@ class Door:
         self.address = f"[{shown}]:{port}" if ":" in shown else f"{shown}:{port}"
         self._loop.add_reader(self._sock, self._answer)
 
-    def expect(self, token: bytes, lane: LiveSenderLane) -> None:
+    def expect(self, token: bytes, lane: Guarded) -> None:
         """Lets the lane's connections in."""
         self._lanes.append((token, lane))
 
-    def forget(self, lane: LiveSenderLane) -> None:
+    def forget(self, lane: Guarded) -> None:
         """Lets no more of them in."""
         self._lanes = [entry for entry in self._lanes if entry[1] is not lane]
 
@@ -87,7 +103,7 @@ class Door:
                     _log.warning("a connection with a wrong or used token was refused")
                     await self._loop.sock_sendall(sock, Welcome(False, 1, 0).pack())
                     return
-                await self._loop.sock_sendall(sock, _welcome(lane, knock))
+                await self._loop.sock_sendall(sock, lane.welcome(knock.stream))
             handed_over = True
             lane.attach(knock.stream, sock)
         except (TandemError, OSError, TimeoutError) as error:
@@ -96,7 +112,7 @@ class Door:
             if not handed_over:
                 sock.close()
 
-    def _admit(self, knock: Knock) -> LiveSenderLane | None:
+    def _admit(self, knock: Knock) -> Guarded | None:
         found = None
         for token, lane in self._lanes:  # all of them, so that the time tells nothing
             if hmac.compare_digest(token, knock.token):
@@ -106,14 +122,6 @@ class Door:
         if found.fully_claimed:
             self.forget(found)
         return found
-
-
-def _welcome(lane: LiveSenderLane, knock: Knock) -> bytes:
-    parts = lane.parts
-    if not parts.source.announces_src or knock.stream:
-        return Welcome(True, parts.streams, 0).pack()
-    table = parts.memory.table()
-    return Welcome(True, parts.streams, table.shape[0]).pack() + table.tobytes()
 
 
 async def knock_at(address: str, token: bytes, stream: int) -> tuple[socket.socket, Welcome, U64]:

@@ -1,4 +1,4 @@
-"""The endpoint over sockets: the lanes of `tcp` and `cma`. `open_endpoint` is the way in."""
+"""The endpoint of a rank: lanes of `tcp`, `cma` and `verbs` behind one door. `open_endpoint` is the way in."""
 
 from __future__ import annotations
 
@@ -30,9 +30,16 @@ from tandem.rdma.memory import Memory
 from tandem.rdma.receiver import LiveReceiverLane, ReceiverParts, Sink
 from tandem.rdma.sender import LiveSenderLane, SenderParts, Source
 from tandem.rdma.tcp import TcpSink, TcpSource
+from tandem.rdma.verbs.provider import VerbsProvider
+from tandem.rdma.verbs.receiver import VerbsReceiverLane
+from tandem.rdma.verbs.sender import VerbsSenderLane
 from tandem.rdma.wire import MAX_STREAMS, TOKEN_BYTES
 
 _SOURCES: dict[str, Callable[[], Source]] = {"cma": CmaSource, "tcp": TcpSource}
+_NAMES = ("cma", "tcp", "verbs")
+
+_SenderLane = LiveSenderLane | VerbsSenderLane
+_ReceiverLane = LiveReceiverLane | VerbsReceiverLane
 
 _log = logging.getLogger(__name__)
 
@@ -46,11 +53,11 @@ def open_endpoint(buffers: Sequence[Buffer], settings: EndpointSettings | None =
     memory = Memory(buffers)
     if settings.providers == ("fake",):
         return FakeEndpoint(memory, settings)
-    unknown = [name for name in settings.providers if name not in _SOURCES]
+    unknown = [name for name in settings.providers if name not in _NAMES]
     if unknown or not settings.providers:
         raise TandemError(
             ErrorReason.INVALID_ARGUMENT,
-            f"providers {list(settings.providers)}: choose among {sorted(_SOURCES)}, or fake alone",
+            f"providers {list(settings.providers)}: choose among {', '.join(_NAMES)}, or fake alone",
             field="providers",
         )
     if not 1 <= settings.tcp_streams <= MAX_STREAMS:
@@ -59,20 +66,22 @@ def open_endpoint(buffers: Sequence[Buffer], settings: EndpointSettings | None =
             f"tcp_streams is {settings.tcp_streams}; 1..{MAX_STREAMS} are allowed",
             field="tcp_streams",
         )
-    return SocketEndpoint(memory, settings)
+    return LiveEndpoint(memory, settings)
 
 
-class SocketEndpoint:
+class LiveEndpoint:
     """One memory and its lanes. Listens from the first `accept` on, so that a receiver listens nowhere."""
 
     def __init__(self, memory: Memory, settings: EndpointSettings) -> None:
         self._memory = memory
         self._settings = settings
         self._door: Door | None = None
-        self._lanes: set[LiveSenderLane | LiveReceiverLane] = set()
+        self._lanes: set[_SenderLane | _ReceiverLane] = set()
         self._identity = ""
         self._process: OwnProcess | None = None
         self._no_pull = "cma is not among this side's providers"
+        self._verbs = VerbsProvider(memory, settings) if "verbs" in settings.providers else None
+        self._no_verbs = "verbs is not among this side's providers"
         self._running = False
 
     async def start(self) -> None:
@@ -84,6 +93,10 @@ class SocketEndpoint:
             self._no_pull = why_no_pull()
             if self._no_pull:
                 _log.info("this side can't receive over cma: %s", self._no_pull)
+        if self._verbs is not None:
+            self._no_verbs = self._verbs.start()
+            if self._no_verbs:
+                _log.info("this side can't use verbs: %s", self._no_verbs)
         if self._settings.faults is not None:
             _log.warning("FAULTS ARE PLANTED in this endpoint: %s", self._settings.faults)
 
@@ -96,13 +109,13 @@ class SocketEndpoint:
                 memory_bytes=self._memory.bytes,
             )
             for name in self._settings.providers
-            if name != "cma" or not self._no_pull
+            if not {"cma": self._no_pull, "verbs": self._no_verbs}.get(name)
         ]
 
     def accept(self, offers: Sequence[ProviderOffer], on_event: OnEvent) -> Accepted:
         """Sender: chooses a provider among the receiver's offers. See `Endpoint.accept`."""
         self._require_running()
-        choice = choose(self._settings.providers, offers, self._identity)
+        choice = choose(self._settings.providers, offers, self._identity, self._no_verbs)
         name = choice.offer.name
         if self._door is None:
             self._door = Door(
@@ -110,9 +123,7 @@ class SocketEndpoint:
             )
         if name == "cma" and let_peers_pull():
             _log.info("cma: processes of this user may read this one, as kernel.yama.ptrace_scope 1 forbids otherwise")
-        streams = self._settings.tcp_streams if name == "tcp" else 1
-        parts = SenderParts(name, self._memory, self._settings, _SOURCES[name](), streams)
-        lane = LiveSenderLane(parts, on_event, self._sender_gone)
+        lane = self._sender_lane(name, on_event)
         token = secrets.token_bytes(TOKEN_BYTES)
         self._door.expect(token, lane)
         self._lanes.add(lane)
@@ -128,6 +139,13 @@ class SocketEndpoint:
         )
         return Accepted(answer, lane)
 
+    def _sender_lane(self, name: str, on_event: OnEvent) -> _SenderLane:
+        if name == "verbs" and self._verbs is not None:
+            return self._verbs.sender_lane(on_event, self._sender_gone)
+        streams = self._settings.tcp_streams if name == "tcp" else 1
+        parts = SenderParts(name, self._memory, self._settings, _SOURCES[name](), streams)
+        return LiveSenderLane(parts, on_event, self._sender_gone)
+
     async def connect(self, answer: ProviderOffer, on_event: OnEvent) -> ReceiverLane:
         """Receiver: opens the lane that the sender chose. See `Endpoint.connect`; NOT_SUPPORTED is raised for a
         provider that this side did not offer, or if the kernel forbids the pull: `offer` leaves cma out from then on.
@@ -137,12 +155,8 @@ class SocketEndpoint:
             raise TandemError(ErrorReason.NOT_SUPPORTED, f"provider {answer.name!r} was not offered")
         if answer.name == "cma":
             self._check_process(answer)
-        opening = self._dial(answer)
-        socks, sink = await within(self._settings.connect_timeout_ms, opening, answer.address)
-        parts = ReceiverParts(
-            answer.name, self._memory, self._settings, sink, GrantTable(self._memory), Faults(self._settings.faults)
-        )
-        lane = LiveReceiverLane(parts, socks, on_event, self._lanes.discard)
+        opening = self._open_verbs(answer, on_event) if answer.name == "verbs" else self._open_socks(answer, on_event)
+        lane: _ReceiverLane = await within(self._settings.connect_timeout_ms, opening, answer.address)
         self._lanes.add(lane)
         _log.info("%s lane to %s is open (%s)", answer.name, answer.address, answer.reason)
         return lane
@@ -153,6 +167,20 @@ class SocketEndpoint:
         await asyncio.gather(*(lane.close() for lane in list(self._lanes)))
         if self._door is not None:
             await self._door.close()
+        if self._verbs is not None:
+            await self._verbs.close()
+
+    async def _open_verbs(self, answer: ProviderOffer, on_event: OnEvent) -> VerbsReceiverLane:
+        assert self._verbs is not None  # it was offered
+        sock, _, _ = await knock_at(answer.address, answer.token, 0)
+        return await self._verbs.receiver_lane(sock, on_event, self._lanes.discard)
+
+    async def _open_socks(self, answer: ProviderOffer, on_event: OnEvent) -> LiveReceiverLane:
+        socks, sink = await self._dial(answer)
+        parts = ReceiverParts(
+            answer.name, self._memory, self._settings, sink, GrantTable(self._memory), Faults(self._settings.faults)
+        )
+        return LiveReceiverLane(parts, socks, on_event, self._lanes.discard)
 
     async def _dial(self, answer: ProviderOffer) -> tuple[list[socket.socket], Sink]:
         socks: list[socket.socket] = []
@@ -186,7 +214,7 @@ class SocketEndpoint:
                 _log.warning("cma will not be offered any more: %s", error.message)
             raise
 
-    def _sender_gone(self, lane: LiveSenderLane) -> None:
+    def _sender_gone(self, lane: _SenderLane) -> None:
         self._lanes.discard(lane)
         if self._door is not None:
             self._door.forget(lane)

@@ -144,6 +144,10 @@ class GrantTable:
         self._grants[grant_id] = grant
         return grant
 
+    def has(self, grant_id: GrantId) -> bool:
+        """Whether a grant is open."""
+        return grant_id in self._grants
+
     def _remove(self, grant_id: GrantId) -> None:
         self._grants.pop(grant_id, None)
 

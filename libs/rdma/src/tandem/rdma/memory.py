@@ -43,17 +43,32 @@ class Memory:
         size = np.uint64(self.bytes)
         return bool(((offsets <= size) & (lengths <= size - np.minimum(offsets, size))).all())
 
+    def buffer_of(self, offsets: U64) -> npt.NDArray[np.intp]:
+        """The buffer that each offset lies in."""
+        return np.searchsorted(self._starts, offsets, "right") - 1
+
+    def addresses(self, offsets: U64, buffers: npt.NDArray[np.intp]) -> U64:
+        """Addresses of offsets that lie in these buffers."""
+        return self._bases[buffers] + (offsets - self._starts[buffers])
+
+    def crossings(self, offsets: U64, lengths: U64) -> tuple[npt.NDArray[np.intp], U64]:
+        """Where ranges cross from one buffer into the next: the range, and the offset of the border, for each."""
+        first, last = self.buffer_of(offsets), self.buffer_of(offsets + lengths - np.uint64(1))
+        count = last - first
+        owner = np.repeat(np.arange(count.size), count)
+        within = np.arange(owner.size) - np.repeat(np.cumsum(count) - count, count)
+        return owner, self._ends[first[owner] + within]
+
     def iov(self, offsets: U64, lengths: U64) -> U64:
         """Iovecs over ranges that lie inside: split where a range crosses buffers, merged where addresses touch."""
         if lengths.size and int(lengths.min()) == 0:
             offsets, lengths = offsets[lengths > 0], lengths[lengths > 0]
         if not offsets.size:
             return np.empty((0, 2), np.uint64)
-        first = np.searchsorted(self._starts, offsets, "right") - 1
-        last = np.searchsorted(self._starts, offsets + lengths - np.uint64(1), "right") - 1
+        first, last = self.buffer_of(offsets), self.buffer_of(offsets + lengths - np.uint64(1))
         if not np.array_equal(first, last):
             first, offsets, lengths = self._split(first, last, offsets, lengths)
-        return _merge_touching(self._bases[first] + (offsets - self._starts[first]), lengths)
+        return _merge_touching(self.addresses(offsets, first), lengths)
 
     def _split(
         self, first: npt.NDArray[np.intp], last: npt.NDArray[np.intp], offsets: U64, lengths: U64

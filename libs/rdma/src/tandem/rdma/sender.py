@@ -21,7 +21,7 @@ from tandem.rdma.iov import IovCursor
 from tandem.rdma.memory import Memory
 from tandem.rdma.stream import READABLE, WRITABLE, Channel, StreamThread
 from tandem.rdma.transfer import MAX_WRITES, WriteTransfer, checked_ranges
-from tandem.rdma.wire import REPLY_BYTES, Frame, FrameKind, Reply, ReplyKind
+from tandem.rdma.wire import REPLY_BYTES, Frame, FrameKind, Reply, ReplyKind, Welcome
 
 _log = logging.getLogger(__name__)
 
@@ -239,11 +239,6 @@ class LiveSenderLane:
         """Name of its provider."""
         return self._parts.provider
 
-    @property
-    def parts(self) -> SenderParts:
-        """What it is made of."""
-        return self._parts
-
     # ------------------------------------------------------------ opening
 
     def claim(self, stream: int) -> bool:
@@ -257,6 +252,14 @@ class LiveSenderLane:
     def fully_claimed(self) -> bool:
         """Whether every connection has come."""
         return len(self._claimed) == self._parts.streams
+
+    def welcome(self, stream: int) -> bytes:
+        """What a connection is answered at the door: for cma, with this side's buffers."""
+        parts = self._parts
+        if not parts.source.announces_src or stream:
+            return Welcome(True, parts.streams, 0).pack()
+        table = parts.memory.table()
+        return Welcome(True, parts.streams, table.shape[0]).pack() + table.tobytes()
 
     def attach(self, stream: int, sock: socket.socket) -> None:
         """Brings a claimed connection to life."""

@@ -1,0 +1,117 @@
+"""Work requests as numpy lays them out: just as C has them.
+
+The layouts are those of <infiniband/verbs.h> on 64-bit little-endian machines: part of the interface between a program
+and libibverbs, which does not change. tests/unit/verbs compares them with the header where a compiler is at hand.
+
+    struct ibv_send_wr, in words of 64 bits           struct ibv_sge
+      0  wr_id                                          0  addr
+      1  next                                           1  length, lkey
+      2  sg_list
+      3  num_sge, opcode        these four are
+      4  send_flags, imm_data   the same whenever
+      5  remote_addr            the request is
+      6  rkey                   posted
+      7..15 not used for RDMA writes
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from tandem.core.pages import I64, U32
+from tandem.rdma.api import U64
+
+REQUEST_WORDS: Final = 16
+PIECE_WORDS: Final = 2
+_WR_ID, _NEXT, _SG_LIST, _FIXED, _FLAGS = 0, 1, 2, 3, 4
+_FIXED_WORDS: Final = 4
+_WORD: Final = 8
+_HIGH: Final = np.uint64(32)
+
+NO_IMM: Final = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """Constants of the enums."""
+
+    write: int
+    write_with_imm: int
+    signalled: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WriteBatch:
+    """n RDMA writes, encoded; all but their identity, which they get when they are posted."""
+
+    pieces: U64
+    """struct ibv_sge of each [n, 2]."""
+    fixed: U64
+    """Words 3 to 6 of each request [n, 4]."""
+
+    def signal(self, index: int, codes: Codes) -> None:
+        """Has one request ask for a completion."""
+        self.fixed[index, _FLAGS - _FIXED] |= np.uint64(codes.signalled)
+
+
+def encode(codes: Codes, local: U64, lengths: U32, lkeys: U32, remote: U64, rkeys: U32, imm: I64) -> WriteBatch:
+    """Encodes writes; arrays of equal length [n].
+
+    imm: what the receiver is shown, 0..2^32-1, or NO_IMM for a write that it does not notice.
+    """
+    count = local.size
+    pieces = np.empty((count, PIECE_WORDS), np.uint64)
+    pieces[:, 0] = local
+    pieces[:, 1] = lengths.astype(np.uint64) | lkeys.astype(np.uint64) << _HIGH
+    has_imm = imm != NO_IMM
+    fixed = np.empty((count, _FIXED_WORDS), np.uint64)
+    fixed[:, 0] = np.uint64(1) | np.where(has_imm, codes.write_with_imm, codes.write).astype(np.uint64) << _HIGH
+    fixed[:, 1] = imm.astype(np.uint32).byteswap().astype(np.uint64) << _HIGH  # it travels in network order
+    fixed[:, 2] = remote
+    fixed[:, 3] = rkeys
+    return WriteBatch(pieces, fixed)
+
+
+def layouts_fit() -> bool:
+    """Whether this machine's C has these layouts."""
+    return sys.byteorder == "little" and ctypes.sizeof(ctypes.c_void_p) == _WORD
+
+
+class Chain:
+    """Requests that are linked once, and filled again for each post."""
+
+    def __init__(self, most: int) -> None:
+        """most: requests in the longest chain."""
+        requests, pieces = np.zeros((most, REQUEST_WORDS), np.uint64), np.zeros((most, PIECE_WORDS), np.uint64)
+        steps = np.arange(most, dtype=np.uint64)
+        self.address = int(requests.ctypes.data)
+        """Of the first request."""
+        self.head: U64 = requests[0]
+        """The words of the first request."""
+        self._steps = steps
+        self._pieces = pieces
+        self._ids, self._next = requests[:, _WR_ID], requests[:, _NEXT]
+        self._fixed = requests[:, _FIXED : _FIXED + _FIXED_WORDS]
+        self._following = self.address + _WORD * REQUEST_WORDS * (steps + np.uint64(1))
+        self._next[:] = self._following
+        requests[:, _SG_LIST] = int(pieces.ctypes.data) + _WORD * PIECE_WORDS * steps
+
+    def post(self, call: Callable[[], Any], batch: WriteBatch, first: int, count: int, first_id: int) -> Any:
+        """Fills in requests first..first+count of a batch, whose ids count up from first_id, and calls what posts
+        the chain; the provider has copied it when that returns. count: 1..most.
+        """
+        end = first + count
+        np.add(self._steps[:count], np.uint64(first_id), out=self._ids[:count])
+        self._pieces[:count] = batch.pieces[first:end]
+        self._fixed[:count] = batch.fixed[first:end]
+        self._next[count - 1] = 0
+        try:
+            return call()
+        finally:
+            self._next[count - 1] = self._following[count - 1]

@@ -77,16 +77,15 @@ def test_workers_take_gpus_in_turn() -> None:
 
 
 @pytest.mark.parametrize(
-    ("machine", "tp", "device"),
+    ("machine", "device"),
     [
-        (Machine(8, gpus=("0", "1")), 1, "cuda"),
-        (Machine(8, gpus=("0", "1")), 4, "cpu"),
-        (Machine(8, gpus=("0", "1"), sglang_for_cpu=True), 1, "cpu"),
-        (Machine(8), 1, "cpu"),
+        (Machine(8, gpus=("0", "1")), "cuda"),
+        (Machine(8, gpus=("0", "1"), sglang_for_cpu=True), "cpu"),
+        (Machine(8), "cpu"),
     ],
 )
-def test_auto_takes_gpus_that_sglang_can_use(machine: Machine, tp: int, device: str) -> None:
-    plan = make_plan(UpOptions(tp=tp), machine, {})
+def test_auto_takes_gpus_that_sglang_can_use(machine: Machine, device: str) -> None:
+    plan = make_plan(UpOptions(), machine, {})
     assert {worker.env["TANDEM_SGLANG_DEVICE"] for worker in plan.workers} == {device}
 
 
@@ -120,9 +119,10 @@ def test_workers_that_share_a_gpu_share_its_memory_unless_the_user_says_otherwis
     assert json.loads(chosen.workers[0].env["TANDEM_SGLANG_ENGINE_ARGS"]) == ["mem-fraction-static=0.3"]
 
 
-def test_too_few_gpus_are_named() -> None:
+@pytest.mark.parametrize("device", [DeviceChoice.CUDA, DeviceChoice.AUTO])
+def test_too_few_gpus_are_named(device: DeviceChoice) -> None:
     with pytest.raises(TandemError, match="needs 2 GPUs, this machine shows 1"):
-        make_plan(UpOptions(device=DeviceChoice.CUDA, tp=2), Machine(8, gpus=("0",)), {})
+        make_plan(UpOptions(device=device, tp=2), Machine(8, gpus=("0",)), {})
 
 
 def test_the_mock_takes_engine_args_as_its_settings(laptop: Machine) -> None:

@@ -41,7 +41,7 @@ class Mirror:
         """Pins the mirror, which takes seconds for many GiB. max_bytes: of the mirror; 0 = no limit.
 
         Raises TandemError: INVALID_ARGUMENT for a mirror over the limit, NOT_SUPPORTED for pools on several GPUs,
-        TRANSFER_FAILED if the driver refuses.
+        ENGINE_FAILED for want of host memory, TRANSFER_FAILED if the driver refuses.
         """
         places = [[cuda.device_of(buffer.address) for buffer in pool.buffers] for pool in pools]
         ordinals = {place for pool in places for place in pool if place is not None}

@@ -37,6 +37,8 @@ class Faults:
     transfer_failure: float
     abort: float
     link_loss: float
+    hand_in_failure: float
+    """Verified KV that does not reach the engine's own memory."""
 
 
 @dataclass
@@ -53,6 +55,8 @@ class Room:
     in_flight: set[ChunkIndex] = field(default_factory=set)
     grant_open: bool = False
     corrupted: set[ChunkIndex] = field(default_factory=set)
+    kept_out: bool = False
+    """The KV did not reach the engine's own memory."""
     ended: dict[str, list[ev.Why | None]] = field(default_factory=lambda: {"sender": [], "receiver": []})
     _ticket: itertools.count[int] = field(default_factory=itertools.count)
 
@@ -115,10 +119,15 @@ class Room:
                 self.message("sender" if side == "receiver" else "receiver", ev.PeerAborted(why))
             case ev.SendAbortAck():
                 self.message("sender" if side == "receiver" else "receiver", ev.PeerQuiet())
-            case ev.Fence() | ev.CloseGrant():
+            case ev.Fence():
                 if side == "receiver":
                     self.grant_open = False
                 self.later(side, ev.Quiet(), GRACE_S)
+            case ev.CloseGrant():
+                self.grant_open = False
+                self.kept_out = self.dice.random() < self.faults.hand_in_failure
+                why = ev.Why(ErrorReason.TRANSFER_FAILED, "no copy to the device") if self.kept_out else None
+                self.later(side, ev.Quiet(why), GRACE_S)
             case ev.Ended(why):
                 self.ended[side].append(why)
 
@@ -139,6 +148,7 @@ class Room:
             assert self.receiver.phase is ev.Phase.SUCCESS, "prefill succeeded without decode"
         if self.receiver.phase is ev.Phase.SUCCESS:
             assert not self.corrupted, "damaged bytes were taken"
+            assert not self.kept_out, "the engine does not have what it was told it has"
             assert self.receiver.bytes_verified == CHUNK_BYTES * self.chunks
         if self.receiver.phase in (ev.Phase.SUCCESS, ev.Phase.FAILED):
             assert not self.grant_open, "ended with an open grant"
@@ -146,7 +156,7 @@ class Room:
 
 def _run(seed: int) -> Room:
     dice = random.Random(seed)
-    bad = [dice.choice((0.0, 0.0, 0.1, 0.4)) for _ in range(6)]
+    bad = [dice.choice((0.0, 0.0, 0.1, 0.4)) for _ in range(7)]
     room = Room(dice, Faults(*bad), dice.randrange(1, 6))
     room.run()
     return room

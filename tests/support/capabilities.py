@@ -46,8 +46,14 @@ def docker_missing() -> str | None:
     return None
 
 
+def cc_missing() -> str | None:
+    """Why what stands for a C library cannot be made, or None."""
+    return None if shutil.which("cc") else "there is no C compiler"
+
+
 CAPABILITIES: dict[str, Callable[[], str | None]] = {
     "sglang": sglang_missing,
     "rdma": rdma_missing,
     "docker": docker_missing,
+    "cc": cc_missing,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +17,7 @@ from tandem.engine.rank.agent import RankAgent, RankSetup, RoomReport
 from tandem.engine.rank.handles import RoomHandle
 from tandem.engine.rank.pools import Pool
 from tandem.engine.rank.settings import RankSettings
+from tandem.engine.rank.staging import DIRECT, Staging
 from tandem.rdma.api import Buffer
 
 PREFILL = WorkerLife(WorkerId("prefill-0"), Incarnation(3))
@@ -40,8 +41,12 @@ class Memory:
         self.metadata = np.zeros((self.rows, 16), np.uint8)
         self.state = np.zeros((8, 24), np.uint8)
 
+    def staged(self) -> tuple[tuple[Pool, ...], Staging]:
+        """The pools as the agent wants them, and what lies between them and these arrays."""
+        return self.pools(), DIRECT
+
     def pools(self) -> tuple[Pool, ...]:
-        """As the agent wants them."""
+        """As the engine has them."""
         return (
             Pool("kv", tuple(_buffer(a) for a in self.kv), (64, 64), self.pages),
             Pool("metadata", (_buffer(self.metadata),), (16,), self.rows),
@@ -106,18 +111,27 @@ async def reached(handle: RoomHandle, *phases: Phase) -> Phase:
     return handle.phase
 
 
+def _memory(role: Role) -> Memory:
+    return Memory(pages=32 if role is Role.PREFILL else 48)
+
+
 @contextlib.asynccontextmanager
 async def pair(
-    provider: str = "tcp", *, decode: RankSettings | None = None, prefill: RankSettings | None = None
+    provider: str = "tcp",
+    *,
+    decode: RankSettings | None = None,
+    prefill: RankSettings | None = None,
+    memory_of: Callable[[Role], Memory] = _memory,
 ) -> AsyncIterator[Pair]:
     """Two started and identified ranks."""
     sides = []
     for role, settings in ((Role.PREFILL, prefill), (Role.DECODE, decode)):
-        memory = Memory(pages=32 if role is Role.PREFILL else 48)
-        pools = memory.pools()
+        memory = memory_of(role)
+        pools, staging = memory.staged()
         layout = KvLayout(8, "uint8", 1, "nhd", 1, 1, tuple(pool.layout for pool in pools))
         ended: list[RoomReport] = []
-        setup = RankSetup(role, RankId(), layout, pools, settings or RankSettings.load(providers=provider))
+        chosen = settings or RankSettings.load(providers=provider)
+        setup = RankSetup(role, RankId(), layout, pools, chosen, staging)
         sides.append(Side(RankAgent(setup, on_room_ended=ended.append), memory, ended))
     try:
         info = await sides[0].agent.start()

@@ -76,9 +76,33 @@ def test_workers_take_gpus_in_turn() -> None:
     assert plan.one_by_one
 
 
-def test_auto_stays_on_the_cpu_where_there_are_gpus() -> None:
-    plan = make_plan(UpOptions(), Machine(8, gpus=("0", "1")), {})
+@pytest.mark.parametrize(
+    ("machine", "device"),
+    [
+        (Machine(8, gpus=("0", "1")), "cuda"),
+        (Machine(8, gpus=("0", "1"), sglang_for_cpu=True), "cpu"),
+        (Machine(8), "cpu"),
+    ],
+)
+def test_auto_takes_gpus_that_sglang_can_use(machine: Machine, device: str) -> None:
+    plan = make_plan(UpOptions(), machine, {})
+    assert {worker.env["TANDEM_SGLANG_DEVICE"] for worker in plan.workers} == {device}
+
+
+def test_the_cpu_can_be_asked_for_where_there_are_gpus() -> None:
+    plan = make_plan(UpOptions(device=DeviceChoice.CPU), Machine(8, gpus=("0", "1")), {})
     assert {worker.env["TANDEM_SGLANG_DEVICE"] for worker in plan.workers} == {"cpu"}
+
+
+def test_gpus_need_another_sglang_than_that_of_the_cpu() -> None:
+    with pytest.raises(TandemError, match="installed for the CPU"):
+        make_plan(UpOptions(device=DeviceChoice.CUDA), Machine(8, gpus=("0",), sglang_for_cpu=True), {})
+
+
+def test_env_moves_a_worker_to_another_gpu() -> None:
+    options = UpOptions(env=("prefill-0:CUDA_VISIBLE_DEVICES=1", "decode-0:CUDA_VISIBLE_DEVICES=0"))
+    plan = make_plan(options, Machine(8, gpus=("0", "1")), {})
+    assert [worker.env["CUDA_VISIBLE_DEVICES"] for worker in plan.workers] == ["1", "0"]
 
 
 def test_workers_with_a_gpu_each_start_together_and_take_all_its_memory() -> None:
@@ -95,9 +119,10 @@ def test_workers_that_share_a_gpu_share_its_memory_unless_the_user_says_otherwis
     assert json.loads(chosen.workers[0].env["TANDEM_SGLANG_ENGINE_ARGS"]) == ["mem-fraction-static=0.3"]
 
 
-def test_too_few_gpus_are_named() -> None:
+@pytest.mark.parametrize("device", [DeviceChoice.CUDA, DeviceChoice.AUTO])
+def test_too_few_gpus_are_named(device: DeviceChoice) -> None:
     with pytest.raises(TandemError, match="needs 2 GPUs, this machine shows 1"):
-        make_plan(UpOptions(device=DeviceChoice.CUDA, tp=2), Machine(8, gpus=("0",)), {})
+        make_plan(UpOptions(device=device, tp=2), Machine(8, gpus=("0",)), {})
 
 
 def test_the_mock_takes_engine_args_as_its_settings(laptop: Machine) -> None:

@@ -130,6 +130,19 @@ def test_a_lost_link_after_verification_can_not_take_the_kv_back() -> None:
     assert receiver.state is ReceiverState.SUCCEEDED
 
 
+def test_kv_that_is_verified_but_does_not_reach_the_engine_fails_on_both_sides() -> None:
+    sender, receiver = Sender(10.0), _offered(10)
+    why = ev.Why(ErrorReason.TRANSFER_FAILED, "no copy to the device")
+    chunk = ChunkIndex(0)
+    for event in (ev.Offer(G), ev.ChunkReady(chunk, last=True), ev.ChunkMoved(chunk, 10, None)):
+        sender.step(event, 0.0)
+    for claim in (ev.ChunkSeen(G, chunk, 10, None), ev.ChunkClaimed(G, chunk, 10, None), ev.CompleteClaimed(G, 1, 10)):
+        receiver.step(claim, 0.0)
+    assert receiver.step(ev.Quiet(why), 0.0) == [ev.SendAbort(why), ev.SendAbortAck(), ev.Ended(why)]
+    assert (receiver.phase, receiver.why) == (ev.Phase.FAILED, why)
+    assert sender.step(ev.PeerAborted(why), 0.0) == [ev.Fence()]
+
+
 def test_the_sender_never_succeeds_without_landed() -> None:
     sender = Sender(deadline=10.0)
     sender.step(ev.Offer(G), 0.0)

@@ -153,6 +153,32 @@ def test_last_chunk_is_known_by_its_states():
     assert "state_indices = [" in send
 
 
+def test_a_page_is_finished_on_the_gpu_when_it_is_given_to_a_send():
+    """Else a download could be ahead of the forward pass that computes the page; see backend.py."""
+    prefill = "disaggregation.prefill:SchedulerDisaggregationPrefillMixin."
+    results = source(prefill + "process_batch_result_disagg_prefill")
+    first_send = results.index("self.send_kv_chunk(")
+    assert results.index("copy_done.synchronize()") < first_send, "with overlap"
+    assert results.index("next_token_ids.tolist()") < first_send, "without, on the one stream that there is then"
+    copy = source("managers.scheduler:Scheduler._copy_result_to_cpu")
+    assert "self.copy_stream.wait_stream(self.forward_stream)" in copy, "copy_done comes after the forward pass"
+    chunk = source(prefill + "process_prefill_chunk")
+    delayed, sent = chunk.index("elif self.enable_overlap:"), chunk.index("self.send_kv_chunk(req)")
+    assert delayed < sent, "with overlap a chunk is sent with its result"
+    early = source(prefill + "maybe_send_cached_prefix_chunk")
+    assert early.index("ev.record(self.forward_stream)") < early.index("self.send_kv_chunk(")
+    assert "req.disagg_kv_sender._early_send_wait_event = ev" in early
+    whole = inspect.getsource(thing("disaggregation.prefill"))
+    assert whole.count("_event = ev") == 1, "no other event is left with a sender"
+
+
+def test_a_reserved_page_may_still_be_written_by_the_step_under_way():
+    """What backend.order_uploads is for; if SGLang orders this one day, it can go."""
+    loop = source("disaggregation.decode:SchedulerDisaggregationDecodeMixin.event_loop_overlap_disagg_decode")
+    assert loop.index("self.process_decode_queue()") < loop.index("self.run_batch(batch)") < loop.rindex("pop_and_proc")
+    assert "self.forward_stream" in source("managers.scheduler:Scheduler")
+
+
 def test_scheduler_has_what_the_hooks_read():
     text = source("managers.scheduler:Scheduler")
     for name in (
@@ -162,6 +188,7 @@ def test_scheduler_has_what_the_hooks_read():
         "disagg_decode_transfer_queue",
         "disagg_prefill_bootstrap_queue",
         "disagg_prefill_inflight_queue",
+        "forward_stream",
         "idle_sleeper",
         "req_to_metadata_buffer_idx_allocator",
         "running_batch",

@@ -48,7 +48,7 @@ def up(
         typer.Option(metavar="KEY=VALUE", help="A server argument of SGLang, or a setting of the mock. Repeatable."),
     ] = None,
     device: Annotated[
-        DeviceChoice, typer.Option(help="auto: the CPU; GPU memory is not moved yet.")
+        DeviceChoice, typer.Option(help="auto: GPUs where there are some and SGLang is not installed for the CPU.")
     ] = DeviceChoice.AUTO,
     env: Annotated[
         list[str] | None,
@@ -77,7 +77,8 @@ def up(
         drain_ms=drain_s * 1000,
     )
     inherited = settings.inherited()
-    plan = make_plan(options, Machine(settings.available_cores(), settings.visible_gpus()), inherited)
+    machine = Machine(settings.available_cores(), settings.visible_gpus(), settings.sglang_for_cpu())
+    plan = make_plan(options, machine, inherited)
     require_free_port(port)
     name = model_name or options.model.rstrip("/").rpartition("/")[2]
     view = UpView(name, quiet, log_dir, state_file or settings.CliSettings.load().state_file)

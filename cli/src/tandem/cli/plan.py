@@ -59,6 +59,8 @@ class Machine:
 
     cores: int
     gpus: tuple[str, ...] = ()
+    sglang_for_cpu: bool = False
+    """SGLang is installed for the CPU, so that it finds no GPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,13 +204,19 @@ def _sglang_environment(options: UpOptions, gpus: tuple[str, ...], share: int, t
 
 def _place(options: UpOptions, machine: Machine, workers: int) -> list[tuple[str, ...]]:
     """GPUs of each worker, round robin; none on a CPU."""
-    # auto is the CPU until a provider moves pools that lie in GPU memory.
-    if options.engine is EngineChoice.MOCK or options.device is not DeviceChoice.CUDA:
+    on_cpu = options.device is DeviceChoice.CPU
+    if options.device is DeviceChoice.AUTO:
+        on_cpu = machine.sglang_for_cpu or not machine.gpus
+    if options.engine is EngineChoice.MOCK or on_cpu:
         return [()] * workers
+    if machine.sglang_for_cpu:
+        raise _bad("--device cuda: SGLang is installed for the CPU here; the README says how to have both", "device")
     groups = len(machine.gpus) // options.tp
     if groups == 0:
         raise _bad(
-            f"--device cuda --tp {options.tp} needs {options.tp} GPUs, this machine shows {len(machine.gpus)}", "tp"
+            f"--device cuda --tp {options.tp} needs {options.tp} GPUs, this machine shows {len(machine.gpus)}; "
+            f"--device cpu needs none",
+            "tp",
         )
     sets = [machine.gpus[group * options.tp : (group + 1) * options.tp] for group in range(groups)]
     return [sets[worker % groups] for worker in range(workers)]

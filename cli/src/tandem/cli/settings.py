@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from pydantic import Field, SecretStr
@@ -35,6 +36,11 @@ def default_model() -> str:
 def available_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def sglang_for_cpu() -> bool:
+    """Whether SGLang is installed for the CPU, as `make setup` does: its stand-ins for CUDA-only packages are there."""
+    return find_spec("tandem_torchvision_shim") is not None
 
 
 def visible_gpus() -> tuple[str, ...]:

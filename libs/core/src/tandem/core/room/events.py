@@ -129,6 +129,9 @@ class Broken:
 class Quiet:
     """This side's own transfers (sender) or grant (receiver) are fenced: nothing of it moves any more."""
 
+    why: Why | None = None
+    """Receiver, verified: what kept the KV from the engine's own memory. The room fails of it after all."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tick:

@@ -3,7 +3,7 @@
 The states and their legal moves are `TRANSITIONS`; the methods below only say what each move does.
 
     CONNECTING --link up--> READY --pages reserved--> OFFERED --evidence--> RECEIVING --verified--> CLOSING
-    CLOSING --grant closed--> SUCCEEDED
+    CLOSING --grant closed--> SUCCEEDED, or FAILED if the KV did not reach the engine's own memory
     CONNECTING .. RECEIVING --broken / peer aborted / deadline--> FENCING --grant closed--> FAILED
 
 Prefill's words (ChunkDone, Complete) and the receiver's own evidence come in any order. Verified = every chunk that
@@ -90,8 +90,9 @@ TRANSITIONS: Final[dict[tuple[ReceiverState, type], frozenset[ReceiverState]]] =
     (S.RECEIVING, PeerAborted): frozenset({S.FENCING}),
     (S.RECEIVING, Broken): frozenset({S.FENCING}),
     (S.RECEIVING, Tick): frozenset({S.RECEIVING, S.FENCING}),
-    # Verified: what fails now can't take the KV back, so it only waits for its grant to close.
-    (S.CLOSING, Quiet): frozenset({S.SUCCEEDED}),
+    # Verified: what fails now can't take the KV back, so it only waits for its grant to close, and where the engine's
+    # own memory is a device's, for the copy there.
+    (S.CLOSING, Quiet): frozenset({S.SUCCEEDED, S.FAILED}),
     (S.CLOSING, PeerAborted): frozenset({S.CLOSING}),
     (S.CLOSING, PeerQuiet): frozenset({S.CLOSING}),
     (S.CLOSING, Broken): frozenset({S.CLOSING}),
@@ -251,9 +252,12 @@ class Receiver(RoomMachine[ReceiverState]):
         return self._give_up(event.why)
 
     def _on_quiet(self, event: Quiet, now: float) -> _Move:
-        if self._state is S.CLOSING and self._grant is not None:
-            return S.SUCCEEDED, [SendLanded(self._grant), Ended(None)]
-        return S.FAILED, [SendAbortAck(), Ended(self._why)]
+        if self._state is S.FENCING or self._grant is None:
+            return S.FAILED, [SendAbortAck(), Ended(self._why)]
+        if event.why is not None:
+            self._why = event.why
+            return S.FAILED, [SendAbort(event.why), SendAbortAck(), Ended(event.why)]
+        return S.SUCCEEDED, [SendLanded(self._grant), Ended(None)]
 
     def _on_tick(self, event: Tick, now: float) -> _Move:
         if self._state in _ENDING or now < self._deadline:

@@ -32,6 +32,7 @@ from tandem.engine.rank.receiver_room import ReceiverRoom
 from tandem.engine.rank.rooms import RoomShell
 from tandem.engine.rank.sender_room import SenderRoom, chunk_of
 from tandem.engine.rank.settings import RankSettings
+from tandem.engine.rank.staging import DIRECT, Staging
 from tandem.rdma import open_endpoint
 from tandem.rdma.api import ChunkLanded, ChunkRefused, LaneEvent, LaneLost
 from tandem.rpc.credentials import Credentials, TlsSettings
@@ -55,6 +56,8 @@ class RankSetup:
     layout: KvLayout
     pools: tuple[Pool, ...]
     settings: RankSettings = field(default_factory=RankSettings.load)
+    staging: Staging = DIRECT
+    """What lies between `pools`, which the data path moves, and the engine's own. The agent closes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,7 @@ class RankAgent:
     def __init__(self, setup: RankSetup, *, on_room_ended: Callable[[RoomReport], None] = lambda _: None) -> None:
         self.setup = setup
         self.pools = PoolMap(setup.layout)
+        self.staging = setup.staging
         self.counters = RankCounters()
         self.life: WorkerLife | None = None
         self._identified = asyncio.Event()
@@ -130,6 +134,7 @@ class RankAgent:
             timer.cancel()
         await self.tasks.close()
         await self.endpoint.close()
+        await self.staging.close()
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Runs work in the background, supervised."""

@@ -102,7 +102,7 @@ class Listener(kv_link_pb2_grpc.KvLinkServiceServicer):
 
         offers = [wire.provider_of(offer) for offer in first.hello.providers]
         accepted = self._agent.endpoint.accept(offers, on_event)
-        link.sender_lane = accepted.lane
+        link.sender_lane = self._agent.staging.over(accepted.lane)
         log.info("%s (%s) gets provider %s: %s", peer, rank, accepted.answer.name, accepted.answer.reason)
         answer = hello.hello(
             ours,

@@ -107,7 +107,7 @@ class ReceiverRoom(RoomShell):
                 if link.down is None:
                     link.send(urgent=True, landed=kv_link_pb2.Landed(room=self.room, grant_id=grant_id))
             case CloseGrant():
-                self._host.spawn(self._quiesce(), f"close grant of {self.room}")
+                self._host.spawn(self._hand_in(), f"close grant of {self.room}")
             case _:
                 raise AssertionError(f"a receiver can't {effect}")
 
@@ -115,6 +115,18 @@ class ReceiverRoom(RoomShell):
         if self.link is None:
             raise TandemError(ErrorReason.LINK_LOST, "the room has no link")
         return self.link
+
+    async def _hand_in(self) -> None:
+        """Closes the grant of a verified room, and sees to it that its pages are the engine's."""
+        why = None
+        if self._grant is not None:
+            await self._grant.revoke()
+            ranges = self._host.pools.own(self._entries)
+            try:
+                await self._host.staging.upload(ranges.dst, ranges.lengths)
+            except TandemError as error:
+                why = wire.why_from(error)
+        self.feed(Quiet(why))
 
     async def _quiesce(self) -> None:
         if self._grant is not None:

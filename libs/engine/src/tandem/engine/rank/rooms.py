@@ -24,6 +24,7 @@ from tandem.engine.rank.counters import RankCounters
 from tandem.engine.rank.handles import RoomHandle
 from tandem.engine.rank.link import KvLink
 from tandem.engine.rank.pools import PoolMap
+from tandem.engine.rank.staging import Staging
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,10 @@ class RoomHost(Protocol):
     @property
     def pools(self) -> PoolMap:
         """The rank's own pools."""
+
+    @property
+    def staging(self) -> Staging:
+        """What lies between them and the engine's own."""
 
     @property
     def counters(self) -> RankCounters:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -160,8 +161,7 @@ class SenderRoom(RoomShell):
         super()._end(why)
 
     async def _quiesce(self) -> None:
-        for transfer in list(self._transfers):
-            await transfer.cancel()
+        await asyncio.gather(*(transfer.cancel() for transfer in self._transfers))
         self.feed(Quiet())
 
 

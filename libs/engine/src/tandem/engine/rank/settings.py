@@ -33,6 +33,11 @@ class RankSettings(Settings, env_prefix="TANDEM_RANK_"):
     offer_credit: int = Field(default=4_096, ge=1, le=65_536, description="offers that may be open on one link")
     outbox_limit: int = Field(default=8_192, ge=16, le=1_000_000, description="messages that may wait on one link")
     fence_ms: int = Field(default=1_000, ge=10, le=60_000, description="longest wait for a cancelled transfer to end")
+    staging_max_bytes: int = Field(
+        default=0,
+        ge=0,
+        description="most host memory to pin as a mirror of KV pools in a GPU, which needs as much; 0 = no limit",
+    )
     fault_flip_chunk: int = Field(default=-1, ge=-1, description="tests only: flip a byte of chunks with this number")
     fault_flip_times: int = Field(default=1, ge=1, description="tests only: how often to flip")
     fault_stall_bytes: int = Field(default=-1, ge=-1, description="tests only: stop reading a lane after these bytes")

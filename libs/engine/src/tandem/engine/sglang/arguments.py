@@ -58,7 +58,7 @@ class SglangOptions:
     served_name: str = ""
     """Name that clients use; empty = the last part of model_path."""
     device: str = "auto"
-    """auto, cpu or cuda."""
+    """auto, cpu or cuda; auto is what `environment.has_gpu` says."""
     tp_size: int = 1
     dtype: str = "auto"
     page_size: int | None = None

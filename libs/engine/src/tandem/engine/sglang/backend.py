@@ -10,6 +10,11 @@ Runs in each scheduler process. The main path, prefill on the left and decode on
     send(pages, states) with the last one
     poll() SUCCESS, the KV has landed        poll() SUCCESS, it is verified
 
+Pools in a GPU are moved through a mirror in host memory (tandem.engine.rank.mirror), by copies on a stream of their
+own: the GPU has to be done with a page when it comes to us. For a send SGLang sees to that, as its own backends read
+pages at once: it has waited, on the host, for the forward pass that wrote them, or it leaves an event with the sender.
+For reserved pages it does not: see `TandemKVManager.order_uploads`.
+
 Built on SGLang's base classes, so that its HTTP bootstrap and ZMQ handshake never run. SGLang changes this code with
 every release: tests/unit/sglang holds what is relied on here against the installed one.
 """
@@ -39,8 +44,12 @@ from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import RankId, Role, RoomId
 from tandem.core.room.events import Phase, Why
 from tandem.engine.rank.agent import RankSetup
+from tandem.engine.rank.cuda import Cuda
 from tandem.engine.rank.handles import ReceiverHandle, RoomHandle, SenderHandle
+from tandem.engine.rank.mirror import Mirror
+from tandem.engine.rank.pools import Pool
 from tandem.engine.rank.settings import RankSettings
+from tandem.engine.rank.staging import DIRECT
 from tandem.engine.rank.status import Gauges
 from tandem.engine.rank.threaded import ThreadedRank
 from tandem.engine.sglang import environment, pools, tags
@@ -113,18 +122,16 @@ class TandemKVManager(BaseKVManager):  # type: ignore[misc]
         """The scheduler's numbers after its last step; the agent's thread reads them."""
         self.sleeper: object = None
         """SGLang's idle sleeper that knows the bell."""
+        self.forward_stream: Any = None
+        """Stream that SGLang computes on, once its scheduler has made a step."""
         self.settings = RankSettings.load()
-        self.rank = self._start_rank(server_args)
-
-    def _start_rank(self, server_args: Any) -> ThreadedRank:
-        args = self.kv_args
-        if server_args.device != "cpu":
-            raise TandemError(
-                ErrorReason.NOT_SUPPORTED,
-                f"the KV pools lie in memory of device {server_args.device!r}; the providers "
-                f"{self.settings.providers} move host memory only: start the worker with --device cpu",
-            )
         pool_list = pools.pools_of(args)
+        self.mirror = open_mirror(server_args.device, pool_list, self.settings)
+        """Of pools that lie in a GPU; None for pools in host memory."""
+        self.rank = self._start_rank(server_args, pool_list if self.mirror is None else self.mirror.pools)
+
+    def _start_rank(self, server_args: Any, pool_list: tuple[Pool, ...]) -> ThreadedRank:
+        args = self.kv_args
         rank = ThreadedRank(
             RankSetup(
                 role=self.role,
@@ -132,12 +139,22 @@ class TandemKVManager(BaseKVManager):  # type: ignore[misc]
                 layout=pools.layout_of(args, pool_list, server_args, model_config_of(server_args)),
                 pools=pool_list,
                 settings=self.settings,
+                staging=self.mirror or DIRECT,
             ),
             environment.rank_hub_address(),
             lambda: self.gauges,
         )
         rank.start()
         return rank
+
+    def order_uploads(self) -> None:
+        """Decode, on a GPU: uploads from now on wait for what is computed at this moment.
+
+        SGLang's overlap scheduler frees the pages of a finished sequence while one more step is under way that writes
+        a token to them, and the pages that it reserves may be among these.
+        """
+        if self.mirror is not None and self.forward_stream is not None:
+            self.mirror.after(self.forward_stream.record_event().cuda_event)
 
     def register_to_bootstrap(self) -> None:
         """Nothing: the service registers the worker once every rank is there."""
@@ -225,9 +242,11 @@ class TandemKVSender(_Room, BaseKVSender):  # type: ignore[misc]
         num_kv_tokens: int | None = None,
     ) -> None:
         """Moves one finished chunk. SGLang gives the states, if only an empty list, with the last one."""
-        if self._early_send_wait_event is not None:
-            self._early_send_wait_event.synchronize()
-            self._early_send_wait_event = None
+        event, self._early_send_wait_event = self._early_send_wait_event, None
+        if event is not None and self.kv_mgr.mirror is not None:
+            self.kv_mgr.mirror.after(event.cuda_event)  # on the GPU: the scheduler goes on
+        elif event is not None:
+            event.synchronize()
         if self._pages_left is None or len(kv_indices) > self._pages_left:
             raise TandemError(
                 ErrorReason.PROTOCOL_VIOLATION, f"SGLang sends {len(kv_indices)} pages, {self._pages_left} are left"
@@ -306,6 +325,7 @@ class TandemKVReceiver(_Room, BaseKVReceiver):  # type: ignore[misc]
         if self.abort_notified:
             return
         self.kv_mgr.receivers[self.room] = self
+        self.kv_mgr.order_uploads()
         self.handle.offer(
             entries(kv_indices),
             state_entries(state_indices),
@@ -346,6 +366,28 @@ CLASSES: Final[dict[KVClassType, type]] = {
     KVClassType.RECEIVER: TandemKVReceiver,
     KVClassType.BOOTSTRAP_SERVER: TandemKVBootstrapServer,
 }
+
+
+def open_mirror(device: str, pool_list: tuple[Pool, ...], settings: RankSettings) -> Mirror | None:
+    """The mirror of pools that lie in a GPU; None for pools in host memory, which are moved themselves.
+
+    Raises TandemError: NOT_SUPPORTED for any other device, else as `Mirror` does.
+    """
+    if device == "cpu":
+        log.info("the KV pools lie in host memory and are moved directly")
+        return None
+    if device != "cuda":
+        raise TandemError(
+            ErrorReason.NOT_SUPPORTED,
+            f"the KV pools lie in memory of device {device!r}; those of cpu and cuda can be moved",
+        )
+    mirror = Mirror(pool_list, Cuda(), settings.staging_max_bytes)
+    log.info(
+        "the KV pools lie in GPU %d and are moved through a mirror: %d bytes of host memory are pinned",
+        mirror.device,
+        mirror.bytes,
+    )
+    return mirror
 
 
 def entries(indices: npt.ArrayLike) -> npt.NDArray[np.int64]:

@@ -75,6 +75,10 @@ class SglangEngine:
         """The environment, then the arguments: SGLang reads the one when it is imported to check the other."""
         options = self._options
         on_cpu = options.device == "cpu" or (options.device == "auto" and not environment.has_gpu())
+        if not on_cpu and environment.installed_for_cpu():
+            raise TandemError(
+                ErrorReason.NOT_SUPPORTED, "device cuda: SGLang is installed for the CPU here, with stand-ins for CUDA"
+            )
         cores = len(environment.available_cores())
         threads = options.threads_per_rank or max(1, cores // (2 * options.tp_size))
         cpu = environment.Cpu(threads, options.tp_size) if on_cpu else None

@@ -6,10 +6,13 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from tandem.core.errors import ErrorReason, TandemError
 
+CPU_STAND_IN = "tandem_torchvision_shim"
+"""Module of libs/sglang-cpu-shim, which `make setup` adds to SGLang."""
 RANK_HUB = "TANDEM_RANK_HUB"
 """Address of the service's rank hub, `unix:...`; set before SGLang starts, read in every rank."""
 
@@ -43,8 +46,16 @@ def available_memory_bytes() -> int:
 
 
 def has_gpu() -> bool:
-    """Whether this machine shows an NVIDIA driver."""
-    return Path("/dev/nvidiactl").exists()
+    """Whether SGLang would find a GPU: this machine shows an NVIDIA driver, and SGLang is not installed for the CPU.
+
+    PyTorch is not asked: it reads the environment when it is imported, which `prepare` has to set first.
+    """
+    return Path("/dev/nvidiactl").exists() and not installed_for_cpu()
+
+
+def installed_for_cpu() -> bool:
+    """Whether the stand-ins for CUDA-only packages are installed, with which SGLang runs on a CPU only."""
+    return find_spec(CPU_STAND_IN) is not None
 
 
 def use_cpu() -> None:

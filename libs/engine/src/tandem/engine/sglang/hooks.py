@@ -66,9 +66,10 @@ def quiet_chunked(scheduler: Any) -> None:
 
 
 def after_step(result: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:
-    """After the part of the scheduler's loop that looks at its rooms: notes what is free."""
+    """After the part of the scheduler's loop that looks at its rooms: notes what is free, and where it computes."""
     manager = manager_of(scheduler)
     if manager is not None:
+        manager.forward_stream = scheduler.forward_stream
         running, waiting = len(scheduler.running_batch.reqs), waiting_rooms(scheduler)
         manager.gauges = Gauges(pools_of(scheduler), running, waiting)
 

@@ -11,7 +11,11 @@ from tandem.rpc.settings import Settings
 class SglangSettings(Settings, env_prefix="TANDEM_SGLANG_"):
     """What a worker says about its SGLang engine; 0 and empty leave the choice to us."""
 
-    device: str = Field(default="auto", pattern="^(auto|cpu|cuda)$", description="auto, cpu or cuda")
+    device: str = Field(
+        default="auto",
+        pattern="^(auto|cpu|cuda)$",
+        description="auto, cpu or cuda; auto: cuda with an NVIDIA driver, unless SGLang is installed for the CPU",
+    )
     tp_size: int = Field(default=1, ge=1, le=1_024, description="tensor parallel ranks")
     dtype: str = Field(default="auto", description="element type of weights and KV, as SGLang names it")
     page_size: int = Field(default=0, ge=0, le=65_536, description="tokens per KV page")

@@ -1,0 +1,137 @@
+"""What the adapter does where SGLang's pools lie in a GPU, over doubles of torch's streams and of the mirror."""
+
+from __future__ import annotations
+
+import logging
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from tandem.core.errors import ErrorReason, TandemError
+from tandem.core.ids import Role
+from tandem.engine.rank.settings import RankSettings
+from tests.support.sglang import installed
+
+installed.require()
+
+from tandem.engine.sglang import arguments, backend, environment, hooks  # noqa: E402 (SGLang warns when it is loaded)
+from tandem.engine.sglang.engine import SglangEngine  # noqa: E402
+
+pytestmark = pytest.mark.sglang
+
+
+class Event:
+    """An event of torch; waiting for it on the host is noted."""
+
+    def __init__(self, handle: int) -> None:
+        self.cuda_event = handle
+        self.waited = False
+
+    def synchronize(self) -> None:
+        self.waited = True
+
+
+class Mirror:
+    """Notes in what order the copy stream and the rank hear of things."""
+
+    def __init__(self, rooms) -> None:
+        self.heard: list[tuple[object, int]] = []
+        self._rooms = rooms
+
+    def after(self, event: int) -> None:
+        self.heard.append((event, len(self._rooms.pushed) + len(self._rooms.reserved)))
+
+
+@pytest.fixture
+def on_gpu(manager):
+    manager.mirror = Mirror(manager.rank.rooms)
+    return manager
+
+
+def test_an_early_send_waits_on_the_gpu_for_the_forward_pass_and_not_on_the_scheduler(on_gpu):
+    room = backend.TandemKVSender(on_gpu, "tandem:1", 5)
+    room.init(2, 0)
+    room._early_send_wait_event = event = Event(77)
+    room.send(np.arange(1))
+    room.send(np.arange(1), [])
+    assert on_gpu.mirror.heard == [(77, 0)], "once, and before the chunk is pushed"
+    assert not event.waited
+
+
+def test_an_early_send_of_host_pools_waits_itself(manager):
+    room = backend.TandemKVSender(manager, "tandem:1", 5)
+    room.init(1, 0)
+    room._early_send_wait_event = event = Event(77)
+    room.send(np.arange(1), [])
+    assert event.waited
+    assert room._early_send_wait_event is None
+
+
+def test_uploads_wait_for_the_step_that_is_computed_when_pages_are_reserved(on_gpu):
+    receiver = backend.TandemKVReceiver(on_gpu, "tandem:1", 5)
+    on_gpu.forward_stream = SimpleNamespace(record_event=lambda: Event(9))
+    receiver.send_metadata(np.arange(2), 0)
+    assert on_gpu.mirror.heard == [(9, 0)], "before the pages are offered"
+
+
+def test_nothing_is_waited_for_before_the_first_step(on_gpu):
+    backend.TandemKVReceiver(on_gpu, "tandem:1", 5).send_metadata(np.arange(2), 0)
+    assert on_gpu.mirror.heard == []
+
+
+def test_the_scheduler_shows_where_it_computes(manager, monkeypatch):
+    monkeypatch.setattr(hooks, "manager_of", lambda scheduler: manager)
+    monkeypatch.setattr(hooks, "pools_of", lambda scheduler: ())
+    monkeypatch.setattr(hooks, "waiting_rooms", lambda scheduler: 0)
+    hooks.after_step(None, SimpleNamespace(running_batch=SimpleNamespace(reqs=[]), forward_stream="stream"))
+    assert manager.forward_stream == "stream"
+
+
+def test_a_mirror_is_opened_for_a_gpu_only(monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    made = SimpleNamespace(device=1, bytes=4096)
+    monkeypatch.setattr(backend, "Cuda", lambda: "driver")
+    monkeypatch.setattr(backend, "Mirror", lambda *arguments: made if arguments == ((), "driver", 5) else None)
+    settings = RankSettings.load(staging_max_bytes=5)
+    assert backend.open_mirror("cpu", (), settings) is None
+    assert "moved directly" in caplog.text
+    assert backend.open_mirror("cuda", (), settings) is made
+    assert "GPU 1" in caplog.text
+    assert "4096 bytes of host memory are pinned" in caplog.text
+    with pytest.raises(TandemError, match="device 'xpu'") as caught:
+        backend.open_mirror("xpu", (), settings)
+    assert caught.value.reason is ErrorReason.NOT_SUPPORTED
+
+
+@pytest.mark.parametrize("role", Role)
+def test_what_is_set_for_a_cpu_is_not_set_for_a_gpu(role):
+    options = arguments.SglangOptions(model_path="none", device="cuda")
+    args = arguments.server_args(options, role, cpu=False, extra={}, memory_bytes=1 << 40)
+    assert args["device"] == "cuda"
+    assert not args.keys() & (set(arguments.cpu_defaults(_unread(), role, 0)) | {"max_total_tokens"})
+
+
+def _unread():
+    """Options of a model that is there."""
+    return arguments.SglangOptions(model_path="models/tandem-tiny")
+
+
+def test_the_environment_of_a_gpu_is_left_alone(monkeypatch):
+    for name in ("SGLANG_USE_CPU_ENGINE", "TORCHDYNAMO_DISABLE", "OMP_NUM_THREADS", "SGLANG_DISABLED_MODEL_ARCHS"):
+        monkeypatch.delenv(name, raising=False)
+    before = dict(environment.os.environ)
+    environment.prepare("unix:x", "some/model", None, ["unneeded"])
+    added = environment.os.environ.keys() - before.keys()
+    for name in added:
+        monkeypatch.delenv(name)
+    assert not {name for name in added if re.search("CPU|DYNAMO|OMP|ARCHS", name)}
+
+
+def test_cuda_with_the_stand_ins_of_a_cpu_is_refused(monkeypatch):
+    monkeypatch.setattr(environment, "installed_for_cpu", lambda: True)
+    engine = SglangEngine(Role.PREFILL, arguments.SglangOptions(model_path="none", device="cuda"))
+    with pytest.raises(TandemError, match="installed for the CPU"):
+        engine._prepare("unix:x")
+    assert not environment.has_gpu()

@@ -12,6 +12,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from tests.support.capabilities import CAPABILITIES  # noqa: E402 (the line above makes it importable)
+from tests.support.rdma_guest import hand_over  # noqa: E402
 from tests.support.settings import required_capabilities  # noqa: E402
 
 
@@ -20,6 +21,12 @@ def pytest_configure(config: pytest.Config) -> None:
     unknown = required_capabilities() - CAPABILITIES.keys()
     if unknown:
         raise pytest.UsageError(f"TANDEM_REQUIRE names {sorted(unknown)}; known are {sorted(CAPABILITIES)}")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves the tests on verbs devices to the RDMA guest, of those that -m and -k have left."""
+    hand_over(config, items)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

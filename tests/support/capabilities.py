@@ -14,7 +14,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
+from tests.support.settings import required_capabilities
+from tools.rdma_vm.kit import Kit
+from tools.rdma_vm.settings import default_directory
+
 DOCKER_TIMEOUT_S: Final = 10
+RDMA_HINT: Final = "`make test-rdma` fetches a guest with two and runs these tests there (docs/testing-rdma.md)"
 _DOCKER_PARTS: Final = {
     "no Docker engine answers": ("version",),
     "docker has no compose": ("compose", "version"),
@@ -27,10 +32,22 @@ def sglang_missing() -> str | None:
     return None if find_spec("sglang") and find_spec("torch") else "SGLang is not installed; `make setup` installs it"
 
 
-def rdma_missing() -> str | None:
-    """Why tests on a verbs device cannot run, or None."""
+def has_verbs_device() -> bool:
+    """Whether this machine has an RDMA device, in hardware or software."""
     devices = Path("/sys/class/infiniband")
-    return None if devices.is_dir() and any(devices.iterdir()) else "this machine has no verbs device"
+    return devices.is_dir() and any(devices.iterdir())
+
+
+def rdma_missing() -> str | None:
+    """Why tests on a verbs device cannot run here, or None."""
+    return None if has_verbs_device() else f"this machine has no verbs device; {RDMA_HINT}"
+
+
+def rdma_guest_missing() -> str | None:
+    """Why the RDMA guest cannot run those tests, or None. Where it must, the test that starts it sets it up first."""
+    if Kit.of(default_directory()).is_set_up() or "rdma" in required_capabilities():
+        return None
+    return f"the RDMA guest is not set up; {RDMA_HINT}"
 
 
 @cache
@@ -54,6 +71,7 @@ def cc_missing() -> str | None:
 CAPABILITIES: dict[str, Callable[[], str | None]] = {
     "sglang": sglang_missing,
     "rdma": rdma_missing,
+    "rdma_guest": rdma_guest_missing,
     "docker": docker_missing,
     "cc": cc_missing,
 }

@@ -1,0 +1,203 @@
+"""Fetches what a guest is made of, once: Debian packages, downloaded and unpacked but not installed."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import getpass
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from tools.rdma_vm import guest, initrd
+from tools.rdma_vm.kit import Kit, RdmaVmError
+from tools.rdma_vm.settings import environment
+
+KERNEL_SERIES: Final = "linux-image-6.12-amd64"
+"""Debian's package that stands for the newest kernel of this series. The kernel for clouds has neither rxe nor 9p."""
+EMULATOR_PACKAGE: Final = "qemu-system-x86"
+LAYER_PACKAGES: Final = (
+    *("rdma-core", "libibverbs1", "ibverbs-providers", "librdmacm1", "libibumad3", "libnl-3-200", "libnl-route-3-200"),
+    *("python3-pyverbs", "libpython3.11", "ibverbs-utils", "rdmacm-utils", "perftest", "libpci3"),
+    *("libibverbs-dev", "librdmacm-dev"),
+    *("kmod", "libkmod2", "iproute2", "busybox-static"),
+)
+"""kmod is in the guest because the kernel loads rxe's checksum module through it."""
+_NEEDED_PROGRAMS: Final = ("apt-get", "dpkg-deb", "setpriv")
+_STEP_TIMEOUT_S: Final = 900
+_CHECK: Final = ("bash", "-c", 'rdma link; [ "$(rdma link | grep -c "state ACTIVE")" = 2 ]')
+
+
+def ensure(directory: Path) -> Kit:
+    """The kit below `directory`, fetched if it is not there; callers at the same time make it once.
+
+    A kit gets its name when it is complete and a guest has started from it, so an interrupted one is made anew.
+    Raises RdmaVmError.
+    """
+    kit = Kit.of(directory)
+    if kit.is_set_up():
+        return kit
+    directory.mkdir(parents=True, exist_ok=True)
+    with _locked(directory / "lock"):
+        if kit.is_set_up():
+            return kit
+        for leftover in directory.glob("building-*"):
+            shutil.rmtree(leftover)
+        building = Kit(Path(tempfile.mkdtemp(prefix="building-", dir=directory)))
+        try:
+            build(building)
+            building.folder.rename(kit.folder)
+        finally:
+            shutil.rmtree(building.folder, ignore_errors=True)
+    return kit
+
+
+def build(kit: Kit) -> None:
+    """Fetches and unpacks everything into the kit's folder, and tries it."""
+    if lacking := [name for name in _NEEDED_PROGRAMS if shutil.which(name) is None]:
+        raise RdmaVmError(
+            f"the RDMA guest is made from Debian's packages, and this machine has no {', '.join(lacking)}"
+        )
+    with tempfile.TemporaryDirectory(prefix="apt-", dir=kit.folder) as name:
+        apt = Apt(Path(name))
+        with _step("read the lists of Debian's packages"):
+            apt.update()
+        with _step("download qemu, the kernel and rdma-core"):
+            release = apt.kernel_release()
+            emulator = apt.download("emulator", apt.missing(EMULATOR_PACKAGE))
+            layer = apt.download("layer", sorted({*LAYER_PACKAGES, *apt.missing(*LAYER_PACKAGES)}))
+            kernel = apt.download("kernel", [f"linux-image-{release}"])
+        with _step("unpack"):
+            _unpack(emulator, kit.emulator_root)
+            _unpack(layer, kit.layer)
+            _unpack(kernel, kit.layer)
+            (kit.layer / "boot" / f"vmlinuz-{release}").rename(kit.kernel)
+            shutil.rmtree(kit.layer / "boot")
+    _index_modules(kit, release)
+    modules = kit.layer / "usr/lib/modules" / release
+    kit.initrd.write_bytes(initrd.build(kit.layer / "usr/bin/busybox", modules))
+    with _step("start it for the first time"):
+        if (status := guest.run(kit, _CHECK, guest.Machine(memory_mib=512, timeout_s=300))) != 0:
+            raise RdmaVmError(f"a guest was made, but its first start ended with status {status}")
+
+
+class Apt:
+    """apt with lists and a cache of its own, so that it needs neither root nor lists that somebody has updated."""
+
+    def __init__(self, folder: Path) -> None:
+        """Keeps everything below `folder`."""
+        self._folder = folder
+        for name in ("lists/partial", "cache/archives/partial"):
+            (folder / name).mkdir(parents=True)
+        self._options = (
+            *("-o", f"Dir::State::Lists={folder / 'lists'}", "-o", f"Dir::Cache={folder / 'cache'}"),
+            *(
+                "-o",
+                f"APT::Sandbox::User={getpass.getuser()}",
+                "-o",
+                "Acquire::Languages=none",
+                "-o",
+                "Acquire::Retries=3",
+            ),
+        )
+
+    def update(self) -> None:
+        """Reads the lists of the sources that this machine has."""
+        self._call("apt-get", "update", "-qq")
+
+    def kernel_release(self) -> str:
+        """The release of the newest kernel of the series, e.g. 6.12.1+deb12-amd64."""
+        depends = self._call("apt-cache", "depends", KERNEL_SERIES)
+        found = re.search(r"Depends: linux-image-(\S+)", depends)
+        if found is None:
+            raise RdmaVmError(f"apt knows no package {KERNEL_SERIES}; it is one of Debian 12 with its security updates")
+        return found[1]
+
+    def missing(self, *packages: str) -> list[str]:
+        """Which packages an installation of these would bring to this machine."""
+        planned = self._call("apt-get", "install", "--simulate", "--no-install-recommends", *packages)
+        return re.findall(r"^Inst (\S+)", planned, re.MULTILINE)
+
+    def download(self, name: str, packages: Sequence[str]) -> list[Path]:
+        """Downloads packages into a folder of this name; apt checks their digests."""
+        folder = self._folder / name
+        folder.mkdir()
+        if packages:
+            self._call("apt-get", "download", "-qq", *packages, cwd=folder)
+        return sorted(folder.glob("*.deb"))
+
+    def _call(self, program: str, *arguments: str, cwd: Path | None = None) -> str:
+        return _output(program, *self._options, *arguments, cwd=cwd)
+
+
+def _unpack(packages: Sequence[Path], root: Path) -> None:
+    """Unpacks packages into `root`, with /bin, /sbin and /lib below /usr as in every current Debian."""
+    root.mkdir(exist_ok=True)
+    for package in packages:
+        _output("dpkg-deb", "--extract", str(package), str(root))
+    for name in ("bin", "sbin", "lib"):
+        if (old := root / name).is_dir():
+            shutil.copytree(old, root / "usr" / name, symlinks=True, dirs_exist_ok=True)
+            shutil.rmtree(old)
+
+
+def _index_modules(kit: Kit, release: str) -> None:
+    """Runs the layer's depmod, which wants to see the modules in /lib."""
+    link = kit.layer / "lib"
+    link.symlink_to("usr/lib")
+    kmod = str(kit.layer / "usr/bin/kmod")
+    _output("depmod", "-b", str(kit.layer), release, executable=kmod, variables=kit.layer_variables())
+    link.unlink()
+
+
+def _output(
+    *command: str, cwd: Path | None = None, executable: str | None = None, variables: dict[str, str] | None = None
+) -> str:
+    """What a command prints. Raises RdmaVmError with its complaint if it fails."""
+    try:
+        done = subprocess.run(
+            command,
+            cwd=cwd,
+            executable=executable,
+            env=environment(LC_ALL="C", **(variables or {})),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_STEP_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise RdmaVmError(f"{command[0]} was ended after {_STEP_TIMEOUT_S} s: {' '.join(command)}") from None
+    if done.returncode != 0:
+        raise RdmaVmError(f"{' '.join(command)}: status {done.returncode}\n{done.stderr.strip()}")
+    return done.stdout
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds a lock that the kernel gives back even if this process is killed; whoever has it is bounded in time."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _say("another setup is running; waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _step(name: str) -> Iterator[None]:
+    """Says what is done, and how long it took."""
+    begin = time.monotonic()
+    yield
+    _say(f"{name}: {time.monotonic() - begin:.0f} s")
+
+
+def _say(text: str) -> None:
+    print(f"rdma_vm: {text}", file=sys.stderr, flush=True)

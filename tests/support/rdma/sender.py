@@ -1,7 +1,7 @@
-"""The sending side of a conformance test: in this process, or `python -m tests.support.rdma.sender` in another one.
+"""The sending side of a conformance test: in this process, or in another one.
 
-The process takes one JSON command per line, {"id", "do", ...}, and answers {"id", "result"} or {"id", "error"}, in
-whatever order the commands end.
+The other process takes one JSON command per line, {"id", "do", ...}, and answers {"id", "result"} or {"id", "error"},
+in whatever order the commands end.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ import asyncio
 import contextlib
 import itertools
 import json
-import os
-import signal
-import sys
+import multiprocessing
+import socket
 from dataclasses import asdict
-from pathlib import Path
+from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,8 +33,9 @@ from tandem.rdma import (
 )
 from tests.support.rdma.pools import buffers_of, random_pool
 
-ROOT = Path(__file__).resolve().parents[3]
 _LINE_LIMIT = 64 << 20
+_NURSERY = multiprocessing.get_context("forkserver")
+_NURSERY.set_forkserver_preload([__name__])
 
 
 class Sender(Protocol):
@@ -133,55 +133,54 @@ class LocalSender:
 class ProcessSender:
     """In another process."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: BaseProcess, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._process = process
+        self._writer = writer
         self._ids = itertools.count()
         self._waiting: dict[int, asyncio.Future[Any]] = {}
-        self._reader = asyncio.get_running_loop().create_task(self._read())
+        self._reading = asyncio.get_running_loop().create_task(self._read(reader))
 
     @classmethod
     async def start(cls, pool_bytes: int, seed: int, settings: dict[str, Any]) -> ProcessSender:
-        """Starts it."""
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tests.support.rdma.sender", str(pool_bytes), str(seed), json.dumps(settings)),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            limit=_LINE_LIMIT,
-            cwd=ROOT,
-        )
-        return cls(process)
+        """Starts it: a fork of a process that has imported all it needs, which takes long where memory is emulated."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = _NURSERY.Process(target=_main, args=(theirs, pool_bytes, seed, settings), daemon=True)
+            process.start()
+        return cls(process, *await asyncio.open_connection(sock=ours, limit=_LINE_LIMIT))
 
     async def call(self, do: str, **arguments: Any) -> Any:
         """See `Sender`."""
         number = next(self._ids)
         future = self._waiting[number] = asyncio.get_running_loop().create_future()
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"id": number, "do": do, **arguments}).encode() + b"\n")
+        self._writer.write(json.dumps({"id": number, "do": do, **arguments}).encode() + b"\n")
         return await asyncio.wait_for(future, 120)
 
     async def kill(self) -> None:
         """See `Sender`."""
-        os.kill(self._process.pid, signal.SIGKILL)
-        await self._process.wait()
+        self._process.kill()
+        await asyncio.to_thread(self._process.join, 30)
 
     async def close(self) -> None:
         """See `Sender`."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        await asyncio.wait_for(self._process.wait(), 30)
-        await self._reader
+        if self._writer.can_write_eof() and not self._writer.is_closing():
+            self._writer.write_eof()
+        await asyncio.to_thread(self._process.join, 30)
+        assert self._process.exitcode is not None, "the sender did not end"
+        await self._reading
+        self._writer.close()
 
-    async def _read(self) -> None:
-        assert self._process.stdout is not None
-        while line := await self._process.stdout.readline():
-            answer = json.loads(line)
-            future = self._waiting.pop(answer["id"])
-            if future.done():
-                continue
-            if "error" in answer:
-                future.set_exception(TandemError(ErrorReason[answer["error"]], answer["message"]))
-            else:
-                future.set_result(answer["result"])
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        with contextlib.suppress(ConnectionResetError):
+            while line := await reader.readline():
+                answer = json.loads(line)
+                future = self._waiting.pop(answer["id"])
+                if future.done():
+                    continue
+                if "error" in answer:
+                    future.set_exception(TandemError(ErrorReason[answer["error"]], answer["message"]))
+                else:
+                    future.set_result(answer["result"])
         for future in self._waiting.values():
             future.cancel()
 
@@ -208,14 +207,13 @@ def offer_of(shown: dict[str, Any]) -> ProviderOffer:
     return ProviderOffer(**{**shown, "token": bytes.fromhex(shown["token"]), "cma": process})
 
 
-async def _serve(pool_bytes: int, seed: int, settings: dict[str, Any]) -> None:
-    commands = asyncio.StreamReader(limit=_LINE_LIMIT)
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
+async def _serve(sock: socket.socket, pool_bytes: int, seed: int, settings: dict[str, Any]) -> None:
+    commands, answers = await asyncio.open_connection(sock=sock, limit=_LINE_LIMIT)
     side = SenderSide(pool_bytes, seed, settings)
     await side.start()
     tasks: set[asyncio.Task[None]] = set()
     while line := await commands.readline():
-        task = asyncio.get_running_loop().create_task(_answer(side, json.loads(line)))
+        task = asyncio.get_running_loop().create_task(_answer(side, json.loads(line), answers))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
     await side.close()
@@ -223,16 +221,17 @@ async def _serve(pool_bytes: int, seed: int, settings: dict[str, Any]) -> None:
         task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await asyncio.gather(*tasks, return_exceptions=True)
+    answers.close()
 
 
-async def _answer(side: SenderSide, command: dict[str, Any]) -> None:
+async def _answer(side: SenderSide, command: dict[str, Any], answers: asyncio.StreamWriter) -> None:
     number, do = command.pop("id"), command.pop("do")
     try:
         answer = {"id": number, "result": await getattr(side, do)(**command)}
     except TandemError as error:
         answer = {"id": number, "error": error.reason.value, "message": error.message}
-    print(json.dumps(answer), flush=True)
+    answers.write(json.dumps(answer).encode() + b"\n")
 
 
-if __name__ == "__main__":
-    asyncio.run(_serve(int(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])))
+def _main(sock: socket.socket, pool_bytes: int, seed: int, settings: dict[str, Any]) -> None:
+    asyncio.run(_serve(sock, pool_bytes, seed, settings))

@@ -19,10 +19,10 @@ CHECKED := libs services cli tools tests $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up setup dev test unit sim check lint types layers protos gen format lock model clean distclean
+.PHONY: help up setup dev test unit sim test-rdma check lint types layers protos gen format lock model clean distclean
 
 help: ## list the commands
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 up: setup ## set everything up and start the whole system on this machine (ARGS="--engine mock")
 	@$(VENV)/bin/tandem up $(ARGS)
@@ -35,6 +35,9 @@ unit: dev ## the fast, pure tests only
 
 sim: dev ## the simulator's tests only
 	@$(PY) -m pytest tests/sim $(ARGS)
+
+test-rdma: dev ## the tests on RDMA verbs only, where need be in a virtual machine that is fetched once
+	@TANDEM_REQUIRE=rdma $(PY) -m pytest -m "rdma or rdma_guest" $(ARGS)
 
 # --- environment -----------------------------------------------------------------------------------------------------
 

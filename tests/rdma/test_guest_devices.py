@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 import socket
 import subprocess
-from pathlib import Path
 
 import pytest
 
-DEVICES = Path("/sys/class/infiniband")
+from tests.support.capabilities import DEVICES
+
 GUEST_DEVICES = ("rxe0", "rxe1")
 PINGS = 50
 PING_TIMEOUT_S = 60

@@ -18,6 +18,7 @@ from tests.support.settings import required_capabilities
 from tools.rdma_vm.kit import Kit
 from tools.rdma_vm.settings import default_directory
 
+DEVICES: Final = Path("/sys/class/infiniband")
 DOCKER_TIMEOUT_S: Final = 10
 RDMA_HINT: Final = "`make test-rdma` fetches a guest with two and runs these tests there (docs/testing-rdma.md)"
 _DOCKER_PARTS: Final = {
@@ -34,8 +35,7 @@ def sglang_missing() -> str | None:
 
 def has_verbs_device() -> bool:
     """Whether this machine has an RDMA device, in hardware or software."""
-    devices = Path("/sys/class/infiniband")
-    return devices.is_dir() and any(devices.iterdir())
+    return DEVICES.is_dir() and any(DEVICES.iterdir())
 
 
 def rdma_missing() -> str | None:

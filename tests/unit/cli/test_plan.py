@@ -50,7 +50,12 @@ def test_everything_listens_on_loopback_and_only_the_gateway_has_a_fixed_port(la
 
 @pytest.mark.parametrize(
     ("choice", "wanted"),
-    [(ProviderChoice.AUTO, "cma,tcp"), (ProviderChoice.CMA, "cma"), (ProviderChoice.TCP, "tcp")],
+    [
+        (ProviderChoice.AUTO, "cma,tcp"),
+        (ProviderChoice.CMA, "cma"),
+        (ProviderChoice.TCP, "tcp"),
+        (ProviderChoice.VERBS, "verbs"),
+    ],
 )
 def test_provider(choice: ProviderChoice, wanted: str, laptop: Machine) -> None:
     plan = make_plan(UpOptions(provider=choice), laptop, {})

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from tandem.decode.settings import DecodeSettings
 from tandem.engine.rank.settings import RankSettings
 from tandem.prefill.settings import PrefillSettings
+from tandem.rdma.api import Direction
 from tandem.rpc import addresses
 
 
@@ -30,5 +31,5 @@ def test_a_wildcard_is_never_advertised(monkeypatch: pytest.MonkeyPatch) -> None
     assert DecodeSettings(host="0.0.0.0").host_to_dial == "10.1.2.3"
     assert DecodeSettings().host_to_dial == "127.0.0.1"
     rank = RankSettings(bind_host="0.0.0.0")
-    assert (rank.host, rank.endpoint().advertise_host) == ("10.1.2.3", "10.1.2.3")
+    assert (rank.host, rank.endpoint(Direction.SEND).advertise_host) == ("10.1.2.3", "10.1.2.3")
     assert RankSettings(bind_host="0.0.0.0", advertise_host="node-7").host == "node-7"

@@ -40,6 +40,7 @@ class ProviderChoice(Enum):
     AUTO = "auto"
     CMA = "cma"
     TCP = "tcp"
+    VERBS = "verbs"
 
 
 class DeviceChoice(Enum):
@@ -50,7 +51,8 @@ class DeviceChoice(Enum):
     CUDA = "cuda"
 
 
-_PROVIDERS: Final = {ProviderChoice.AUTO: "cma,tcp", ProviderChoice.CMA: "cma", ProviderChoice.TCP: "tcp"}
+_PROVIDERS: Final = {choice: choice.value for choice in ProviderChoice} | {ProviderChoice.AUTO: "cma,tcp"}
+"""One machine needs no device to itself, so verbs has to be asked for."""
 
 
 @dataclass(frozen=True, slots=True)

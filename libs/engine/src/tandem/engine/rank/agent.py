@@ -34,7 +34,7 @@ from tandem.engine.rank.sender_room import SenderRoom, chunk_of
 from tandem.engine.rank.settings import RankSettings
 from tandem.engine.rank.staging import DIRECT, Staging
 from tandem.rdma import open_endpoint
-from tandem.rdma.api import ChunkLanded, ChunkRefused, LaneEvent, LaneLost
+from tandem.rdma.api import ChunkLanded, ChunkRefused, Direction, LaneEvent, LaneLost
 from tandem.rpc.credentials import Credentials, TlsSettings
 from tandem.rpc.tasks import TaskSupervisor
 from tandem.v1 import kv_link_pb2
@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 MAX_ROOMS: Final = 65_536
 """Most rooms that may be open on a rank."""
+_DIRECTIONS: Final = {Role.PREFILL: Direction.SEND, Role.DECODE: Direction.RECEIVE}
 ENDED_ROOMS: Final = 8_192
 """Ended rooms that are remembered, so that what comes late for them is known as late."""
 
@@ -86,7 +87,7 @@ class RankAgent:
         self._identified = asyncio.Event()
         self._on_room_ended = on_room_ended
         buffers = [buffer for pool in setup.pools for buffer in pool.buffers]
-        self.endpoint = open_endpoint(buffers, setup.settings.endpoint())
+        self.endpoint = open_endpoint(buffers, setup.settings.endpoint(_DIRECTIONS[setup.role]))
         self.tasks = TaskSupervisor(max_tasks=8 * MAX_ROOMS)
         self.credentials = Credentials.from_settings(TlsSettings.load())
         self._rooms: dict[RoomId, SenderRoom | ReceiverRoom] = {}

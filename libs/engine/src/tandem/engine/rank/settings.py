@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
-from tandem.rdma.api import EndpointSettings, FaultPlan
+from tandem.rdma.api import Direction, EndpointSettings, FaultPlan, VerbsSettings
 from tandem.rpc.addresses import host_to_dial
 from tandem.rpc.settings import Settings
 
@@ -20,7 +22,7 @@ class RankSettings(Settings, env_prefix="TANDEM_RANK_"):
         description="host that peers dial; empty = bind_host, or the machine's own address if that is 0.0.0.0",
     )
     providers: str = Field(
-        default="cma,tcp", description="data providers that may be used, best first, comma-separated"
+        default="cma,verbs,tcp", description="data providers that may be used, best first, comma-separated"
     )
     checksum: bool = Field(default=True, description="a checksum per chunk, computed on both sides")
     tcp_streams: int = Field(default=1, ge=1, le=16, description="TCP connections per lane")
@@ -38,6 +40,34 @@ class RankSettings(Settings, env_prefix="TANDEM_RANK_"):
         ge=0,
         description="most host memory to pin as a mirror of KV pools in a GPU, which needs as much; 0 = no limit",
     )
+    verbs_devices: str = Field(
+        default="", description="RDMA devices to use, comma-separated; empty = every one with an active port"
+    )
+    verbs_port: int = Field(default=1, ge=1, le=255, description="port of each RDMA device")
+    verbs_gid_index: int = Field(
+        default=-1,
+        ge=-1,
+        le=65_535,
+        description="entry of the port's GID table; -1 = RoCE v2 over IPv4 if there is one",
+    )
+    verbs_pkey_index: int = Field(default=0, ge=0, le=65_535, description="entry of the port's partition key table")
+    verbs_mtu: int = Field(
+        default=0, ge=0, le=5, description="largest path MTU, 1 = 256 bytes to 5 = 4096; 0 = the port's"
+    )
+    verbs_service_level: int = Field(default=0, ge=0, le=15, description="InfiniBand service level")
+    verbs_traffic_class: int = Field(default=0, ge=0, le=255, description="RoCE traffic class (DSCP and ECN)")
+    verbs_timeout: int = Field(default=14, ge=1, le=31, description="wait for an acknowledgement, 4.096 us * 2^timeout")
+    verbs_retry_cnt: int = Field(default=6, ge=0, le=6, description="repeats after that wait")
+    verbs_rnr_retry: int = Field(default=6, ge=0, le=6, description="repeats while the peer is not ready to receive")
+    verbs_piece_bytes: int = Field(
+        default=4 << 20, ge=4096, le=1 << 30, description="bytes that go over one RDMA device together"
+    )
+    verbs_window_bytes: int = Field(
+        default=16 << 20, ge=4096, le=1 << 40, description="bytes under way on one RDMA device of a lane"
+    )
+    verbs_posting: Literal["auto", "batch", "reference"] = Field(
+        default="auto", description="how RDMA writes are posted: batch = whole chains, reference = one by one"
+    )
     fault_flip_chunk: int = Field(default=-1, ge=-1, description="tests only: flip a byte of chunks with this number")
     fault_flip_times: int = Field(default=1, ge=1, description="tests only: how often to flip")
     fault_stall_bytes: int = Field(default=-1, ge=-1, description="tests only: stop reading a lane after these bytes")
@@ -47,17 +77,37 @@ class RankSettings(Settings, env_prefix="TANDEM_RANK_"):
         """Host that peers dial. Raises OSError if this machine's address can't be found."""
         return host_to_dial(self.bind_host, self.advertise_host)
 
-    def endpoint(self) -> EndpointSettings:
-        """The data path's share of them."""
+    def verbs(self) -> VerbsSettings:
+        """The share of the provider `verbs`."""
+        return VerbsSettings(
+            devices=_names(self.verbs_devices),
+            port=self.verbs_port,
+            gid_index=self.verbs_gid_index,
+            pkey_index=self.verbs_pkey_index,
+            mtu=self.verbs_mtu,
+            service_level=self.verbs_service_level,
+            traffic_class=self.verbs_traffic_class,
+            timeout=self.verbs_timeout,
+            retry_cnt=self.verbs_retry_cnt,
+            rnr_retry=self.verbs_rnr_retry,
+            piece_bytes=self.verbs_piece_bytes,
+            window_bytes=self.verbs_window_bytes,
+            posting=self.verbs_posting,
+        )
+
+    def endpoint(self, direction: Direction) -> EndpointSettings:
+        """The data path's share of them. direction: what the rank does with its memory."""
         faulty = self.fault_flip_chunk >= 0 or self.fault_stall_bytes >= 0
         return EndpointSettings(
-            providers=tuple(name.strip() for name in self.providers.split(",") if name.strip()),
+            providers=_names(self.providers),
             bind_host=self.bind_host,
             advertise_host=self.host,
             checksum=self.checksum,
             tcp_streams=self.tcp_streams,
             connect_timeout_ms=self.dial_timeout_ms,
             fence_ms=self.fence_ms,
+            direction=direction,
+            verbs=self.verbs(),
             faults=FaultPlan(
                 flip_byte_of_chunk=self.fault_flip_chunk if self.fault_flip_chunk >= 0 else None,
                 flip_times=self.fault_flip_times,
@@ -66,3 +116,7 @@ class RankSettings(Settings, env_prefix="TANDEM_RANK_"):
             if faulty
             else None,
         )
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())

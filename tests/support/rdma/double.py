@@ -132,6 +132,7 @@ class DoublePd:
 
     def __init__(self, context: DoubleContext) -> None:
         self.fabric = context.fabric
+        self.device = context.name
         self.regions: dict[int, DoubleMr] = {}
         self.fabric.open.append(self)
 
@@ -222,6 +223,7 @@ class DoubleContext:
         if name not in fabric.devices:
             raise DoubleError(f"no device {name}")
         self.fabric = fabric
+        self.name = name
         fabric.open.append(self)
 
     def query_port(self, port: int) -> SimpleNamespace:
@@ -281,6 +283,11 @@ class DoubleQp:
 
     def __eq__(self, other: object) -> bool:
         return self is other
+
+    @property
+    def psn(self) -> int:
+        """Number of the first packet that it sends."""
+        return self._attr.sq_psn if self._attr is not None else -1
 
     def to_rts(self, attr: QpAttr) -> None:
         """Connects."""

@@ -48,7 +48,7 @@ class RankSettings(Settings, env_prefix="TANDEM_RANK_"):
         default=-1,
         ge=-1,
         le=65_535,
-        description="entry of the port's GID table; -1 = RoCE v2 over IPv4 if there is one",
+        description="entry of the port's GID table; -1 chooses, RoCE v2 over IPv4 first",
     )
     verbs_pkey_index: int = Field(default=0, ge=0, le=65_535, description="entry of the port's partition key table")
     verbs_mtu: int = Field(

@@ -37,7 +37,9 @@ class Model:
     make: Callable[[Path], Path]
     pool: str
     state_bytes: Callable[[int], int]
-    """Of a prompt of so many tokens."""
+    """Of a prompt of so many tokens that decode does not hold already."""
+    decode_remembers: bool
+    """Whether decode keeps prefixes, too; SGLang does so for windows."""
 
 
 def window_bytes(tokens: int) -> int:
@@ -51,8 +53,8 @@ def conv_bytes(tokens: int) -> int:
 
 
 MODELS = {
-    "window": Model(checkpoints.windowed, "state:0:swa", window_bytes),
-    "convolution": Model(checkpoints.short_conv, "state:0:mamba", conv_bytes),
+    "window": Model(checkpoints.windowed, "state:0:swa", window_bytes, True),
+    "convolution": Model(checkpoints.short_conv, "state:0:mamba", conv_bytes, False),
 }
 
 
@@ -73,7 +75,8 @@ async def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     pair = Pair(tmp_path_factory.mktemp(f"pair-{request.param}"))
     stand_ins = Path(checkpoints.__file__).parent / "stand_ins"
     env = {"PYTHONPATH": python_path(stand_ins, checkpoints.ROOT), "SGLANG_MAMBA_CONV_DTYPE": "float32"}
-    await pair.start(env=env, model_path=str(checkpoint), chunked_prefill_tokens=CHUNK)
+    engine_args = ["disaggregation-decode-enable-radix-cache=true"] if model.decode_remembers else []
+    await pair.start(env=env, model_path=str(checkpoint), chunked_prefill_tokens=CHUNK, engine_args=engine_args)
     yield Running(model, checkpoint, pair)
     assert await pair.stop() == [0, 0]
 
@@ -89,14 +92,18 @@ async def test_answers_are_those_of_the_model_and_just_the_states_were_moved(run
     await whole(running.pair, "kv", "metadata", running.model.pool)
 
 
-async def test_six_at_once_and_a_prompt_that_prefill_knows_in_part(running: Running) -> None:
+async def test_six_at_once_and_a_prompt_that_is_known_in_part(running: Running) -> None:
     prompts = [prompt(40 + 17 * salt, 100 + salt) for salt in range(6)]
     prompts += [prompts[-1] + [7, 9, 11]]
     expected = greedy(running.checkpoint, prompts, 12)
     rooms = [running.pair.submit(ids, max_new_tokens=12) for ids in prompts[:-1]]
     answers = list(await asyncio.gather(*(running.pair.answer(room) for room in rooms)))
+    before = (await running.pair.decode.idle())["kv_bytes"]
     answers.append(await running.pair.answer(running.pair.submit(prompts[-1], max_new_tokens=12)))
     assert [answer.token_ids for answer in answers] == expected
+    moved = (await running.pair.decode.idle())["kv_bytes"] - before
+    unknown = 3 if running.model.decode_remembers else len(prompts[-1])
+    assert moved == unknown * KV_TOKEN_BYTES + running.model.state_bytes(unknown)
     await whole(running.pair, "kv", "metadata", running.model.pool)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 
 def required_capabilities() -> frozenset[str]:
@@ -13,3 +14,8 @@ def required_capabilities() -> frozenset[str]:
 def environment(**changes: str) -> dict[str, str]:
     """The environment for a process that a test starts, with changes."""
     return {**os.environ, **changes}
+
+
+def python_path(*folders: Path) -> str:
+    """A PYTHONPATH with these folders before what it names already."""
+    return os.pathsep.join([*map(str, folders), *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -54,7 +54,8 @@ class Lane:
     source: Bytes
     pool: Bytes
     events: list[LaneEvent] = field(default_factory=list)
-    sent: list[LaneEvent] = field(default_factory=list)
+    lost: asyncio.Queue[LaneEvent] = field(default_factory=asyncio.Queue)
+    """What the sender's end says."""
 
     def write(self, grant: int, offset: int, count: int, chunk: int = 0) -> Transfer:
         """Begins a write of bytes to where they lie in the source, too."""
@@ -74,10 +75,10 @@ async def open_lane(verbs: VerbsSettings = VERBS, fence_ms: int = 100) -> Lane:
         await end.start()
         ends.append(end)
     events: list[LaneEvent] = []
-    sent: list[LaneEvent] = []
-    accepted = ends[0].accept(ends[1].offer(), sent.append)
+    lost: asyncio.Queue[LaneEvent] = asyncio.Queue()
+    accepted = ends[0].accept(ends[1].offer(), lost.put_nowait)
     receiver = await ends[1].connect(accepted.answer, events.append)
-    return Lane((ends[0], ends[1]), accepted.lane, receiver, source, pool, events, sent)
+    return Lane((ends[0], ends[1]), accepted.lane, receiver, source, pool, events, lost)
 
 
 @pytest.fixture
@@ -134,7 +135,7 @@ async def test_a_refused_key_fails_its_write_alone(fabric: Fabric, lane: Lane) -
     assert lane.holds(2 * MIB, MIB)
     fabric.fault = lambda *_: ""
     assert (await ended(lane.write(1, 0, MIB, 2))).status is TransferStatus.DONE
-    assert not lane.sent
+    assert lane.lost.empty()
 
 
 async def test_one_rail_that_fails_is_left_out_and_comes_back(fabric: Fabric, lane: Lane) -> None:
@@ -157,7 +158,7 @@ async def test_one_rail_that_fails_is_left_out_and_comes_back(fabric: Fabric, la
         while not used.get("dbl0"):
             chunk += 1
             assert (await ended(lane.write(1, 0, MIB, chunk))).status is TransferStatus.DONE
-    assert not lane.sent
+    assert lane.lost.empty()
     assert not [event for event in lane.events if not isinstance(event, ChunkLanded)]
 
 
@@ -182,7 +183,7 @@ async def test_a_revocation_that_the_sender_cannot_honour_fences_and_spares_the_
     fabric.fault = lambda _, request: "hold" if request.remote - low < MIB else ""
     held, spared = lane.write(1, 0, MIB), lane.write(2, 2 * MIB, MIB)
     await asyncio.sleep(0.02)
-    before = {number for number in fabric.pairs}
+    before = set(fabric.pairs)
     await asyncio.wait_for(doomed.revoke(), 5)
     after = lane.pool[:MIB].copy()
     assert before.isdisjoint(fabric.pairs), "every queue pair was replaced"
@@ -243,8 +244,5 @@ async def test_both_ends_hear_of_a_lost_lane(fabric: Fabric, lane: Lane) -> None
     await lane.receiver.close()
     result = await ended(transfer)
     assert (result.status, result.error and result.error.reason) == (TransferStatus.FAILED, ErrorReason.LINK_LOST)
-    async with asyncio.timeout(5):
-        while not lane.sent:
-            await asyncio.sleep(0.01)
-    assert isinstance(lane.sent[0], LaneLost)
+    assert isinstance(await asyncio.wait_for(lane.lost.get(), 5), LaneLost)
     assert not [event for event in lane.events if isinstance(event, LaneLost)], "it closed the lane itself"

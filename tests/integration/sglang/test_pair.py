@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 
 from tests.support.sglang import installed
+from tests.support.sglang.asking import greedy, prompt, whole
 from tests.support.sglang.pair import TINY, Pair
 
 installed.require()
@@ -23,26 +24,6 @@ LENGTHS = (1, 3, 17, 64, 257, 700)
 CHUNK = 256
 
 
-def prompt(tokens: int, salt: int = 0) -> list[int]:
-    """A prompt of so many tokens, unlike those of other salts from the first token on."""
-    return [6 + (salt * 131 + index * index * 7 + index) % 900 for index in range(tokens)]
-
-
-def greedy(prompts: list[list[int]], count: int) -> list[list[int]]:
-    """What the model says, by transformers alone."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    model: Any = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
-    answers = []
-    for ids in prompts:
-        out = model.generate(
-            torch.tensor([ids]), max_new_tokens=count, min_new_tokens=count, do_sample=False, eos_token_id=None
-        )
-        answers.append(out[0, len(ids) :].tolist())
-    return answers
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def pair(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pair]:
     """A pair with chunked prefill; it must end cleanly."""
@@ -52,18 +33,9 @@ async def pair(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pair]:
     assert await made.stop() == [0, 0]
 
 
-async def whole(pair: Pair) -> None:
-    """Both sides are idle, and everything that was taken is back."""
-    for worker in (pair.prefill, pair.decode):
-        status = await worker.idle()
-        for pool in status["pools"]:
-            assert pool["free"] + pool["evictable"] == pool["total"], (worker.role, pool)
-            assert pool["granted"] == 0
-
-
 async def test_answers_are_those_of_the_model_and_nothing_was_recomputed(pair: Pair) -> None:
     prompts = [prompt(length, salt) for salt, length in enumerate(LENGTHS)]
-    expected = greedy(prompts, 16)
+    expected = greedy(TINY, prompts, 16)
     before = await pair.decode.idle()
     for ids, tokens in zip(prompts, expected, strict=True):
         answer = await pair.answer(pair.submit(ids, max_new_tokens=16))
@@ -73,16 +45,16 @@ async def test_answers_are_those_of_the_model_and_nothing_was_recomputed(pair: P
     assert after["kv_bytes"] - before["kv_bytes"] == sum(LENGTHS) * TOKEN_BYTES
     chunks = sum(math.ceil(length / CHUNK) for length in LENGTHS)
     assert after["kv_chunks"] - before["kv_chunks"] == chunks
-    await whole(pair)
+    await whole(pair, "kv", "metadata")
 
 
 async def test_eight_at_once_get_the_same_answers(pair: Pair) -> None:
     prompts = [prompt(40 + 11 * salt, 100 + salt) for salt in range(8)]
-    expected = greedy(prompts, 12)
+    expected = greedy(TINY, prompts, 12)
     rooms = [pair.submit(ids, max_new_tokens=12) for ids in prompts]
     answers = await asyncio.gather(*(pair.answer(room) for room in rooms))
     assert [answer.token_ids for answer in answers] == expected
-    await whole(pair)
+    await whole(pair, "kv", "metadata")
 
 
 async def test_logprobs_of_prompt_and_answer(pair: Pair) -> None:
@@ -102,7 +74,7 @@ async def test_cancel_while_it_decodes_frees_everything(pair: Pair) -> None:
     pair.decode.send(do="abort", room=room)
     answer = await pair.answer(room)
     assert (answer.finish["kind"], answer.finish["why"][0]) == ("failed", "CANCELLED")
-    await whole(pair)
+    await whole(pair, "kv", "metadata")
 
 
 async def test_cancel_of_a_long_prompt_frees_everything(pair: Pair) -> None:
@@ -111,7 +83,7 @@ async def test_cancel_of_a_long_prompt_frees_everything(pair: Pair) -> None:
         pair.prefill.send(do="abort", room=room)
     answers = await asyncio.gather(*(pair.answer(room) for room in rooms))
     assert {answer.finish["kind"] for answer in answers} == {"failed"}
-    await whole(pair)
+    await whole(pair, "kv", "metadata")
 
 
 async def test_leg_without_its_other_half_ends_at_its_deadline(pair: Pair) -> None:
@@ -129,7 +101,7 @@ async def test_leg_without_its_other_half_ends_at_its_deadline(pair: Pair) -> No
     answer = pair.decode.answers[room]
     await answer.ended.wait()
     assert answer.finish["kind"] == "failed"
-    await whole(pair)
+    await whole(pair, "kv", "metadata")
 
 
 async def test_prompt_that_does_not_fit_is_refused(pair: Pair) -> None:

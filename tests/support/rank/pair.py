@@ -28,18 +28,30 @@ TIMEOUT_S = 10.0
 
 @dataclass
 class Memory:
-    """Pools of one rank: two KV buffers, one metadata buffer, one state component."""
+    """Pools of one rank: two KV buffers, one metadata buffer, and two state components.
+
+    The second component has buffers of two sizes, as recurrent states have.
+    """
 
     pages: int = 32
     rows: int = 4
+    windows: int = 8
+    slots: int = 6
     kv: tuple[np.ndarray, ...] = field(init=False)
     metadata: np.ndarray = field(init=False)
     state: np.ndarray = field(init=False)
+    recurrent: tuple[np.ndarray, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         self.kv = tuple(np.zeros((self.pages, 64), np.uint8) for _ in range(2))
         self.metadata = np.zeros((self.rows, 16), np.uint8)
-        self.state = np.zeros((8, 24), np.uint8)
+        self.state = np.zeros((self.windows, 24), np.uint8)
+        self.recurrent = tuple(np.zeros((self.slots, size), np.uint8) for size in (40, 8))
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """All of it."""
+        return (*self.kv, self.metadata, self.state, *self.recurrent)
 
     def staged(self) -> tuple[tuple[Pool, ...], Staging]:
         """The pools as the agent wants them, and what lies between them and these arrays."""
@@ -50,7 +62,8 @@ class Memory:
         return (
             Pool("kv", tuple(_buffer(a) for a in self.kv), (64, 64), self.pages),
             Pool("metadata", (_buffer(self.metadata),), (16,), self.rows),
-            Pool("state:0:swa", (_buffer(self.state),), (24,), 8),
+            Pool("state:0:swa", (_buffer(self.state),), (24,), self.windows),
+            Pool("state:1:mamba", tuple(_buffer(a) for a in self.recurrent), (40, 8), self.slots),
         )
 
 
@@ -112,7 +125,7 @@ async def reached(handle: RoomHandle, *phases: Phase) -> Phase:
 
 
 def _memory(role: Role) -> Memory:
-    return Memory(pages=32 if role is Role.PREFILL else 48)
+    return Memory() if role is Role.PREFILL else Memory(pages=48, windows=12, slots=3)
 
 
 @contextlib.asynccontextmanager

@@ -9,6 +9,7 @@ import importlib
 import inspect
 import re
 from importlib.metadata import entry_points, version
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,7 +19,8 @@ installed.require()
 
 from tandem.core.errors import TandemError  # noqa: E402 (SGLang warns when it is loaded)
 from tandem.core.ids import Role  # noqa: E402
-from tandem.engine.sglang import arguments, backend, plugin  # noqa: E402
+from tandem.engine.port import PoolStatus  # noqa: E402
+from tandem.engine.sglang import arguments, backend, hooks, plugin  # noqa: E402
 
 pytestmark = pytest.mark.sglang
 SRT = "sglang.srt"
@@ -179,6 +181,32 @@ def test_a_reserved_page_may_still_be_written_by_the_step_under_way():
     assert "self.forward_stream" in source("managers.scheduler:Scheduler")
 
 
+@pytest.mark.parametrize("kind", ["SWA", "MAMBA"])
+def test_both_sides_name_the_entries_of_a_state_component(kind):
+    prefill = source("disaggregation.prefill:SchedulerDisaggregationPrefillMixin._send_kv_chunk")
+    for side in (prefill, source("disaggregation.decode:DecodePreallocQueue")):
+        assert f"StateType.{kind}: _{kind.lower()}_payload" in side
+    assert thing(f"disaggregation.base.conn:StateType.{kind}").value == kind.lower(), "hooks.py knows it by this name"
+
+
+def test_state_components_are_counted_by_sglangs_own_numbers():
+    from sglang.srt.managers.scheduler_components.pool_stats_observer import PoolStats
+
+    counted = dict.fromkeys(("full_num_used", "full_token_usage", "full_available_size", "full_evictable_size"), 0)
+    window = {"swa_capacity": 64, "swa_available_size": 40, "swa_evictable_size": 16}
+    stats = PoolStats(**counted, **window, mamba_available_size=5, mamba_evictable_size=2)
+    scheduler = SimpleNamespace(
+        pool_stats_observer=SimpleNamespace(get_pool_stats=lambda: stats),
+        token_to_kv_pool_allocator=SimpleNamespace(page_size=8),
+        req_to_token_pool=SimpleNamespace(mamba_pool=SimpleNamespace(size=9)),
+    )
+    assert hooks.state_pools_of(scheduler, ["state:0:swa", "state:1:mamba", "state:2:dsa"]) == (
+        PoolStatus("state:0:swa", total=8, free=5, evictable=2, granted=0),
+        PoolStatus("state:1:mamba", total=9, free=5, evictable=2, granted=0),
+    )
+    assert hooks.state_pools_of(SimpleNamespace(), []) == ()
+
+
 def test_scheduler_has_what_the_hooks_read():
     text = source("managers.scheduler:Scheduler")
     for name in (
@@ -190,7 +218,9 @@ def test_scheduler_has_what_the_hooks_read():
         "disagg_prefill_inflight_queue",
         "forward_stream",
         "idle_sleeper",
+        "pool_stats_observer",
         "req_to_metadata_buffer_idx_allocator",
+        "req_to_token_pool",
         "running_batch",
         "token_to_kv_pool_allocator",
         "tp_size",

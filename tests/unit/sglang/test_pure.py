@@ -57,6 +57,7 @@ def test_pools_of_kv_metadata_and_two_state_components():
     assert [pool.entries for pool in found] == [10, 4, 10, 9]
     assert found[1].item_bytes == (64, 64, 512)
     assert [(buffer.address, buffer.bytes) for buffer in found[2].buffers] == [(30000, 320), (31000, 320)]
+    assert pools.state_names(kv_args()) == ("state:0:swa", "state:1:mamba")
     assert found[3].buffers[0].bytes == 900, "the part of an entry at the end belongs to no entry"
 
 

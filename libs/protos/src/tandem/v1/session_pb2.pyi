@@ -823,7 +823,7 @@ class WorkerStatus(_message.Message):
     rooms_failed: _builtins.int
     """Rooms that ended badly."""
     kv_bytes: _builtins.int
-    """KV bytes moved and verified, over all ranks."""
+    """Bytes of KV pages and state components moved and verified, over all ranks."""
     metadata_bytes: _builtins.int
     """Metadata bytes moved and verified, over all ranks."""
     stale_messages: _builtins.int
@@ -840,7 +840,7 @@ class WorkerStatus(_message.Message):
 
     @_builtins.property
     def pools(self) -> _containers.RepeatedCompositeFieldContainer[Global___PoolStatus]:
-        """KV and metadata pools."""
+        """KV and metadata pools, and the state components that the engine counts."""
 
     @_builtins.property
     def links(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

@@ -19,5 +19,7 @@ class RankCounters:
     checksum_failures: int = 0
     granted_pages: int = 0
     granted_rows: int = 0
+    granted_states: dict[str, int] = field(default_factory=dict)
+    """Name of a state component's pool to its entries under an open grant."""
     links: dict[str, str] = field(default_factory=dict)
     """Peer worker id to provider name."""

@@ -60,6 +60,10 @@ class PoolMap:
         self.bytes = end
         """Bytes of all pools."""
 
+    def name(self, pool: int) -> str:
+        """Name of one pool."""
+        return self._pools[pool].name
+
     def entries(self, pool: int) -> int:
         """Entries of one pool. Raises TandemError(PROTOCOL_VIOLATION) if there is no such pool."""
         if not 0 <= pool < len(self._pools):

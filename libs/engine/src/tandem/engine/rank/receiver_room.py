@@ -143,6 +143,10 @@ class ReceiverRoom(RoomShell):
         counters = self._host.counters
         counters.granted_pages += sign * int(self._entries[KV_POOL].size)
         counters.granted_rows += sign * int(self._entries[METADATA_POOL].size)
+        for pool in range(METADATA_POOL + 1, len(self._entries)):
+            name = self._host.pools.name(pool)
+            granted = counters.granted_states.get(name, 0)
+            counters.granted_states[name] = granted + sign * int(self._entries[pool].size)
 
     def _count_landed(self) -> None:
         counters, pools = self._host.counters, self._host.pools

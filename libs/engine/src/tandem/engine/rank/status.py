@@ -21,7 +21,7 @@ class Gauges:
 
 def with_granted(pools: Sequence[PoolStatus], counters: RankCounters) -> tuple[PoolStatus, ...]:
     """Adds what is under an open grant to the engine's own numbers."""
-    granted = {"kv": counters.granted_pages, "metadata": counters.granted_rows}
+    granted = {"kv": counters.granted_pages, "metadata": counters.granted_rows, **counters.granted_states}
     return tuple(replace(pool, granted=granted.get(pool.name, 0)) for pool in pools)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tandem.engine.port import PoolStatus
 from tandem.engine.rank.status import Gauges
+from tandem.engine.sglang.pools import state_names
 
 if TYPE_CHECKING:
     from tandem.engine.sglang.backend import TandemKVManager
@@ -71,7 +72,8 @@ def after_step(result: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:
     if manager is not None:
         manager.forward_stream = scheduler.forward_stream
         running, waiting = len(scheduler.running_batch.reqs), waiting_rooms(scheduler)
-        manager.gauges = Gauges(pools_of(scheduler), running, waiting)
+        pools = pools_of(scheduler) + state_pools_of(scheduler, state_names(manager.kv_args))
+        manager.gauges = Gauges(pools, running, waiting)
 
 
 def nap(result: Any, scheduler: Any) -> None:
@@ -115,6 +117,26 @@ def pools_of(scheduler: Any) -> tuple[PoolStatus, PoolStatus]:
         PoolStatus("kv", total=total // page, free=free // page, evictable=evictable // page, granted=0),
         PoolStatus("metadata", total=rows.size, free=rows.available_size(), evictable=0, granted=0),
     )
+
+
+def state_pools_of(scheduler: Any, names: Sequence[str]) -> tuple[PoolStatus, ...]:
+    """Entries of the state components that SGLang counts: window pages and recurrent states."""
+    if not names:
+        return ()
+    stats, page = scheduler.pool_stats_observer.get_pool_stats(), scheduler.token_to_kv_pool_allocator.page_size
+    found = []
+    for name in names:
+        match name.rpartition(":")[2]:
+            case "swa":
+                sizes = (stats.swa_capacity, stats.swa_available_size, stats.swa_evictable_size)
+                total, free, evictable = (size // page for size in sizes)
+            case "mamba":
+                total = scheduler.req_to_token_pool.mamba_pool.size
+                free, evictable = stats.mamba_available_size, stats.mamba_evictable_size
+            case _:
+                continue
+        found.append(PoolStatus(name, total=total, free=free, evictable=evictable, granted=0))
+    return tuple(found)
 
 
 def waiting_rooms(scheduler: Any) -> int:

@@ -11,21 +11,27 @@ from tandem.engine.rank.pools import Pool
 from tandem.rdma.api import Buffer
 
 
+def state_names(kv_args: Any) -> tuple[str, ...]:
+    """Names of the pools of the state components, "state:<index>:<type>" each, in SGLang's order."""
+    return tuple(f"state:{index}:{getattr(kind, 'value', kind)}" for index, kind in enumerate(kv_args.state_types))
+
+
 def pools_of(kv_args: Any) -> tuple[Pool, ...]:
-    """Every pool that moves: "kv", "metadata" (SGLang's aux rows), then "state:<index>:<type>" per state component.
+    """Every pool that moves: "kv", "metadata" (SGLang's aux rows), then one per state component.
 
     Raises TandemError(NOT_SUPPORTED) for a pool whose buffers hold different numbers of entries.
     """
     states = zip(
-        kv_args.state_types, kv_args.state_data_ptrs, kv_args.state_data_lens, kv_args.state_item_lens, strict=True
+        state_names(kv_args),
+        kv_args.state_data_ptrs,
+        kv_args.state_data_lens,
+        kv_args.state_item_lens,
+        strict=True,
     )
     return (
         _pool("kv", kv_args.kv_data_ptrs, kv_args.kv_data_lens, kv_args.kv_item_lens),
         _pool("metadata", kv_args.aux_data_ptrs, kv_args.aux_data_lens, kv_args.aux_item_lens),
-        *(
-            _pool(f"state:{index}:{getattr(kind, 'value', kind)}", addresses, sizes, items)
-            for index, (kind, addresses, sizes, items) in enumerate(states)
-        ),
+        *(_pool(name, addresses, sizes, items) for name, addresses, sizes, items in states),
     )
 
 

@@ -1,0 +1,1 @@
+"""What stands in for parts of SGLang in the processes of a test; see sitecustomize.py."""

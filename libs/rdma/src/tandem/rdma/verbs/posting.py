@@ -63,7 +63,11 @@ class BatchPoster:
         self._chain = Chain(self._most)
         codes = library.codes
         self._request = library.SendWR(_MARK, codes.write_with_imm, 1, 0, [library.SGE(0, 0, 0)], codes.signalled)
-        self._inside = _structure_inside(self._request, codes.write_with_imm, codes.signalled)
+        try:
+            self._inside = _structure_inside(self._request, codes.write_with_imm, codes.signalled)
+        except TandemError:
+            self._request.close()
+            raise
         self._own = self._inside.copy()
 
     def post(self, batch: WriteBatch, first: int, count: int, first_id: int) -> None:

@@ -22,13 +22,13 @@ from tools.rdma_vm.settings import environment
 KERNEL_SERIES: Final = "linux-image-6.12-amd64"
 """Debian's package that stands for the newest kernel of this series. The kernel for clouds has neither rxe nor 9p."""
 EMULATOR_PACKAGE: Final = "qemu-system-x86"
-LAYER_PACKAGES: Final = (
-    *("rdma-core", "libibverbs1", "ibverbs-providers", "librdmacm1", "libibumad3", "libnl-3-200", "libnl-route-3-200"),
-    *("python3-pyverbs", "libpython3.11", "ibverbs-utils", "rdmacm-utils", "perftest", "libpci3"),
-    *("libibverbs-dev", "librdmacm-dev"),
-    *("kmod", "libkmod2", "iproute2", "busybox-static"),
+PROGRAM_PACKAGES: Final = ("busybox-static", "ibverbs-utils", "iproute2", "kmod", "perftest", "rdmacm-utils")
+"""Programs of the layer, fetched with what they need. The kernel loads rxe's checksum module through kmod."""
+FILE_PACKAGES: Final = (
+    *("rdma-core", "ibverbs-providers", "libibverbs1", "librdmacm1", "libibumad3", "libibverbs-dev", "librdmacm-dev"),
+    *("libnl-3-200", "libnl-route-3-200", "libpci3", "libkmod2", "python3-pyverbs", "libpython3.11"),
 )
-"""kmod is in the guest because the kernel loads rxe's checksum module through it."""
+"""Other parts of the layer, fetched alone: in full they would bring services and another Python."""
 _NEEDED_PROGRAMS: Final = ("apt-get", "dpkg-deb", "setpriv")
 _STEP_TIMEOUT_S: Final = 900
 _CHECK: Final = ("bash", "-c", 'rdma link; [ "$(rdma link | grep -c "state ACTIVE")" = 2 ]')
@@ -71,7 +71,7 @@ def build(kit: Kit) -> None:
         with _step("download qemu, the kernel and rdma-core"):
             release = apt.kernel_release()
             emulator = apt.download("emulator", apt.missing(EMULATOR_PACKAGE))
-            layer = apt.download("layer", sorted({*LAYER_PACKAGES, *apt.missing(*LAYER_PACKAGES)}))
+            layer = apt.download("layer", sorted({*PROGRAM_PACKAGES, *FILE_PACKAGES, *apt.missing(*PROGRAM_PACKAGES)}))
             kernel = apt.download("kernel", [f"linux-image-{release}"])
         with _step("unpack"):
             _unpack(emulator, kit.emulator_root)
@@ -120,9 +120,12 @@ class Apt:
         return found[1]
 
     def missing(self, *packages: str) -> list[str]:
-        """Which packages an installation of these would bring to this machine."""
+        """Which packages an installation of these would bring to this machine, but for newer versions of its own.
+
+        A newer C library beside this machine's loader would run nothing.
+        """
         planned = self._call("apt-get", "install", "--simulate", "--no-install-recommends", *packages)
-        return re.findall(r"^Inst (\S+)", planned, re.MULTILINE)
+        return re.findall(r"^Inst (\S+) \(", planned, re.MULTILINE)
 
     def download(self, name: str, packages: Sequence[str]) -> list[Path]:
         """Downloads packages into a folder of this name; apt checks their digests."""

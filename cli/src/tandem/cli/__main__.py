@@ -153,6 +153,14 @@ def bench_kv(context: typer.Context) -> None:
     raise typer.Exit(measure(context.args))
 
 
+@bench.command("post", context_settings=_FORWARD)
+def bench_post(context: typer.Context) -> None:
+    """What posting one RDMA write costs on Python's side. See: tandem bench post --help."""
+    from tandem.rdma.bench.post import main as measure
+
+    raise typer.Exit(measure(context.args))
+
+
 @bench.command("pd", context_settings=_FORWARD)
 def bench_pd(context: typer.Context) -> None:
     """Disaggregated and plain SGLang side by side. See: tandem bench pd --help."""

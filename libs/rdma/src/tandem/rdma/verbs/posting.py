@@ -68,7 +68,7 @@ class BatchPoster:
         except TandemError:
             self._request.close()
             raise
-        self._own = self._inside.copy()
+        self._own = bytes(self._inside)
 
     def post(self, batch: WriteBatch, first: int, count: int, first_id: int) -> None:
         """See `Poster`."""
@@ -137,8 +137,8 @@ def open_poster(library: Library, qp: Any, path: str, most: int) -> Poster:
     return ReferencePoster(library, qp)
 
 
-def _structure_inside(request: Any, opcode: int, flags: int) -> U64:
-    """The words of the struct ibv_send_wr inside a pyverbs SendWR that was made with _MARK, found by its contents.
+def _structure_inside(request: Any, opcode: int, flags: int) -> memoryview:
+    """The bytes of the struct ibv_send_wr inside a pyverbs SendWR that was made with _MARK, found by its contents.
 
     Raises TandemError(NOT_SUPPORTED) if it is not there.
     """
@@ -150,7 +150,7 @@ def _structure_inside(request: Any, opcode: int, flags: int) -> U64:
         found = memory[at : at + REQUEST_WORDS]
         wr_id, following, _, fixed, flagged = found[:5].tolist()
         if (wr_id, following, fixed, flagged) == (_MARK, 0, 1 | opcode << 32, flags):
-            return found
+            return found.data.cast("B")
     raise TandemError(ErrorReason.NOT_SUPPORTED, f"no work request was found inside pyverbs' {kind.__name__}")
 
 

@@ -12,8 +12,9 @@ import itertools
 import json
 import multiprocessing
 import socket
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,6 +34,7 @@ from tandem.rdma import (
 )
 from tests.support.rdma.pools import buffers_of, random_pool
 
+CROSSED = ("rxe0", "rxe1")
 _LINE_LIMIT = 64 << 20
 _NURSERY = multiprocessing.get_context("forkserver")
 _NURSERY.set_forkserver_preload([__name__])
@@ -101,6 +103,20 @@ class SenderSide:
     async def scribble(self) -> None:
         """Changes every byte of the pool, in place."""
         np.bitwise_xor(self._pool, 0xFF, out=self._pool)
+
+    async def tamper(self, what: str) -> None:
+        """Breaks the newest lane's idea of the receiver, as no lane does by itself; verbs only."""
+        lane = self._accepted[-1].lane
+        for rail in lane._rails:  # type: ignore[attr-defined]
+            keys = rail._keys
+            match what:
+                case "rkey":
+                    rail._keys = replace(keys, remote=keys.remote ^ np.uint32(0x55))
+                case "credit":
+                    rail._most_credits = rail._credits = 1 << 20
+        if what == "end":
+            memory = lane._remote  # type: ignore[attr-defined]
+            memory._bases[-1] += np.uint64(4096)
 
     async def close(self) -> None:
         """Closes the endpoint."""
@@ -185,10 +201,18 @@ class ProcessSender:
             future.cancel()
 
 
-def settings_of(shared: dict[str, Any], **others: Any) -> EndpointSettings:
+def settings_of(shared: dict[str, Any], direction: Direction, **others: Any) -> EndpointSettings:
     """Settings that travel as JSON, and others that do not."""
-    providers, verbs = tuple(shared["providers"]), VerbsSettings(**shared.get("verbs", {}))
-    return EndpointSettings(**{**shared, **others, "providers": providers, "verbs": verbs})
+    providers = tuple(shared["providers"])
+    verbs = VerbsSettings(**{"devices": devices_of(direction), **shared.get("verbs", {})})
+    return EndpointSettings(**{**shared, **others, "direction": direction, "providers": providers, "verbs": verbs})
+
+
+def devices_of(direction: Direction) -> tuple[str, ...]:
+    """Each rail crosses the RDMA guest's cable; elsewhere every device is a rail to itself."""
+    if not all((Path("/sys/class/infiniband") / name).exists() for name in CROSSED):
+        return ()
+    return CROSSED if direction is Direction.SEND else CROSSED[::-1]
 
 
 def plain(offer: ProviderOffer) -> dict[str, Any]:

@@ -31,19 +31,20 @@ class Memory:
 
     pages: int = 32
     rows: int = 4
+    page_bytes: int = 64
     kv: tuple[np.ndarray, ...] = field(init=False)
     metadata: np.ndarray = field(init=False)
     state: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
-        self.kv = tuple(np.zeros((self.pages, 64), np.uint8) for _ in range(2))
+        self.kv = tuple(np.zeros((self.pages, self.page_bytes), np.uint8) for _ in range(2))
         self.metadata = np.zeros((self.rows, 16), np.uint8)
         self.state = np.zeros((8, 24), np.uint8)
 
     def pools(self) -> tuple[Pool, ...]:
         """As the agent wants them."""
         return (
-            Pool("kv", tuple(_buffer(a) for a in self.kv), (64, 64), self.pages),
+            Pool("kv", tuple(_buffer(a) for a in self.kv), (self.page_bytes, self.page_bytes), self.pages),
             Pool("metadata", (_buffer(self.metadata),), (16,), self.rows),
             Pool("state:0:swa", (_buffer(self.state),), (24,), 8),
         )
@@ -108,12 +109,16 @@ async def reached(handle: RoomHandle, *phases: Phase) -> Phase:
 
 @contextlib.asynccontextmanager
 async def pair(
-    provider: str = "tcp", *, decode: RankSettings | None = None, prefill: RankSettings | None = None
+    provider: str = "tcp",
+    *,
+    decode: RankSettings | None = None,
+    prefill: RankSettings | None = None,
+    memories: tuple[Memory, Memory] | None = None,
 ) -> AsyncIterator[Pair]:
-    """Two started and identified ranks."""
+    """Two started and identified ranks. memories: of prefill and of decode."""
+    memories = memories or (Memory(pages=32), Memory(pages=48))
     sides = []
-    for role, settings in ((Role.PREFILL, prefill), (Role.DECODE, decode)):
-        memory = Memory(pages=32 if role is Role.PREFILL else 48)
+    for role, settings, memory in zip((Role.PREFILL, Role.DECODE), (prefill, decode), memories, strict=True):
         pools = memory.pools()
         layout = KvLayout(8, "uint8", 1, "nhd", 1, 1, tuple(pool.layout for pool in pools))
         ended: list[RoomReport] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import openai
@@ -147,3 +148,29 @@ async def test_a_drained_worker_gets_nothing_until_it_is_undrained(square: Syste
 async def _wait_gateway(system: System, name: str, *, draining: bool) -> None:
     """Until bootstrap says so: its watchers, the gateway among them, hear of it at the same moment."""
     await system.wait_view(lambda view: name in view.workers and view.workers[name].draining is draining)
+
+
+LONG_PROMPT = 560_000
+"""Tokens of two bytes each: more than one message of a Session holds."""
+
+ROOMY = {"context_tokens": 600_000, "page_size": 65_536, "layers": 1, "head_bytes": 8}
+
+
+@pytest.fixture(scope="module")
+def roomy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """A pair with a long context of few bytes."""
+    args = [part for key, value in ROOMY.items() for part in ("--engine-arg", f"{key}={value}")]
+    with running_system(
+        tmp_path_factory.mktemp("roomy"), "--engine", "mock", "--engine-arg", "pages=10", *args
+    ) as system:
+        yield system
+
+
+async def test_a_prompt_that_does_not_fit_one_message_is_answered(roomy: System, oracle: Oracle) -> None:
+    wide = replace(oracle, **ROOMY)
+    prompt = [128 + place * place % 800 for place in range(LONG_PROMPT)]
+    async with roomy.client() as client:
+        answer = await generate(client, prompt, 4)
+    assert answer.tokens == wide.predict(prompt, 4).tokens
+    assert answer.meta["prompt_tokens"] == LONG_PROMPT
+    assert all(is_idle(status) for status in (await roomy.wait_idle()).values())

@@ -95,10 +95,8 @@ def start(make_standin: Callable[[str], StandIn]) -> Callable[..., contextlib.Ab
     async def started(provider: str = "tcp") -> AsyncIterator[Devices]:
         drivers = {Role.PREFILL: make_standin("prefill"), Role.DECODE: make_standin("decode")}
 
-        def memory_of(role: Role) -> Memory:
-            return DeviceMemory(drivers[role], 32 if role is Role.PREFILL else 48)
-
-        async with pair(provider, memory_of=memory_of) as ranks:
+        memories = DeviceMemory(drivers[Role.PREFILL], 32), DeviceMemory(drivers[Role.DECODE], 48)
+        async with pair(provider, memories=memories) as ranks:
             rng = np.random.default_rng(7)
             for array in (*ranks.prefill.memory.kv, ranks.prefill.memory.metadata, ranks.prefill.memory.state):
                 array[:] = rng.integers(1, 256, array.shape, dtype=np.uint8)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
+from tandem.core import version
 from tandem.core.errors import ErrorReason
 from tandem.core.ids import Incarnation, Nonce, WorkerLife
 from tandem.core.room.events import Phase
+from tandem.core.version import Feature, Protocol
 from tandem.engine.rank.handles import ReceiverHandle, SenderHandle
+from tandem.engine.rank.offers import Offer, OfferCollector, OfferParts
 from tandem.engine.rank.settings import RankSettings
-from tests.support.rank.pair import DECODE, PREFILL, Pair, pair, reached
+from tandem.v1 import kv_link_pb2
+from tests.support.rank.pair import DECODE, PREFILL, Memory, Pair, pair, reached
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -236,3 +241,89 @@ async def test_a_stalled_transfer_holds_its_pages_until_its_lane_is_fenced() -> 
         await ranks.decode.agent.close()
         for now, then in zip(ranks.decode.memory.kv, before, strict=True):
             np.testing.assert_array_equal(now, then)
+
+
+MANY = 300_000
+
+
+def _large() -> tuple[Memory, Memory]:
+    return Memory(pages=MANY, page_bytes=4), Memory(pages=2 * MANY, page_bytes=4)
+
+
+def _scattered() -> np.ndarray:
+    """Pages no two of which lie side by side: as many runs, and more than one message of them."""
+    return np.random.default_rng(3).permutation(MANY) * 2
+
+
+@pytest.mark.parametrize("parked", [False, True], ids=["after its ticket", "before its ticket"])
+async def test_an_offer_of_many_messages_arrives_whole(parked: bool) -> None:
+    target = _scattered()
+    async with pair(memories=_large()) as ranks:
+        _fill(ranks)
+        await ranks.decode.agent.open_ticket(ranks.ticket(30, "decode", timeout_s=50))
+        if not parked:
+            await ranks.prefill.agent.open_ticket(ranks.ticket(30, "prefill", timeout_s=50))
+        receiver = ranks.decode.agent.receiver(30)
+        await reached(receiver, Phase.WAITING)
+        receiver.offer(target, [STATE_TARGET], metadata_row=3)
+        if parked:
+            await ranks.open_echo()
+            await ranks.prefill.agent.open_ticket(ranks.ticket(30, "prefill", timeout_s=50))
+        sender = ranks.prefill.agent.sender(30)
+        await reached(sender, Phase.WAITING, Phase.FAILED)
+        sender.push(np.arange(MANY), [STATE_SOURCE], last=True, metadata_row=1)
+        assert await reached(receiver, Phase.SUCCESS, Phase.FAILED) is Phase.SUCCESS, receiver.why
+        assert await reached(sender, Phase.SUCCESS, Phase.FAILED) is Phase.SUCCESS, sender.why
+        for ours, theirs in zip(ranks.prefill.memory.kv, ranks.decode.memory.kv, strict=True):
+            np.testing.assert_array_equal(theirs[target], ours)
+            assert not theirs[target + 1].any()
+
+
+async def test_an_offer_of_many_messages_needs_a_peer_that_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    older = Protocol(1, 0, Feature.CHUNK_CHECKSUM | Feature.DECODE_PREFIX)
+    monkeypatch.setattr(version, "CURRENT", older)
+    async with pair(memories=_large()) as ranks:
+        await ranks.open(31)
+        receiver = ranks.decode.agent.receiver(31)
+        await reached(receiver, Phase.WAITING)
+        receiver.offer(_scattered(), [STATE_TARGET], metadata_row=3)
+        await reached(receiver, Phase.FAILED)
+        assert receiver.why is not None
+        assert receiver.why.reason is ErrorReason.NOT_SUPPORTED
+        assert ranks.decode.agent.counters.granted_pages == 0
+        await ranks.open(32)
+        _, receiver = await _hand_over(ranks, 32)
+        assert await reached(receiver, Phase.SUCCESS, Phase.FAILED) is Phase.SUCCESS, "what fits goes as before"
+
+
+async def test_an_abort_in_the_middle_of_an_offer_ends_it_and_the_link_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with pair(memories=_large()) as ranks:
+        _fill(ranks)
+        await ranks.open(33)
+        receiver = ranks.decode.agent.receiver(33)
+        await reached(receiver, Phase.WAITING)
+        collected: list[tuple[int, int]] = []
+        make, add = OfferParts.__iter__, OfferCollector.add
+
+        def aborted_after_the_first(self: OfferParts) -> Iterator[kv_link_pb2.OfferPages]:
+            for part in make(self):
+                if part.part == 1:
+                    receiver.abort(ErrorReason.CANCELLED, "the client left")
+                yield part
+
+        def noted(self: OfferCollector, part: kv_link_pb2.OfferPages) -> Offer | None:
+            collected.append((part.room, part.part))
+            return add(self, part)
+
+        monkeypatch.setattr(OfferParts, "__iter__", aborted_after_the_first)
+        monkeypatch.setattr(OfferCollector, "add", noted)
+        receiver.offer(_scattered(), [STATE_TARGET], metadata_row=3)
+        await reached(receiver, Phase.FAILED)
+        assert receiver.quiet
+        await ranks.open(34)
+        _, receiver = await _hand_over(ranks, 34)
+        assert await reached(receiver, Phase.SUCCESS, Phase.FAILED) is Phase.SUCCESS, receiver.why
+        assert collected == [(33, 0), (34, 0)], "the rest was not sent"
+        assert ranks.prefill.agent.counters.stale_messages == 0

@@ -121,6 +121,8 @@ class FakeWorker:
         self.role = role
         self.script = script
         self.submits: list[session_pb2.Submit] = []
+        self.parts = 0
+        """Messages that they came in."""
         self.cancels: list[session_pb2.Cancel] = []
         self.sessions = 0
         """Sessions that are open."""
@@ -217,9 +219,14 @@ class FakeWorker:
         async for request in requests:
             async with self._news:
                 if request.WhichOneof("message") == "submit":
-                    self.submits.append(request.submit)
-                    task = asyncio.ensure_future(self.script(request.submit, send))
-                    rooms[request.submit.room] = task  # type: ignore[assignment]
+                    self.parts += 1
+                    if request.submit.part:
+                        self.submits[-1].input_ids.extend(request.submit.input_ids)
+                    else:
+                        self.submits.append(request.submit)
+                    if not request.submit.more:
+                        task = asyncio.ensure_future(self.script(self.submits[-1], send))
+                        rooms[request.submit.room] = task  # type: ignore[assignment]
                 else:
                     self.cancels.append(request.cancel)
                     rooms[request.cancel.room].cancel()

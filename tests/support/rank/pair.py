@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,13 +37,14 @@ class Memory:
     rows: int = 4
     windows: int = 8
     slots: int = 6
+    page_bytes: int = 64
     kv: tuple[np.ndarray, ...] = field(init=False)
     metadata: np.ndarray = field(init=False)
     state: np.ndarray = field(init=False)
     recurrent: tuple[np.ndarray, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.kv = tuple(np.zeros((self.pages, 64), np.uint8) for _ in range(2))
+        self.kv = tuple(np.zeros((self.pages, self.page_bytes), np.uint8) for _ in range(2))
         self.metadata = np.zeros((self.rows, 16), np.uint8)
         self.state = np.zeros((self.windows, 24), np.uint8)
         self.recurrent = tuple(np.zeros((self.slots, size), np.uint8) for size in (40, 8))
@@ -60,7 +61,7 @@ class Memory:
     def pools(self) -> tuple[Pool, ...]:
         """As the engine has them."""
         return (
-            Pool("kv", tuple(_buffer(a) for a in self.kv), (64, 64), self.pages),
+            Pool("kv", tuple(_buffer(a) for a in self.kv), (self.page_bytes, self.page_bytes), self.pages),
             Pool("metadata", (_buffer(self.metadata),), (16,), self.rows),
             Pool("state:0:swa", (_buffer(self.state),), (24,), self.windows),
             Pool("state:1:mamba", tuple(_buffer(a) for a in self.recurrent), (40, 8), self.slots),
@@ -124,22 +125,18 @@ async def reached(handle: RoomHandle, *phases: Phase) -> Phase:
     return handle.phase
 
 
-def _memory(role: Role) -> Memory:
-    return Memory() if role is Role.PREFILL else Memory(pages=48, windows=12, slots=3)
-
-
 @contextlib.asynccontextmanager
 async def pair(
     provider: str = "tcp",
     *,
     decode: RankSettings | None = None,
     prefill: RankSettings | None = None,
-    memory_of: Callable[[Role], Memory] = _memory,
+    memories: tuple[Memory, Memory] | None = None,
 ) -> AsyncIterator[Pair]:
-    """Two started and identified ranks."""
+    """Two started and identified ranks. memories: of prefill and of decode."""
+    memories = memories or (Memory(), Memory(pages=48, windows=12, slots=3))
     sides = []
-    for role, settings in ((Role.PREFILL, prefill), (Role.DECODE, decode)):
-        memory = memory_of(role)
+    for role, settings, memory in zip((Role.PREFILL, Role.DECODE), (prefill, decode), memories, strict=True):
         pools, staging = memory.staged()
         layout = KvLayout(8, "uint8", 1, "nhd", 1, 1, tuple(pool.layout for pool in pools))
         ended: list[RoomReport] = []

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import pytest
 
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.core.ids import RankId
+from tandem.core.ids import RankId, RoomId
 from tandem.core.layout import KvLayout
 from tandem.engine.port import EngineFacts, RankInfo
-from tandem.engine.worker.submit import check, job_of
+from tandem.engine.worker.submit import SubmitCollector, check, job_of
+from tandem.rpc.continued import MAX_PARTS
 from tandem.v1 import common_pb2, session_pb2
 
 FACTS = EngineFacts(
@@ -73,3 +74,76 @@ def test_a_bad_field_is_named(spoil: Callable[[session_pb2.Submit], None], field
     with pytest.raises(TandemError) as caught:
         check(message, FACTS)
     assert (caught.value.field, caught.value.reason) == (field, reason)
+
+
+class Collecting:
+    """A collector, and what it refused."""
+
+    def __init__(self) -> None:
+        self.refused: list[tuple[int, TandemError]] = []
+        self.submits = SubmitCollector(FACTS.context_tokens, lambda room, error: self.refused.append((room, error)))
+
+    def add(self, *parts: session_pb2.Submit) -> list[list[int]]:
+        """Ids of every Submit that the parts make."""
+        return [list(whole.input_ids) for part in parts if (whole := self.submits.add(part)) is not None]
+
+    def reasons(self) -> list[tuple[int, ErrorReason]]:
+        """Rooms that were refused, and why."""
+        return [(room, error.reason) for room, error in self.refused]
+
+
+def _part(number: int, ids: list[int], *, more: bool, room: int = 77) -> session_pb2.Submit:
+    return session_pb2.Submit(room=room, input_ids=ids, part=number, more=more)
+
+
+def test_parts_become_one_submit_with_the_fields_of_the_first() -> None:
+    collecting, first = Collecting(), _submit()
+    first.more = True
+    assert collecting.submits.add(first) is None
+    assert collecting.submits.add(_part(1, [4, 5], more=True)) is None
+    whole = collecting.submits.add(_part(2, [6], more=False))
+    assert whole is not None
+    assert (list(whole.input_ids), whole.request_id) == ([1, 2, 3, 4, 5, 6], "r-1")
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_part_out_of_order_ends_the_submit_and_the_rest_is_dropped(number: int) -> None:
+    collecting = Collecting()
+    collecting.add(_part(0, [1], more=True), _part(1, [2], more=True))
+    assert collecting.add(_part(number, [3], more=True), _part(number + 1, [4], more=False)) == []
+    assert collecting.reasons() == [(77, ErrorReason.PROTOCOL_VIOLATION)]
+    assert collecting.add(_part(0, [9], more=False)) == [[9]]
+
+
+def test_another_submit_between_the_parts_ends_the_unfinished_one() -> None:
+    collecting = Collecting()
+    other = _part(0, [9], more=False, room=78)
+    assert collecting.add(_part(0, [1], more=True), other, _part(1, [2], more=False)) == [[9]]
+    assert collecting.reasons() == [(77, ErrorReason.PROTOCOL_VIOLATION)]
+
+
+def test_no_more_is_collected_than_the_context_holds() -> None:
+    collecting = Collecting()
+    half = [1] * (FACTS.context_tokens // 2)
+    assert collecting.add(_part(0, half, more=True), _part(1, half, more=True)) == []
+    assert collecting.refused == []
+    assert collecting.add(_part(2, [1], more=True), _part(3, [1], more=False)) == []
+    assert collecting.reasons() == [(77, ErrorReason.CONTEXT_TOO_LONG)]
+
+
+def test_the_number_of_parts_is_bounded() -> None:
+    collecting = Collecting()
+    collecting.add(*(_part(number, [], more=True) for number in range(MAX_PARTS)))
+    assert collecting.refused == []
+    collecting.add(_part(MAX_PARTS, [], more=False))
+    assert collecting.reasons() == [(77, ErrorReason.PROTOCOL_VIOLATION)]
+
+
+def test_a_cancel_in_the_middle_drops_the_parts_and_answers() -> None:
+    collecting = Collecting()
+    why = TandemError(ErrorReason.CANCELLED, "the client has gone")
+    collecting.add(_part(0, [1], more=True))
+    collecting.submits.cancel(RoomId(78), why)
+    collecting.submits.cancel(RoomId(77), why)
+    assert collecting.reasons() == [(77, ErrorReason.CANCELLED)]
+    assert collecting.add(_part(1, [2], more=False)) == []

@@ -16,6 +16,8 @@ class Feature(IntFlag):
     """ChunkDone may carry a checksum."""
     DECODE_PREFIX = 2
     """OfferPages may carry decode_prefix_len > 0."""
+    CONTINUED = 4
+    """OfferPages and Submit may go on in further messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class Protocol:
         return f"{self.major}.{self.minor}"
 
 
-CURRENT = Protocol(major=1, minor=0, features=Feature.CHUNK_CHECKSUM | Feature.DECODE_PREFIX)
+CURRENT = Protocol(major=1, minor=1, features=Feature.CHUNK_CHECKSUM | Feature.DECODE_PREFIX | Feature.CONTINUED)
 
 
 def agree(ours: Protocol, theirs: Protocol, who: str) -> Feature:

@@ -329,6 +329,8 @@ class OfferPages(_message.Message):
     ENTRIES_FIELD_NUMBER: _builtins.int
     METADATA_ROW_FIELD_NUMBER: _builtins.int
     DECODE_PREFIX_LEN_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
     room: _builtins.int
     """The room."""
     grant_id: _builtins.int
@@ -339,9 +341,17 @@ class OfferPages(_message.Message):
     """Row of the metadata pool."""
     decode_prefix_len: _builtins.int
     """Prompt tokens that decode holds already and does not want. A multiple of the page size."""
+    part: _builtins.int
+    """Number of this part of the offer, from 0, without gaps. Range 0..63. Set by decode. In every part
+    the other fields are the same, but for `entries`, which continue those of the part before.
+    """
+    more: _builtins.bool
+    """True: the next OfferPages is the next part of this offer. Set by decode, only where both sides
+    have the feature CONTINUED.
+    """
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___PoolEntries]:
-        """The granted entries, one message per pool or state component."""
+        """The granted entries, at most one message per pool or state component."""
 
     def __init__(
         self,
@@ -352,10 +362,12 @@ class OfferPages(_message.Message):
         entries: _abc.Iterable[Global___PoolEntries] | None = ...,
         metadata_row: _builtins.int = ...,
         decode_prefix_len: _builtins.int = ...,
+        part: _builtins.int = ...,
+        more: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_prefix_len", b"decode_prefix_len", "entries", b"entries", "grant_id", b"grant_id", "metadata_row", b"metadata_row", "nonce", b"nonce", "room", b"room"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_prefix_len", b"decode_prefix_len", "entries", b"entries", "grant_id", b"grant_id", "metadata_row", b"metadata_row", "more", b"more", "nonce", b"nonce", "part", b"part", "room", b"room"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

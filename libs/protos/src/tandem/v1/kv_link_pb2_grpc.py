@@ -33,6 +33,8 @@ class KvLinkServiceStub:
     which names the link epoch, the provider and where the lane is. Decode opens the lane.
     3. For each room, decode sends OfferPages: a grant to write these pages and this metadata row.
     Prefill checks the room's ticket: peer, life, nonce. An offer before its ticket is parked.
+    An offer that does not fit one message goes on in the next OfferPages; no other offer comes
+    between its parts, and an Abort of its room ends it early.
     4. Prefill writes each finished chunk over the lane and says ChunkDone with its checksum; after
     the last chunk, which carries the metadata row, Complete says what the receiver must have seen.
     5. Messages and data are not ordered against each other. Decode verifies with its own evidence
@@ -64,6 +66,8 @@ class KvLinkServiceServicer:
     which names the link epoch, the provider and where the lane is. Decode opens the lane.
     3. For each room, decode sends OfferPages: a grant to write these pages and this metadata row.
     Prefill checks the room's ticket: peer, life, nonce. An offer before its ticket is parked.
+    An offer that does not fit one message goes on in the next OfferPages; no other offer comes
+    between its parts, and an Abort of its room ends it early.
     4. Prefill writes each finished chunk over the lane and says ChunkDone with its checksum; after
     the last chunk, which carries the metadata row, Complete says what the receiver must have seen.
     5. Messages and data are not ordered against each other. Decode verifies with its own evidence
@@ -105,6 +109,8 @@ class KvLinkService:
     which names the link epoch, the provider and where the lane is. Decode opens the lane.
     3. For each room, decode sends OfferPages: a grant to write these pages and this metadata row.
     Prefill checks the room's ticket: peer, life, nonce. An offer before its ticket is parked.
+    An offer that does not fit one message goes on in the next OfferPages; no other offer comes
+    between its parts, and an Abort of its room ends it early.
     4. Prefill writes each finished chunk over the lane and says ChunkDone with its checksum; after
     the last chunk, which carries the metadata row, Complete says what the receiver must have seen.
     5. Messages and data are not ordered against each other. Decode verifies with its own evidence

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from tandem.v1 import common_pb2 as tandem_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17tandem/v1/session.proto\x12\ttandem.v1\x1a\x16tandem/v1/common.proto\"\x8f\x01\n\x0eSessionRequest\x12(\n\x05hello\x18\x01 \x01(\x0b\x32\x17.tandem.v1.SessionHelloH\x00\x12#\n\x06submit\x18\x02 \x01(\x0b\x32\x11.tandem.v1.SubmitH\x00\x12#\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x11.tandem.v1.CancelH\x00\x42\t\n\x07message\"q\n\x0fSessionResponse\x12,\n\x07welcome\x18\x01 \x01(\x0b\x32\x19.tandem.v1.SessionWelcomeH\x00\x12%\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\x14.tandem.v1.StepBatchH\x00\x42\t\n\x07message\"O\n\x0cSessionHello\x12+\n\x07version\x18\x01 \x01(\x0b\x32\x1a.tandem.v1.ProtocolVersion\x12\x12\n\ngateway_id\x18\x02 \x01(\t\"c\n\x0eSessionWelcome\x12+\n\x07version\x18\x01 \x01(\x0b\x32\x1a.tandem.v1.ProtocolVersion\x12$\n\x06worker\x18\x02 \x01(\x0b\x32\x14.tandem.v1.WorkerRef\"\x85\x04\n\x08Sampling\x12\x16\n\x0emax_new_tokens\x18\x01 \x01(\r\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\x05H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x05 \x01(\x02H\x03\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x06 \x01(\x02H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x02H\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x08 \x01(\x02H\x06\x88\x01\x01\x12\x0c\n\x04stop\x18\t \x03(\t\x12\x16\n\x0estop_token_ids\x18\n \x03(\r\x12\x12\n\nignore_eos\x18\x0b \x01(\x08\x12\x11\n\x04seed\x18\x0c \x01(\x04H\x07\x88\x01\x01\x12\x16\n\x0emin_new_tokens\x18\r \x01(\r\x12\x13\n\x0bjson_schema\x18\x0e \x01(\t\x12\r\n\x05regex\x18\x0f \x01(\t\x12\x0c\n\x04\x65\x62nf\x18\x10 \x01(\t\x12\x1b\n\x13skip_special_tokens\x18\x11 \x01(\x08\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x14\n\x12_frequency_penaltyB\x13\n\x11_presence_penaltyB\x15\n\x13_repetition_penaltyB\x07\n\x05_seed\"C\n\x0eLogprobOptions\x12\x0b\n\x03top\x18\x01 \x01(\r\x12\x0e\n\x06prompt\x18\x02 \x01(\x08\x12\x14\n\x0cprompt_start\x18\x03 \x01(\r\"\xb1\x02\n\x06Submit\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04room\x18\x02 \x01(\x06\x12\r\n\x05nonce\x18\x03 \x01(\x0c\x12\"\n\x04peer\x18\x04 \x01(\x0b\x32\x14.tandem.v1.WorkerRef\x12\x12\n\ntimeout_ms\x18\x05 \x01(\r\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\x12\r\n\x05model\x18\x07 \x01(\t\x12\x15\n\tinput_ids\x18\x08 \x03(\rB\x02\x10\x01\x12%\n\x08sampling\x18\t \x01(\x0b\x32\x13.tandem.v1.Sampling\x12+\n\x08logprobs\x18\n \x01(\x0b\x32\x19.tandem.v1.LogprobOptions\x12\x17\n\x0fprefill_dp_rank\x18\x0b \x01(\r\x12\x16\n\x0e\x64\x65\x63ode_dp_rank\x18\x0c \x01(\r\";\n\x06\x43\x61ncel\x12\x0c\n\x04room\x18\x01 \x01(\x06\x12#\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x12.tandem.v1.Failure\"-\n\tStepBatch\x12 \n\x06\x64\x65ltas\x18\x01 \x03(\x0b\x32\x10.tandem.v1.Delta\"f\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x14\n\x07logprob\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\"\n\x03top\x18\x03 \x03(\x0b\x32\x15.tandem.v1.TopLogprobB\n\n\x08_logprob\"/\n\nTopLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"\xba\x01\n\x05\x44\x65lta\x12\x0c\n\x04room\x18\x01 \x01(\x06\x12\x15\n\ttoken_ids\x18\x02 \x03(\rB\x02\x10\x01\x12\x0c\n\x04text\x18\x03 \x01(\t\x12)\n\x08logprobs\x18\x04 \x03(\x0b\x32\x17.tandem.v1.TokenLogprob\x12\x30\n\x0fprompt_logprobs\x18\x05 \x03(\x0b\x32\x17.tandem.v1.TokenLogprob\x12!\n\x06\x66inish\x18\x06 \x01(\x0b\x32\x11.tandem.v1.Finish\"\xe5\x01\n\x06\x46inish\x12#\n\x04kind\x18\x01 \x01(\x0e\x32\x15.tandem.v1.FinishKind\x12\x14\n\x0cmatched_text\x18\x02 \x01(\t\x12\x1d\n\x10matched_token_id\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x15\n\rprompt_tokens\x18\x04 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x05 \x01(\r\x12\x15\n\rcached_tokens\x18\x06 \x01(\r\x12#\n\x07\x66\x61ilure\x18\x07 \x01(\x0b\x32\x12.tandem.v1.FailureB\x13\n\x11_matched_token_id\"A\n\x0c\x41\x62ortRequest\x12\x0c\n\x04room\x18\x01 \x01(\x06\x12#\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x12.tandem.v1.Failure\"\x1e\n\rAbortResponse\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\"\x12\n\x10GetStatusRequest\"<\n\x11GetStatusResponse\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.tandem.v1.WorkerStatus\"-\n\x12WatchStatusRequest\x12\x17\n\x0fmin_interval_ms\x18\x01 \x01(\r\">\n\x13WatchStatusResponse\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.tandem.v1.WorkerStatus\"[\n\nPoolStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05total\x18\x02 \x01(\r\x12\x0c\n\x04\x66ree\x18\x03 \x01(\r\x12\x11\n\tevictable\x18\x04 \x01(\r\x12\x0f\n\x07granted\x18\x05 \x01(\r\"\xd1\x02\n\x0cWorkerStatus\x12$\n\x06worker\x18\x01 \x01(\x0b\x32\x14.tandem.v1.WorkerRef\x12\x0f\n\x07running\x18\x02 \x01(\r\x12\x0f\n\x07waiting\x18\x03 \x01(\r\x12\x12\n\nopen_rooms\x18\x04 \x01(\r\x12$\n\x05pools\x18\x05 \x03(\x0b\x32\x15.tandem.v1.PoolStatus\x12\x17\n\x0frooms_succeeded\x18\x06 \x01(\x04\x12\x14\n\x0crooms_failed\x18\x07 \x01(\x04\x12\x10\n\x08kv_bytes\x18\x08 \x01(\x04\x12\x16\n\x0emetadata_bytes\x18\t \x01(\x04\x12\x16\n\x0estale_messages\x18\n \x01(\x04\x12\x19\n\x11\x63hecksum_failures\x18\x0b \x01(\x04\x12\x11\n\tsubmitted\x18\x0c \x01(\x04\x12\r\n\x05links\x18\r \x03(\t\x12\x11\n\tkv_chunks\x18\x0e \x01(\x04*\x8c\x01\n\nFinishKind\x12\x1b\n\x17\x46INISH_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10\x46INISH_KIND_STOP\x10\x01\x12\x16\n\x12\x46INISH_KIND_LENGTH\x10\x02\x12\x16\n\x12\x46INISH_KIND_FAILED\x10\x03\x12\x1b\n\x17\x46INISH_KIND_HANDED_OVER\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17tandem/v1/session.proto\x12\ttandem.v1\x1a\x16tandem/v1/common.proto\"\x8f\x01\n\x0eSessionRequest\x12(\n\x05hello\x18\x01 \x01(\x0b\x32\x17.tandem.v1.SessionHelloH\x00\x12#\n\x06submit\x18\x02 \x01(\x0b\x32\x11.tandem.v1.SubmitH\x00\x12#\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x11.tandem.v1.CancelH\x00\x42\t\n\x07message\"q\n\x0fSessionResponse\x12,\n\x07welcome\x18\x01 \x01(\x0b\x32\x19.tandem.v1.SessionWelcomeH\x00\x12%\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\x14.tandem.v1.StepBatchH\x00\x42\t\n\x07message\"O\n\x0cSessionHello\x12+\n\x07version\x18\x01 \x01(\x0b\x32\x1a.tandem.v1.ProtocolVersion\x12\x12\n\ngateway_id\x18\x02 \x01(\t\"c\n\x0eSessionWelcome\x12+\n\x07version\x18\x01 \x01(\x0b\x32\x1a.tandem.v1.ProtocolVersion\x12$\n\x06worker\x18\x02 \x01(\x0b\x32\x14.tandem.v1.WorkerRef\"\x85\x04\n\x08Sampling\x12\x16\n\x0emax_new_tokens\x18\x01 \x01(\r\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\x05H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x05 \x01(\x02H\x03\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x06 \x01(\x02H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x02H\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x08 \x01(\x02H\x06\x88\x01\x01\x12\x0c\n\x04stop\x18\t \x03(\t\x12\x16\n\x0estop_token_ids\x18\n \x03(\r\x12\x12\n\nignore_eos\x18\x0b \x01(\x08\x12\x11\n\x04seed\x18\x0c \x01(\x04H\x07\x88\x01\x01\x12\x16\n\x0emin_new_tokens\x18\r \x01(\r\x12\x13\n\x0bjson_schema\x18\x0e \x01(\t\x12\r\n\x05regex\x18\x0f \x01(\t\x12\x0c\n\x04\x65\x62nf\x18\x10 \x01(\t\x12\x1b\n\x13skip_special_tokens\x18\x11 \x01(\x08\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x14\n\x12_frequency_penaltyB\x13\n\x11_presence_penaltyB\x15\n\x13_repetition_penaltyB\x07\n\x05_seed\"C\n\x0eLogprobOptions\x12\x0b\n\x03top\x18\x01 \x01(\r\x12\x0e\n\x06prompt\x18\x02 \x01(\x08\x12\x14\n\x0cprompt_start\x18\x03 \x01(\r\"\xcd\x02\n\x06Submit\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04room\x18\x02 \x01(\x06\x12\r\n\x05nonce\x18\x03 \x01(\x0c\x12\"\n\x04peer\x18\x04 \x01(\x0b\x32\x14.tandem.v1.WorkerRef\x12\x12\n\ntimeout_ms\x18\x05 \x01(\r\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\x12\r\n\x05model\x18\x07 \x01(\t\x12\x15\n\tinput_ids\x18\x08 \x03(\rB\x02\x10\x01\x12%\n\x08sampling\x18\t \x01(\x0b\x32\x13.tandem.v1.Sampling\x12+\n\x08logprobs\x18\n \x01(\x0b\x32\x19.tandem.v1.LogprobOptions\x12\x17\n\x0fprefill_dp_rank\x18\x0b \x01(\r\x12\x16\n\x0e\x64\x65\x63ode_dp_rank\x18\x0c \x01(\r\x12\x0c\n\x04part\x18\r \x01(\r\x12\x0c\n\x04more\x18\x0e \x01(\x08\";\n\x06\x43\x61ncel\x12\x0c\n\x04room\x18\x01 \x01(\x06\x12#\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x12.tandem.v1.Failure\"-\n\tStepBatch\x12 \n\x06\x64\x65ltas\x18\x01 \x03(\x0b\x32\x10.tandem.v1.Delta\"f\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x14\n\x07logprob\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\"\n\x03top\x18\x03 \x03(\x0b\x32\x15.tandem.v1.TopLogprobB\n\n\x08_logprob\"/\n\nTopLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"\xba\x01\n\x05\x44\x65lta\x12\x0c\n\x04room\x18\x01 \x01(\x06\x12\x15\n\ttoken_ids\x18\x02 \x03(\rB\x02\x10\x01\x12\x0c\n\x04text\x18\x03 \x01(\t\x12)\n\x08logprobs\x18\x04 \x03(\x0b\x32\x17.tandem.v1.TokenLogprob\x12\x30\n\x0fprompt_logprobs\x18\x05 \x03(\x0b\x32\x17.tandem.v1.TokenLogprob\x12!\n\x06\x66inish\x18\x06 \x01(\x0b\x32\x11.tandem.v1.Finish\"\xe5\x01\n\x06\x46inish\x12#\n\x04kind\x18\x01 \x01(\x0e\x32\x15.tandem.v1.FinishKind\x12\x14\n\x0cmatched_text\x18\x02 \x01(\t\x12\x1d\n\x10matched_token_id\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x15\n\rprompt_tokens\x18\x04 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x05 \x01(\r\x12\x15\n\rcached_tokens\x18\x06 \x01(\r\x12#\n\x07\x66\x61ilure\x18\x07 \x01(\x0b\x32\x12.tandem.v1.FailureB\x13\n\x11_matched_token_id\"A\n\x0c\x41\x62ortRequest\x12\x0c\n\x04room\x18\x01 \x01(\x06\x12#\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x12.tandem.v1.Failure\"\x1e\n\rAbortResponse\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\"\x12\n\x10GetStatusRequest\"<\n\x11GetStatusResponse\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.tandem.v1.WorkerStatus\"-\n\x12WatchStatusRequest\x12\x17\n\x0fmin_interval_ms\x18\x01 \x01(\r\">\n\x13WatchStatusResponse\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.tandem.v1.WorkerStatus\"[\n\nPoolStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05total\x18\x02 \x01(\r\x12\x0c\n\x04\x66ree\x18\x03 \x01(\r\x12\x11\n\tevictable\x18\x04 \x01(\r\x12\x0f\n\x07granted\x18\x05 \x01(\r\"\xd1\x02\n\x0cWorkerStatus\x12$\n\x06worker\x18\x01 \x01(\x0b\x32\x14.tandem.v1.WorkerRef\x12\x0f\n\x07running\x18\x02 \x01(\r\x12\x0f\n\x07waiting\x18\x03 \x01(\r\x12\x12\n\nopen_rooms\x18\x04 \x01(\r\x12$\n\x05pools\x18\x05 \x03(\x0b\x32\x15.tandem.v1.PoolStatus\x12\x17\n\x0frooms_succeeded\x18\x06 \x01(\x04\x12\x14\n\x0crooms_failed\x18\x07 \x01(\x04\x12\x10\n\x08kv_bytes\x18\x08 \x01(\x04\x12\x16\n\x0emetadata_bytes\x18\t \x01(\x04\x12\x16\n\x0estale_messages\x18\n \x01(\x04\x12\x19\n\x11\x63hecksum_failures\x18\x0b \x01(\x04\x12\x11\n\tsubmitted\x18\x0c \x01(\x04\x12\r\n\x05links\x18\r \x03(\t\x12\x11\n\tkv_chunks\x18\x0e \x01(\x04*\x8c\x01\n\nFinishKind\x12\x1b\n\x17\x46INISH_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10\x46INISH_KIND_STOP\x10\x01\x12\x16\n\x12\x46INISH_KIND_LENGTH\x10\x02\x12\x16\n\x12\x46INISH_KIND_FAILED\x10\x03\x12\x1b\n\x17\x46INISH_KIND_HANDED_OVER\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,8 +36,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SUBMIT'].fields_by_name['input_ids']._serialized_options = b'\020\001'
   _globals['_DELTA'].fields_by_name['token_ids']._loaded_options = None
   _globals['_DELTA'].fields_by_name['token_ids']._serialized_options = b'\020\001'
-  _globals['_FINISHKIND']._serialized_start=2810
-  _globals['_FINISHKIND']._serialized_end=2950
+  _globals['_FINISHKIND']._serialized_start=2838
+  _globals['_FINISHKIND']._serialized_end=2978
   _globals['_SESSIONREQUEST']._serialized_start=63
   _globals['_SESSIONREQUEST']._serialized_end=206
   _globals['_SESSIONRESPONSE']._serialized_start=208
@@ -51,33 +51,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOGPROBOPTIONS']._serialized_start=1025
   _globals['_LOGPROBOPTIONS']._serialized_end=1092
   _globals['_SUBMIT']._serialized_start=1095
-  _globals['_SUBMIT']._serialized_end=1400
-  _globals['_CANCEL']._serialized_start=1402
-  _globals['_CANCEL']._serialized_end=1461
-  _globals['_STEPBATCH']._serialized_start=1463
-  _globals['_STEPBATCH']._serialized_end=1508
-  _globals['_TOKENLOGPROB']._serialized_start=1510
-  _globals['_TOKENLOGPROB']._serialized_end=1612
-  _globals['_TOPLOGPROB']._serialized_start=1614
-  _globals['_TOPLOGPROB']._serialized_end=1661
-  _globals['_DELTA']._serialized_start=1664
-  _globals['_DELTA']._serialized_end=1850
-  _globals['_FINISH']._serialized_start=1853
-  _globals['_FINISH']._serialized_end=2082
-  _globals['_ABORTREQUEST']._serialized_start=2084
-  _globals['_ABORTREQUEST']._serialized_end=2149
-  _globals['_ABORTRESPONSE']._serialized_start=2151
-  _globals['_ABORTRESPONSE']._serialized_end=2181
-  _globals['_GETSTATUSREQUEST']._serialized_start=2183
-  _globals['_GETSTATUSREQUEST']._serialized_end=2201
-  _globals['_GETSTATUSRESPONSE']._serialized_start=2203
-  _globals['_GETSTATUSRESPONSE']._serialized_end=2263
-  _globals['_WATCHSTATUSREQUEST']._serialized_start=2265
-  _globals['_WATCHSTATUSREQUEST']._serialized_end=2310
-  _globals['_WATCHSTATUSRESPONSE']._serialized_start=2312
-  _globals['_WATCHSTATUSRESPONSE']._serialized_end=2374
-  _globals['_POOLSTATUS']._serialized_start=2376
-  _globals['_POOLSTATUS']._serialized_end=2467
-  _globals['_WORKERSTATUS']._serialized_start=2470
-  _globals['_WORKERSTATUS']._serialized_end=2807
+  _globals['_SUBMIT']._serialized_end=1428
+  _globals['_CANCEL']._serialized_start=1430
+  _globals['_CANCEL']._serialized_end=1489
+  _globals['_STEPBATCH']._serialized_start=1491
+  _globals['_STEPBATCH']._serialized_end=1536
+  _globals['_TOKENLOGPROB']._serialized_start=1538
+  _globals['_TOKENLOGPROB']._serialized_end=1640
+  _globals['_TOPLOGPROB']._serialized_start=1642
+  _globals['_TOPLOGPROB']._serialized_end=1689
+  _globals['_DELTA']._serialized_start=1692
+  _globals['_DELTA']._serialized_end=1878
+  _globals['_FINISH']._serialized_start=1881
+  _globals['_FINISH']._serialized_end=2110
+  _globals['_ABORTREQUEST']._serialized_start=2112
+  _globals['_ABORTREQUEST']._serialized_end=2177
+  _globals['_ABORTRESPONSE']._serialized_start=2179
+  _globals['_ABORTRESPONSE']._serialized_end=2209
+  _globals['_GETSTATUSREQUEST']._serialized_start=2211
+  _globals['_GETSTATUSREQUEST']._serialized_end=2229
+  _globals['_GETSTATUSRESPONSE']._serialized_start=2231
+  _globals['_GETSTATUSRESPONSE']._serialized_end=2291
+  _globals['_WATCHSTATUSREQUEST']._serialized_start=2293
+  _globals['_WATCHSTATUSREQUEST']._serialized_end=2338
+  _globals['_WATCHSTATUSRESPONSE']._serialized_start=2340
+  _globals['_WATCHSTATUSRESPONSE']._serialized_end=2402
+  _globals['_POOLSTATUS']._serialized_start=2404
+  _globals['_POOLSTATUS']._serialized_end=2495
+  _globals['_WORKERSTATUS']._serialized_start=2498
+  _globals['_WORKERSTATUS']._serialized_end=2835
 # @@protoc_insertion_point(module_scope)

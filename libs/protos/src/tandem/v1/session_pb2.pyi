@@ -333,7 +333,10 @@ Global___LogprobOptions: _TypeAlias = LogprobOptions  # noqa: Y015
 
 @_typing.final
 class Submit(_message.Message):
-    """Asks a worker to do its half of one room. The same message goes to both legs."""
+    """Asks a worker to do its half of one room. The same message goes to both legs. A prompt that does not
+    fit one message goes on in the next Submit; no other Submit comes between its parts, and a Cancel of
+    its room ends it early.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -349,6 +352,8 @@ class Submit(_message.Message):
     LOGPROBS_FIELD_NUMBER: _builtins.int
     PREFILL_DP_RANK_FIELD_NUMBER: _builtins.int
     DECODE_DP_RANK_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Groups the attempts and sequences of one client request, 1..128 characters. Set by the gateway."""
     room: _builtins.int
@@ -365,6 +370,14 @@ class Submit(_message.Message):
     """Data parallel rank of the prefill leg. Range 0..1023. Set by the gateway."""
     decode_dp_rank: _builtins.int
     """Data parallel rank of the decode leg. Range 0..1023. Set by the gateway."""
+    part: _builtins.int
+    """Number of this part of the Submit, from 0, without gaps. Range 0..63. Set by the gateway. A part
+    from 1 on has only `room`, `input_ids`, which continue those of the part before, `part` and `more`.
+    """
+    more: _builtins.bool
+    """True: the next Submit is the next part of this one. Set by the gateway, only where both sides have
+    the feature CONTINUED.
+    """
     @_builtins.property
     def peer(self) -> _common_pb2.WorkerRef:
         """The worker of the other leg, and its life."""
@@ -396,10 +409,12 @@ class Submit(_message.Message):
         logprobs: Global___LogprobOptions | None = ...,
         prefill_dp_rank: _builtins.int = ...,
         decode_dp_rank: _builtins.int = ...,
+        part: _builtins.int = ...,
+        more: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "peer", b"peer", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_dp_rank", b"decode_dp_rank", "input_ids", b"input_ids", "logprobs", b"logprobs", "model", b"model", "nonce", b"nonce", "peer", b"peer", "prefill_dp_rank", b"prefill_dp_rank", "request_id", b"request_id", "room", b"room", "sampling", b"sampling", "timeout_ms", b"timeout_ms", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_dp_rank", b"decode_dp_rank", "input_ids", b"input_ids", "logprobs", b"logprobs", "model", b"model", "more", b"more", "nonce", b"nonce", "part", b"part", "peer", b"peer", "prefill_dp_rank", b"prefill_dp_rank", "request_id", b"request_id", "room", b"room", "sampling", b"sampling", "timeout_ms", b"timeout_ms", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

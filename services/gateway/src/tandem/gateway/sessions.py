@@ -10,9 +10,10 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import grpc
@@ -20,11 +21,12 @@ import grpc
 from tandem.core.cluster import WorkerInfo
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import Role, RoomId, WorkerLife
-from tandem.core.version import CURRENT, agree
+from tandem.core.version import CURRENT, Feature, agree
+from tandem.gateway.parts import SubmitParts
 from tandem.rpc import convert
 from tandem.rpc.backoff import Backoff, BackoffPolicy
+from tandem.rpc.continued import PART_BYTES
 from tandem.rpc.errors import from_rpc_error
-from tandem.rpc.options import MAX_MESSAGE_BYTES
 from tandem.v1 import decode_pb2_grpc, prefill_pb2_grpc, session_pb2
 
 log = logging.getLogger(__name__)
@@ -44,19 +46,22 @@ class _Outbox:
     """Messages of one stream that wait to be sent."""
 
     def __init__(self, first: session_pb2.SessionRequest) -> None:
-        self.waiting = deque([first])
+        self.waiting: deque[Iterable[session_pb2.SessionRequest]] = deque([(first,)])
+        """Messages; those of one entry follow each other."""
         self._ready = asyncio.Event()
         self._ready.set()
 
-    def put(self, message: session_pb2.SessionRequest) -> None:
-        self.waiting.append(message)
+    def put(self, messages: Iterable[session_pb2.SessionRequest]) -> None:
+        """messages: taken one by one, as the stream has room for them."""
+        self.waiting.append(messages)
         self._ready.set()
 
     async def messages(self) -> AsyncIterator[session_pb2.SessionRequest]:
         while True:
             await self._ready.wait()
             while self.waiting:
-                yield self.waiting.popleft()
+                for message in self.waiting.popleft():
+                    yield message
             self._ready.clear()
 
 
@@ -75,6 +80,7 @@ class Session:
         self._backoff = Backoff(BackoffPolicy(), rng)
         self._legs: dict[int, Leg] = {}
         self._outbox: _Outbox | None = None
+        self._features = Feature.NONE
         self._up_changed: Callable[[], None] = lambda: None
 
     @property
@@ -99,26 +105,35 @@ class Session:
     def submit(self, submit: session_pb2.Submit, leg: Leg) -> None:
         """Sends a room.
 
-        Raises PEER_LOST if the Session is down, OVERLOADED if too much waits to be sent, CONTEXT_TOO_LONG if the
-        message is longer than the protocol allows: it would break the stream, and every room on it.
+        Raises PEER_LOST if the Session is down, OVERLOADED if too much waits to be sent; for a prompt that does not
+        fit one message, NOT_SUPPORTED if the worker takes no more, CONTEXT_TOO_LONG if it needs more than are allowed.
         """
         if self._outbox is None:
             raise TandemError(ErrorReason.PEER_LOST, f"There is no Session with {self.life.worker_id}.")
         if len(self._outbox.waiting) >= self._max_outbox:
             raise TandemError(ErrorReason.OVERLOADED, f"Too many messages wait for {self.life.worker_id}.")
-        size = submit.ByteSize()
-        if size > MAX_MESSAGE_BYTES:
-            text = f"The prompt takes {size} bytes on its way to a worker; at most {MAX_MESSAGE_BYTES} are allowed."
-            raise TandemError(ErrorReason.CONTEXT_TOO_LONG, text)
+        parts = self._parts(submit)
         self._legs[submit.room] = leg
-        self._outbox.put(session_pb2.SessionRequest(submit=submit))
+        self._outbox.put(session_pb2.SessionRequest(submit=part) for part in parts)
+
+    def _parts(self, submit: session_pb2.Submit) -> Iterable[session_pb2.Submit]:
+        """The messages of a Submit; there are no more of them once its room is cancelled."""
+        if (size := submit.ByteSize()) <= PART_BYTES:
+            return (submit,)
+        if Feature.CONTINUED not in self._features:
+            raise TandemError(
+                ErrorReason.NOT_SUPPORTED,
+                f"The prompt takes {size} bytes on its way to {self.life.worker_id}, which takes one message of"
+                f" {PART_BYTES} at most.",
+            )
+        return takewhile(lambda part: part.room in self._legs, SubmitParts(submit))
 
     def cancel(self, room: RoomId, why: TandemError) -> None:
         """Ends a room early; no news of it follow. Nothing happens if it has ended."""
         # Not bounded by max_outbox: there is at most one Cancel for each Submit.
         if self._legs.pop(room, None) is not None and self._outbox is not None:
             cancel = session_pb2.Cancel(room=room, failure=convert.failure_to_proto(why.reason, why.message))
-            self._outbox.put(session_pb2.SessionRequest(cancel=cancel))
+            self._outbox.put((session_pb2.SessionRequest(cancel=cancel),))
 
     def forget(self, room: RoomId) -> None:
         """Lets a room end by itself, unheard."""
@@ -166,7 +181,7 @@ class Session:
         raise TandemError(ErrorReason.PROTOCOL_VIOLATION, "the first message was no SessionWelcome")
 
     def _check(self, welcome: session_pb2.SessionWelcome) -> None:
-        agree(CURRENT, convert.protocol_from_proto(welcome.version), str(self.life))
+        self._features = agree(CURRENT, convert.protocol_from_proto(welcome.version), str(self.life))
         found = convert.life_from_proto(welcome.worker)
         if found != self.life:
             raise TandemError(ErrorReason.STALE_INCARNATION, f"{found} answers at the address of {self.life}")

@@ -26,6 +26,7 @@ from tandem.engine.rank.dialer import Dialer
 from tandem.engine.rank.handles import Post, ReceiverHandle, RoomHandle, SenderHandle
 from tandem.engine.rank.link import KvLink
 from tandem.engine.rank.listener import Listener
+from tandem.engine.rank.offers import Offer
 from tandem.engine.rank.parking import ParkedOffers
 from tandem.engine.rank.pools import METADATA_POOL, Pool, PoolMap
 from tandem.engine.rank.receiver_room import ReceiverRoom
@@ -302,10 +303,10 @@ class RankAgent:
 
     # ------------------------------------------------------------ messages
 
-    def on_offer(self, link: KvLink, offer: kv_link_pb2.OfferPages) -> None:
+    def on_offer(self, link: KvLink, offer: Offer) -> None:
         """Prefill: decode granted pages. Refused offers are answered with an abort of their grant."""
-        room = self._rooms.get(RoomId(offer.room))
-        if room is None and RoomId(offer.room) not in self._ended:
+        room = self._rooms.get(offer.room)
+        if room is None and offer.room not in self._ended:
             if not self._parked.put(link, offer):
                 self._refuse(link, offer, Why(ErrorReason.OVERLOADED, "too many offers wait for their tickets"))
         elif not isinstance(room, SenderRoom):
@@ -316,18 +317,22 @@ class RankAgent:
             self._refuse(link, offer, Why(ErrorReason.BAD_NONCE, "the nonce of the offer is not the room's"))
         else:
             try:
-                granted = wire.unpack_offer(offer, link.peer_pools, len(self.setup.pools))
+                granted = offer.unpack(link.peer_pools, len(self.setup.pools))
             except TandemError as error:
                 self._refuse(link, offer, wire.why_from(error))
                 return
-            room.offered(link, GrantId(offer.grant_id), granted, offer.decode_prefix_len)
+            room.offered(link, offer.grant_id, granted, offer.decode_prefix_len)
 
-    def _unpark_failed(self, link: KvLink, offer: kv_link_pb2.OfferPages) -> None:
+    def _unpark_failed(self, link: KvLink, offer: Offer) -> None:
         self._refuse(link, offer, Why(ErrorReason.UNKNOWN_ROOM, f"no ticket was opened for room {offer.room}"))
 
-    def _refuse(self, link: KvLink, offer: kv_link_pb2.OfferPages, why: Why) -> None:
+    def _refuse(self, link: KvLink, offer: Offer, why: Why) -> None:
+        self.refuse_offer(link, offer.room, offer.grant_id, why)
+
+    def refuse_offer(self, link: KvLink, room: RoomId, grant_id: GrantId, why: Why) -> None:
+        """Prefill: tells decode that a grant is not used."""
         self.counters.stale_messages += 1
-        link.send_abort(RoomId(offer.room), offer.grant_id, why)
+        link.send_abort(room, grant_id, why)
 
     def on_landed(self, link: KvLink, message: kv_link_pb2.Landed) -> None:
         """Prefill: decode verified a room."""

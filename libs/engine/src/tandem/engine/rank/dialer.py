@@ -147,7 +147,7 @@ class Dialer:
                         )
                     )
                 raise TandemError(ErrorReason.PROTOCOL_VIOLATION, f"{peer.life} did not answer with Hello")
-            theirs = hello.check(first.hello, agent.life, setup.rank, setup.layout)
+            theirs, features = hello.check(first.hello, agent.life, setup.rank, setup.layout)
             if theirs != peer.life:
                 raise TandemError(ErrorReason.STALE_INCARNATION, f"{peer.address} is {theirs}, not {peer.life}")
             layout = convert.layout_from_proto(first.hello.layout)
@@ -160,6 +160,7 @@ class Dialer:
 
             if len(first.hello.providers) != 1:
                 raise TandemError(ErrorReason.PROTOCOL_VIOLATION, f"{peer.life} chose no single provider")
+            link.features = features
             link.offer_credit = first.hello.offer_credit
             link.receiver_lane = await agent.endpoint.connect(wire.provider_of(first.hello.providers[0]), on_event)
             return link

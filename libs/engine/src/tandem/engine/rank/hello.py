@@ -37,14 +37,16 @@ def hello(
     )
 
 
-def check(message: kv_link_pb2.LinkHello, ours: WorkerLife, rank: RankId, layout: KvLayout) -> WorkerLife:
-    """Checks the other side's Hello and returns its life.
+def check(
+    message: kv_link_pb2.LinkHello, ours: WorkerLife, rank: RankId, layout: KvLayout
+) -> tuple[WorkerLife, version.Feature]:
+    """Checks the other side's Hello; returns its life, and the features that both sides may use.
 
     Raises TandemError: VERSION_MISMATCH, STALE_INCARNATION if it means another life of this worker, LAYOUT_MISMATCH
     for a layout or a rank that does not fit.
     """
     peer = convert.life_from_proto(message.worker)
-    version.agree(version.CURRENT, convert.protocol_from_proto(message.version), str(peer))
+    features = version.agree(version.CURRENT, convert.protocol_from_proto(message.version), str(peer))
     meant = convert.life_from_proto(message.peer)
     if meant != ours:
         raise TandemError(ErrorReason.STALE_INCARNATION, f"{peer} wants {meant}, this is {ours}")
@@ -52,4 +54,4 @@ def check(message: kv_link_pb2.LinkHello, ours: WorkerLife, rank: RankId, layout
     if (theirs.pp, theirs.tp) != (rank.pp, rank.tp):
         raise TandemError(ErrorReason.LAYOUT_MISMATCH, f"rank {theirs} of {peer} does not pair with rank {rank}")
     require_fit(layout, convert.layout_from_proto(message.layout), str(ours), str(peer))
-    return peer
+    return peer, features

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from typing import Any
 
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import LinkEpoch, RankId, RoomId, WorkerLife
 from tandem.core.room.events import Why
+from tandem.core.version import Feature
 from tandem.engine.rank import wire
 from tandem.engine.rank.pools import PoolMap
 from tandem.rdma.api import ReceiverLane, SenderLane
@@ -42,12 +43,15 @@ class KvLink:
         """Why the link is no more; None while it is up."""
         self.rooms: set[RoomId] = set()
         """Rooms that use it."""
+        self.features = Feature.NONE
+        """Decode: what both sides may use, as their Hellos say."""
         self.offer_credit = 0
         """Decode: offers that may be open at the same time, as prefill said."""
         self.open_offers = 0
         """Decode: offers that are open."""
         self._message: Callable[..., Any] = message
-        self._outbox: deque[Any] = deque()
+        self._outbox: deque[Iterator[Any]] = deque()
+        """Messages; those of one entry follow each other, with nothing but urgent ones between them."""
         self._limit = outbox_limit
         self._wake = asyncio.Event()
         self._heard = asyncio.get_running_loop().time()
@@ -63,20 +67,35 @@ class KvLink:
 
         Raises TandemError(LINK_LOST) on a link that is down, TandemError(OVERLOADED) if the outbox is full.
         """
-        if self.down is not None:
+        if not urgent:
+            self._require_room()
+        elif self.down is not None:
             raise TandemError(ErrorReason.LINK_LOST, self.down.message)
-        if not urgent and len(self._outbox) >= self._limit:
-            raise TandemError(ErrorReason.OVERLOADED, f"{self._limit} messages wait for {self.peer} already")
         packed = self._message(link_epoch=self.epoch, **message)
         if packed.ByteSize() > MAX_MESSAGE_BYTES:
             raise TandemError(
                 ErrorReason.NOT_SUPPORTED, f"a message of {packed.ByteSize()} bytes; one holds {MAX_MESSAGE_BYTES}"
             )
         if urgent:
-            self._outbox.appendleft(packed)
+            self._outbox.appendleft(iter((packed,)))
         else:
-            self._outbox.append(packed)
+            self._outbox.append(iter((packed,)))
         self._wake.set()
+
+    def send_offer(self, parts: Iterable[kv_link_pb2.OfferPages]) -> None:
+        """Queues an offer. It has one place in the outbox; each part is made when the stream takes it.
+
+        Raises TandemError as `send` does.
+        """
+        self._require_room()
+        self._outbox.append(self._message(link_epoch=self.epoch, offer=part) for part in parts)
+        self._wake.set()
+
+    def _require_room(self) -> None:
+        if self.down is not None:
+            raise TandemError(ErrorReason.LINK_LOST, self.down.message)
+        if len(self._outbox) >= self._limit:
+            raise TandemError(ErrorReason.OVERLOADED, f"{self._limit} messages wait for {self.peer} already")
 
     def send_abort(self, room: RoomId, grant_id: int, why: Why) -> None:
         """Ends a room on the other side; nothing happens if the link is down, since that ends it too."""
@@ -117,7 +136,10 @@ class KvLink:
         while self.down is None:
             self._wake.clear()
             while self._outbox:
-                await write(self._outbox.popleft())
+                entry = self._outbox.popleft()
+                if (message := next(entry, None)) is not None:
+                    self._outbox.appendleft(entry)
+                    await write(message)
             await self._wake.wait()
 
     def heard(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import logging
 from collections.abc import AsyncIterator
@@ -13,6 +14,7 @@ from tandem.core.ids import LinkEpoch, RankId, WorkerLife
 from tandem.core.room.events import Why
 from tandem.engine.rank import hello, wire
 from tandem.engine.rank.link import KvLink
+from tandem.engine.rank.offers import OfferCollector
 from tandem.engine.rank.pools import PoolMap
 from tandem.rdma.api import LaneEvent
 from tandem.rpc import convert
@@ -91,7 +93,7 @@ class Listener(kv_link_pb2_grpc.KvLinkServiceServicer):
             ours = await self._agent.wait_identified()
         if first.WhichOneof("message") != "hello":
             raise TandemError(ErrorReason.PROTOCOL_VIOLATION, "a link starts with Hello")
-        peer = hello.check(first.hello, ours, setup.rank, setup.layout)
+        peer, _ = hello.check(first.hello, ours, setup.rank, setup.layout)
         layout = convert.layout_from_proto(first.hello.layout)
         epoch = LinkEpoch(next(self._epochs))
         rank = convert.rank_from_proto(first.hello.rank)
@@ -116,21 +118,33 @@ class Listener(kv_link_pb2_grpc.KvLinkServiceServicer):
         return link, answer
 
     async def _read(self, link: KvLink, requests: AsyncIterator[kv_link_pb2.LinkRequest]) -> None:
-        async for request in requests:
-            link.heard()
-            if request.link_epoch != link.epoch:
+        agent = self._agent
+        offers = OfferCollector(
+            agent.counters, self._settings.park_timeout_ms, functools.partial(agent.refuse_offer, link)
+        )
+        try:
+            async for request in requests:
+                link.heard()
+                if request.link_epoch == link.epoch:
+                    self._take(link, request, offers)
+                else:
+                    agent.counters.stale_messages += 1
+        finally:
+            offers.close()
+
+    def _take(self, link: KvLink, request: kv_link_pb2.LinkRequest, offers: OfferCollector) -> None:
+        match request.WhichOneof("message"):
+            case "offer":
+                if (offer := offers.add(request.offer)) is not None:
+                    self._agent.on_offer(link, offer)
+            case "landed":
+                self._agent.on_landed(link, request.landed)
+            case "abort":
+                offers.drop(request.abort.room)
+                self._agent.on_abort(link, request.abort)
+            case "abort_ack":
+                self._agent.on_abort_ack(link, request.abort_ack)
+            case "ping":
+                link.answer_ping(request.ping)
+            case _:
                 self._agent.counters.stale_messages += 1
-                continue
-            match request.WhichOneof("message"):
-                case "offer":
-                    self._agent.on_offer(link, request.offer)
-                case "landed":
-                    self._agent.on_landed(link, request.landed)
-                case "abort":
-                    self._agent.on_abort(link, request.abort)
-                case "abort_ack":
-                    self._agent.on_abort_ack(link, request.abort_ack)
-                case "ping":
-                    link.answer_ping(request.ping)
-                case _:
-                    self._agent.counters.stale_messages += 1

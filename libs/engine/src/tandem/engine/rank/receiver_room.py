@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from tandem.core.errors import ErrorReason, TandemError
@@ -22,12 +23,15 @@ from tandem.core.room.events import (
     Why,
 )
 from tandem.core.room.receiver import Receiver
+from tandem.core.version import Feature
 from tandem.engine.port import Ticket
 from tandem.engine.rank import wire
 from tandem.engine.rank.link import KvLink
+from tandem.engine.rank.offers import Offer, OfferParts, pack_entries
 from tandem.engine.rank.pools import KV_POOL, METADATA_POOL
 from tandem.engine.rank.rooms import RoomHost, RoomShell
 from tandem.rdma.api import ChunkLanded, Grant
+from tandem.rpc.continued import MAX_PARTS
 from tandem.v1 import kv_link_pb2
 
 
@@ -92,15 +96,7 @@ class ReceiverRoom(RoomShell):
         """Carries out what only a receiver does."""
         match effect:
             case SendOffer(grant_id):
-                offer = kv_link_pb2.OfferPages(
-                    room=self.room,
-                    grant_id=grant_id,
-                    nonce=self.ticket.nonce,
-                    entries=wire.pack_entries(self._entries),
-                    metadata_row=int(self._entries[METADATA_POOL][0]),
-                    decode_prefix_len=self._prefix_len,
-                )
-                self._live_link().send(offer=offer)
+                self._send_offer(grant_id)
             case SendLanded(grant_id):
                 self._count_landed()
                 link = self._live_link()
@@ -110,6 +106,26 @@ class ReceiverRoom(RoomShell):
                 self._host.spawn(self._hand_in(), f"close grant of {self.room}")
             case _:
                 raise AssertionError(f"a receiver can't {effect}")
+
+    def _send_offer(self, grant_id: GrantId) -> None:
+        link = self._live_link()
+        offer = Offer(
+            room=self.room,
+            grant_id=grant_id,
+            nonce=self.ticket.nonce,
+            runs=pack_entries(self._entries),
+            metadata_row=int(self._entries[METADATA_POOL][0]),
+            decode_prefix_len=self._prefix_len,
+        )
+        parts = OfferParts(offer)
+        if len(parts) > 1 and Feature.CONTINUED not in link.features:
+            raise TandemError(
+                ErrorReason.NOT_SUPPORTED, f"an offer of {len(parts)} messages; {link.peer} takes one of each room"
+            )
+        if len(parts) > MAX_PARTS:
+            raise TandemError(ErrorReason.NOT_SUPPORTED, f"an offer of {len(parts)} messages; {MAX_PARTS} are allowed")
+        # Nothing of an offer is worth sending once its room fails: prefill has the abort then, which overtakes.
+        link.send_offer(itertools.takewhile(lambda _: self._receiver.why is None, parts))
 
     def _live_link(self) -> KvLink:
         if self.link is None:

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
-import numpy as np
-
-from tandem.core.errors import ErrorReason, TandemError, reason_of
-from tandem.core.pages import I64, pack_runs, unpack_runs
+from tandem.core.errors import TandemError, reason_of
 from tandem.core.room.events import Why
-from tandem.engine.rank.pools import METADATA_POOL, PoolMap
 from tandem.rdma.api import CmaProcess, ProviderOffer
 from tandem.v1 import common_pb2, kv_link_pb2
 
@@ -65,27 +59,3 @@ def provider_of(message: kv_link_pb2.ProviderOffer) -> ProviderOffer:
         memory_bytes=message.memory_bytes,
         reason=message.reason,
     )
-
-
-def pack_entries(entries: Sequence[I64]) -> Iterable[kv_link_pb2.PoolEntries]:
-    """entries[p] of every pool p but the metadata pool, packed as runs."""
-    for pool, index in enumerate(entries):
-        if index.size and pool != METADATA_POOL:
-            runs = pack_runs(index)
-            yield kv_link_pb2.PoolEntries(pool=pool, starts=runs.starts.tolist(), lengths=runs.lengths.tolist())
-
-
-def unpack_offer(offer: kv_link_pb2.OfferPages, theirs: PoolMap, pools: int) -> list[I64]:
-    """The granted entries per pool, the metadata row among them.
-
-    Raises TandemError(PROTOCOL_VIOLATION) for pools or entries that the peer's layout does not have.
-    """
-    entries: list[I64] = [np.empty(0, np.int64) for _ in range(pools)]
-    for part in offer.entries:
-        if part.pool == METADATA_POOL or entries[part.pool].size if part.pool < pools else True:
-            raise TandemError(ErrorReason.PROTOCOL_VIOLATION, f"offer names pool {part.pool} wrongly")
-        entries[part.pool] = unpack_runs(part.starts, part.lengths, theirs.entries(part.pool))
-    if not 0 <= offer.metadata_row < theirs.entries(METADATA_POOL):
-        raise TandemError(ErrorReason.PROTOCOL_VIOLATION, f"offer names metadata row {offer.metadata_row}")
-    entries[METADATA_POOL] = np.array([offer.metadata_row], np.int64)
-    return entries

@@ -50,6 +50,7 @@ class Session:
     def __init__(self, host: SessionHost) -> None:
         self._host = host
         self._buffer = DeltaBuffer()
+        self._submits = submit.SubmitCollector(host.facts.context_tokens, self._refuse)
         self._rooms: set[RoomId] = set()
         self._tasks = TaskSupervisor(max_tasks=65_536)
 
@@ -98,10 +99,12 @@ class Session:
         async for request in requests:
             match request.WhichOneof("message"):
                 case "submit":
-                    self._submit(request.submit)
+                    if (whole := self._submits.add(request.submit)) is not None:
+                        self._submit(whole)
                 case "cancel":
-                    why = wire.why_of(request.cancel.failure)
-                    self._tasks.spawn(self._cancel(RoomId(request.cancel.room), why), f"cancel {request.cancel.room}")
+                    room, why = RoomId(request.cancel.room), wire.why_of(request.cancel.failure)
+                    self._submits.cancel(room, TandemError(why.reason, why.message))
+                    self._tasks.spawn(self._cancel(room, why), f"cancel {room}")
                 case _:
                     raise TandemError(ErrorReason.PROTOCOL_VIOLATION, "a Session takes Submit and Cancel")
 
@@ -116,10 +119,15 @@ class Session:
             submit.check(message, self._host.facts)
             self._host.take_room()
         except TandemError as error:
-            self._buffer.put(_failed(room, error))
+            self._refuse(room, error)
             return
         self._rooms.add(room)
         self._tasks.spawn(self._start(message), f"submit {room}")
+
+    def _refuse(self, room: RoomId, error: TandemError) -> None:
+        """Ends a room that was not opened; one of that number that runs goes on."""
+        if room not in self._rooms:
+            self._buffer.put(_failed(room, error))
 
     async def _start(self, message: session_pb2.Submit) -> None:
         room, host = RoomId(message.room), self._host

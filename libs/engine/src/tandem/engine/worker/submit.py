@@ -1,11 +1,13 @@
-"""Reads Submit: every field checked, the field named where one is wrong."""
+"""Reads Submit: its parts put together, every field checked, the field named where one is wrong."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import MAX_ID, NONCE_BYTES, Nonce, RankId, RequestId, RoomId, WorkerLife
 from tandem.engine.port import EngineFacts, Job, LogprobOptions, Sampling
-from tandem.rpc import convert
+from tandem.rpc import continued, convert
 from tandem.v1 import session_pb2
 
 MAX_TIMEOUT_MS = 86_400_000
@@ -15,6 +17,53 @@ MAX_TOP_LOGPROBS = 128
 def _require(ok: bool, field: str, allowed: str) -> None:
     if not ok:
         raise TandemError(ErrorReason.INVALID_ARGUMENT, f"{field} must be {allowed}", field=field)
+
+
+class SubmitCollector:
+    """Puts the Submits of one Session together. Parts of one follow each other, so that it holds one at most."""
+
+    def __init__(self, context_tokens: int, refuse: Callable[[RoomId, TandemError], None]) -> None:
+        """context_tokens: longest prompt. refuse: gets a room whose Submit is given up."""
+        self._context_tokens = context_tokens
+        self._refuse = refuse
+        self._whole: session_pb2.Submit | None = None
+        """The unfinished one, as far as it is there; `part` is the last that came."""
+
+    def add(self, part: session_pb2.Submit) -> session_pb2.Submit | None:
+        """Takes a message; returns the Submit that it completes. What breaks the rules is refused."""
+        whole = self._whole
+        if part.part == 0:
+            self._give_up(_violation("another Submit came between its parts"))
+            whole = self._whole = part
+        elif whole is None or whole.room != part.room:
+            return None  # the rest of one that was given up
+        elif part.part != whole.part + 1 or part.part >= continued.MAX_PARTS:
+            self._give_up(_violation(f"part {part.part} came after {whole.part}, of {continued.MAX_PARTS} at most"))
+            return None
+        else:
+            whole.input_ids.extend(part.input_ids)
+            whole.part = part.part
+        if not part.more:
+            self._whole = None
+            return whole
+        if (found := len(whole.input_ids)) > self._context_tokens:
+            text = f"{found} prompt tokens, and more to come; the context holds {self._context_tokens}"
+            self._give_up(TandemError(ErrorReason.CONTEXT_TOO_LONG, text, field="input_ids"))
+        return None
+
+    def cancel(self, room: RoomId, why: TandemError) -> None:
+        """The room was cancelled: what is there of its Submit is of no use."""
+        if self._whole is not None and self._whole.room == room:
+            self._give_up(why)
+
+    def _give_up(self, error: TandemError) -> None:
+        if (whole := self._whole) is not None:
+            self._whole = None
+            self._refuse(RoomId(whole.room), error)
+
+
+def _violation(message: str) -> TandemError:
+    return TandemError(ErrorReason.PROTOCOL_VIOLATION, message)
 
 
 def check(message: session_pb2.Submit, facts: EngineFacts) -> None:

@@ -10,8 +10,11 @@ import asyncio
 import logging
 import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
+from typing import NoReturn
 
 from tandem.rpc.exits import ExitCode
 
@@ -67,6 +70,19 @@ def run_service(
     """
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         return runner.run(_serve(main))
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process here and now; what was logged and printed is written out first.
+
+    For a process that has closed what is its own, but has threads that it can't end, or libraries whose orderly end
+    would take Python seconds. Nothing that is registered with atexit runs.
+    """
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(code)
 
 
 def announce(service: str, address: str) -> None:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 
 from tandem.prefill.app import serve
 from tandem.prefill.settings import PrefillSettings
 from tandem.rpc import logs
-from tandem.rpc.run import run_service
+from tandem.rpc.run import leave, run_service
 
 
 def main() -> None:
     """Entry point of tandem-prefill."""
     settings = PrefillSettings.load()
     logs.setup("prefill", worker_id=settings.worker_id, level=settings.log_level, log_format=settings.log_format)
-    sys.exit(run_service(partial(serve, settings)))
+    leave(run_service(partial(serve, settings)))
 
 
 if __name__ == "__main__":

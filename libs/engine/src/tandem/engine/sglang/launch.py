@@ -3,6 +3,9 @@
 SGLang wants to own the process that it is started in: it takes SIGQUIT and SIGTERM, kills every child of the process at
 exit, and ends the process when a child dies. A worker is more than its engine, so here SGLang is started in a thread of
 its own, where it touches no signal; its answers are read by a task of ours; and only its own processes are killed.
+
+Its import takes half a minute and nothing can cut it short: a worker that is stopped meanwhile leaves that thread where
+it is, and sees to it that no process comes of it any more.
 """
 
 from __future__ import annotations
@@ -14,8 +17,10 @@ import logging
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.process import BaseProcess
 from typing import Any, Final
 
 from tandem.core.errors import ErrorReason, TandemError
@@ -23,6 +28,38 @@ from tandem.core.errors import ErrorReason, TandemError
 log = logging.getLogger(__name__)
 
 REAP_TIMEOUT_S: Final = 10.0
+
+
+class Births:
+    """Processes that are started with multiprocessing, which only SGLang does here; once ended, there are no more."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._ended = False
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Every process that is started meanwhile is one of these. Starting one after the end raises TandemError."""
+        start = BaseProcess.start
+
+        def start_unless_ended(process: BaseProcess) -> None:
+            with self._lock:
+                if self._ended:
+                    raise TandemError(ErrorReason.DRAINING, "the engine is closing")
+                start(process)
+                log.info("SGLang started process %s", process.pid)
+
+        BaseProcess.start = start_unless_ended  # type: ignore[method-assign, assignment]
+        try:
+            yield
+        finally:
+            BaseProcess.start = start  # type: ignore[method-assign]
+
+    def end(self) -> None:
+        """Kills what was started and waits for its end. Nothing is started afterwards."""
+        with self._lock:
+            self._ended = True
+        _kill([child.pid for child in multiprocessing.active_children() if child.pid is not None])
 
 
 class RunningSglang:
@@ -34,6 +71,7 @@ class RunningSglang:
         """Done once SGLang can't go on."""
         # The kernel ends SGLang's processes together with the thread that started them: it lives as long as they do.
         self._starter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sglang")
+        self._births = Births()
         self._engine: Any = None
         self._reader: asyncio.Task[None] | None = None
         self._pids: list[int] = []
@@ -50,11 +88,13 @@ class RunningSglang:
         Raises TandemError: INVALID_ARGUMENT for arguments that SGLang refuses, ENGINE_FAILED if it did not come up.
         """
         loop = asyncio.get_running_loop()
-        made = loop.run_in_executor(self._starter, _make, make_args)
+        made = loop.run_in_executor(self._starter, _make, make_args, self._births)
+        # Whoever gives up waiting does not care how it ends.
+        made.add_done_callback(lambda made: made.cancelled() or made.exception())
         await asyncio.wait([made])
         if (error := made.exception()) is not None:
             # SGLang raises whatever it likes.
-            _kill(_children())
+            self._births.end()
             raise _start_error(error) from error
         self._engine = made.result()
         self._pids = list(self._engine.get_all_child_pids())
@@ -111,23 +151,25 @@ class RunningSglang:
         self._engine.tokenizer_manager.abort_request(rid)
 
     async def close(self) -> None:
-        """Kills SGLang's processes and waits until they are gone. Idempotent."""
+        """Kills SGLang's processes and waits until they are gone. Idempotent.
+
+        A thread that is importing SGLang still goes on until the process ends; see `tandem.rpc.run.leave`.
+        """
         if self._reader is not None:
             self._reader.cancel()
             await asyncio.wait([self._reader])
-        if self._engine is None:
-            # It may be starting still: that ends when its children do.
-            _kill(_children())
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._starter, self._end)
+        if self._engine is None:
+            self._births.end()
+        else:
+            await loop.run_in_executor(self._starter, self._end)
         self._starter.shutdown(wait=False)
         loop.remove_signal_handler(signal.SIGQUIT)
 
     def _end(self) -> None:
-        if self._engine is not None:
-            watchdog = self._engine.tokenizer_manager._subprocess_watchdog
-            if watchdog is not None:
-                watchdog.stop()
+        watchdog = self._engine.tokenizer_manager._subprocess_watchdog
+        if watchdog is not None:
+            watchdog.stop()
         _kill(self._pids)
         self._pids = []
 
@@ -146,11 +188,13 @@ def kept_logging(sglang_level: str) -> Iterator[None]:
         logging.getLogger("sglang").setLevel(sglang_level.upper())
 
 
-def _make(make_args: Callable[[], Mapping[str, Any]]) -> Any:
+def _make(make_args: Callable[[], Mapping[str, Any]], births: Births) -> Any:
+    log.info("importing SGLang")
     args = make_args()
     import sglang
 
-    engine = sglang.Engine(**args)
+    with births.watched():
+        engine = sglang.Engine(**args)
     atexit.unregister(engine.shutdown)
     return engine
 
@@ -161,11 +205,6 @@ def _start_error(error: BaseException) -> TandemError:
     refused = isinstance(error, ValueError | TypeError)
     reason = ErrorReason.INVALID_ARGUMENT if refused else ErrorReason.ENGINE_FAILED
     return TandemError(reason, f"SGLang did not start: {error}")
-
-
-def _children() -> list[int]:
-    """Every process that was started with multiprocessing, which only SGLang does here."""
-    return [child.pid for child in multiprocessing.active_children() if child.pid is not None]
 
 
 def _kill(pids: list[int]) -> None:

@@ -1,0 +1,7 @@
+"""Stands in for an SGLang whose import never ends."""
+
+from __future__ import annotations
+
+import threading
+
+threading.Event().wait()

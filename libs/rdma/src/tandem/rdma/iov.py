@@ -137,11 +137,6 @@ def pull_bytes(pid: int, address: int, count: int) -> bytes:
     return bytes(target)
 
 
-def gather(cursor: IovCursor, into: IovCursor) -> int:
-    """Copies the window of our own memory into another window of it; returns the bytes. Raises OSError."""
-    return pull(os.getpid(), into, cursor)
-
-
 def _checked(call: ctypes._NamedFuncPointer, *arguments: int) -> int:
     while True:
         count: int = call(*arguments)

@@ -104,8 +104,9 @@ def test_a_cursor_shows_every_byte_once(sizes: list[int], data: st.DataObject) -
     iov = np.array([[1000 * n, size] for n, size in enumerate(sizes)], np.uint64)
     cursor, seen = IovCursor(iov), []
     while cursor.left:
-        shown = cursor.window(data.draw(st.integers(1, 120)))
-        assert shown == int(cursor.shown[:, 1].sum())
+        most = data.draw(st.integers(1, 120))
+        shown = cursor.window(most)
+        assert shown == int(cursor.shown[:, 1].sum()) == min(most, cursor.left)
         taken = data.draw(st.integers(1, shown))
         seen += flat(cursor.shown)[:taken]
         cursor.advance(taken)
@@ -139,6 +140,19 @@ def test_a_checksum_is_that_of_the_bytes_in_order(page: int, pages: int, shift: 
     hasher.update_to(total)
     whole = b"".join(pool[a : a + n].tobytes() for a, n in zip(offsets.tolist(), lengths.tolist(), strict=True))
     assert hasher.value() == xxhash.xxh3_64_intdigest(whole)
+
+
+@pytest.mark.parametrize("run", [1, 3])
+@pytest.mark.parametrize("page", [1000, 4096, 20_000])
+def test_a_checksum_grows_by_steps_that_do_not_fit_its_pages(page: int, run: int) -> None:
+    pool = np.random.default_rng(page).integers(0, 256, 300 * page, dtype=np.uint8)
+    starts = np.random.default_rng(run).permutation(300 // run).astype(np.uint64) * np.uint64(run * page)
+    iov = Memory([Buffer(int(pool.ctypes.data), pool.size)]).iov(starts, np.full(starts.size, run * page, np.uint64))
+    hasher = ChunkHasher(iov)
+    for position in range(0, pool.size, 77_777):
+        hasher.update_to(position)
+    hasher.update_to(pool.size)
+    assert hasher.value() == xxhash.xxh3_64_intdigest(pool.reshape(-1, run * page)[starts // np.uint64(run * page)])
 
 
 def test_the_wire_gives_back_what_it_got() -> None:

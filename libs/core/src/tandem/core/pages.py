@@ -113,5 +113,7 @@ def merge_ranges(ranges: Ranges) -> Ranges:
         return ranges
     src, dst, lengths = ranges.src, ranges.dst, ranges.lengths
     joined = (src[:-1] + lengths[:-1] == src[1:]) & (dst[:-1] + lengths[:-1] == dst[1:])
+    if not joined.any():
+        return ranges
     first = np.concatenate(([0], np.flatnonzero(~joined) + 1))
     return Ranges(src[first], dst[first], np.add.reduceat(lengths, first))

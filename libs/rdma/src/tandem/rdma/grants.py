@@ -37,9 +37,10 @@ class Extent:
         if not self.starts.size:
             return False
         at = np.searchsorted(self.starts, offsets, "right")
-        inside = at > 0
-        end = self.ends[np.maximum(at, 1) - 1]
-        return bool((inside & (offsets <= end) & (lengths <= end - np.minimum(offsets, end))).all())
+        if not at.all():
+            return False
+        end = self.ends[at - 1]
+        return bool((offsets <= end).all() and (lengths <= end - offsets).all())
 
 
 def extent_of(offsets: U64, lengths: U64) -> Extent:

@@ -32,6 +32,8 @@ class Memory:
         self._bases = np.array([buffer.address for buffer in buffers], dtype=np.uint64)
         self._ends = np.cumsum(np.array([buffer.bytes for buffer in buffers], dtype=np.uint64), dtype=np.uint64)
         self._starts = np.concatenate((np.zeros(1, np.uint64), self._ends[:-1]))
+        self._shifts = self._bases - self._starts
+        """From an offset to its address, modulo 2**64."""
         self.bytes = int(self._ends[-1])
 
     def table(self) -> U64:
@@ -41,7 +43,7 @@ class Memory:
     def contains(self, offsets: U64, lengths: U64) -> bool:
         """Whether every range lies inside."""
         size = np.uint64(self.bytes)
-        return bool(((offsets <= size) & (lengths <= size - np.minimum(offsets, size))).all())
+        return bool((offsets <= size).all() and (lengths <= size - offsets).all())
 
     def buffer_of(self, offsets: U64) -> npt.NDArray[np.intp]:
         """The buffer that each offset lies in."""
@@ -49,7 +51,7 @@ class Memory:
 
     def addresses(self, offsets: U64, buffers: npt.NDArray[np.intp]) -> U64:
         """Addresses of offsets that lie in these buffers."""
-        return self._bases[buffers] + (offsets - self._starts[buffers])
+        return offsets + self._shifts[buffers]
 
     def crossings(self, offsets: U64, lengths: U64) -> tuple[npt.NDArray[np.intp], U64]:
         """Where ranges cross from one buffer into the next: the range, and the offset of the border, for each."""
@@ -65,15 +67,15 @@ class Memory:
             offsets, lengths = offsets[lengths > 0], lengths[lengths > 0]
         if not offsets.size:
             return np.empty((0, 2), np.uint64)
-        first, last = self.buffer_of(offsets), self.buffer_of(offsets + lengths - np.uint64(1))
-        if not np.array_equal(first, last):
-            first, offsets, lengths = self._split(first, last, offsets, lengths)
-        return _merge_touching(self.addresses(offsets, first), lengths)
+        buffer = self.buffer_of(offsets)
+        if bool((offsets + lengths > self._ends[buffer]).any()):
+            buffer, offsets, lengths = self._split(buffer, offsets, lengths)
+        return _merge_touching(self.addresses(offsets, buffer), lengths)
 
-    def _split(
-        self, first: npt.NDArray[np.intp], last: npt.NDArray[np.intp], offsets: U64, lengths: U64
-    ) -> tuple[npt.NDArray[np.intp], U64, U64]:
-        """Cuts ranges at the borders of buffers; gives the buffer, offset and length of each part, in order."""
+    def _split(self, first: npt.NDArray[np.intp], offsets: U64, lengths: U64) -> tuple[npt.NDArray[np.intp], U64, U64]:
+        """Cuts ranges that begin in the buffers `first` at the borders of buffers; gives the buffer, offset and length
+        of each part, in order."""
+        last = self.buffer_of(offsets + lengths - np.uint64(1))
         parts = last - first + 1
         owner = np.repeat(np.arange(parts.size), parts)
         within = np.arange(owner.size) - np.repeat(np.cumsum(parts) - parts, parts)
@@ -95,6 +97,8 @@ def as_offsets(values: npt.ArrayLike) -> U64:
 
 
 def _merge_touching(addresses: U64, lengths: U64) -> U64:
-    apart = np.flatnonzero(addresses[:-1] + lengths[:-1] != addresses[1:]) + 1
-    first = np.concatenate((np.zeros(1, apart.dtype), apart))
-    return np.stack((addresses[first], np.add.reduceat(lengths, first)), axis=1)
+    apart = addresses[:-1] + lengths[:-1] != addresses[1:]
+    if not apart.all():
+        first = np.flatnonzero(np.concatenate((np.ones(1, bool), apart)))
+        addresses, lengths = addresses[first], np.add.reduceat(lengths, first)
+    return np.column_stack((addresses, lengths))

@@ -25,16 +25,13 @@ from tandem.rdma.api import (
     LaneLost,
     OnEvent,
 )
-from tandem.rdma.checksum import ChunkHasher
+from tandem.rdma.checksum import HASH_STEP_BYTES, ChunkHasher
 from tandem.rdma.faults import Faults
 from tandem.rdma.grants import GrantTable, OpenGrant
 from tandem.rdma.iov import IovCursor
 from tandem.rdma.memory import Memory
 from tandem.rdma.stream import READABLE, WRITABLE, Channel, StreamThread, hung_up
 from tandem.rdma.wire import FRAME_BYTES, MAX_PIECE_BYTES, Frame, FrameKind, Reply, ReplyKind
-
-_HASH_BYTES = 256 * 1024
-"""Landed bytes are hashed after at least this many, while they are in the cache."""
 
 _log = logging.getLogger(__name__)
 
@@ -182,7 +179,7 @@ class ReceiverStream(StreamThread):
         self._parts.faults.after_landing(write.frame.chunk, cursor.run_address, cursor.position == 0, count)
         cursor.advance(count)
         hasher = write.hasher
-        if hasher and (not cursor.left or cursor.position - hasher.position >= _HASH_BYTES):
+        if hasher and (not cursor.left or cursor.position - hasher.position >= HASH_STEP_BYTES):
             hasher.update_to(cursor.position)
 
     def stall_if_planned(self) -> None:

@@ -11,8 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import ChunkIndex, GrantId
 from tandem.rdma.api import U64, EndpointSettings, LaneLost, OnEvent, Transfer, TransferStatus
@@ -129,10 +127,10 @@ class SenderStream(StreamThread):
         frame = Frame(
             FrameKind.OPEN, write.write_id, write.total, int(ranges.lengths.size), int(write.grant_id), int(write.chunk)
         )
-        arrays = [ranges.dst, ranges.lengths] + ([ranges.src] if self._parts.source.announces_src else [])
         self.send(frame.pack(), more=True)
-        if ranges.lengths.size:
-            self.send(np.concatenate(arrays).data.cast("B"))
+        for array in [ranges.dst, ranges.lengths] + ([ranges.src] if self._parts.source.announces_src else []):
+            if array.size:
+                self.send(array.data.cast("B"))
 
     def send(self, data: bytes | memoryview, *, more: bool = False) -> None:
         """Thread: sends all of it."""

@@ -7,6 +7,7 @@ import numpy as np
 
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.rdma.api import U64
+from tandem.rdma.checksum import HASH_STEP_BYTES
 from tandem.rdma.iov import IovCursor, readv, writev
 from tandem.rdma.receiver import Incoming, ReceiverStream
 from tandem.rdma.sender import SenderStream
@@ -16,8 +17,6 @@ from tandem.rdma.wire import Frame, FrameKind
 
 _PIECE_BYTES = 4 << 20
 """A cancelled write ends with its piece: small enough to end soon, large enough to cost nothing."""
-_HASH_AHEAD_BYTES = 512 * 1024
-"""The sender hashes this much, and sends it while it is in the cache."""
 _DISCARD_BYTES = 256 * 1024
 
 
@@ -33,12 +32,9 @@ class TcpSource:
         cursor, hasher = write.cursor, write.hasher
         end = cursor.position + count
         while cursor.position < end:
-            ready = end
-            if hasher:
-                if hasher.position == cursor.position:
-                    hasher.update_to(min(end, cursor.position + _HASH_AHEAD_BYTES))
-                ready = hasher.position
-            cursor.window(ready - cursor.position)
+            if hasher and hasher.position <= cursor.position:
+                hasher.update_to(min(cursor.total, cursor.position + HASH_STEP_BYTES))
+            cursor.window((min(end, hasher.position) if hasher else end) - cursor.position)
             try:
                 cursor.advance(writev(stream.channel.fd, cursor))
             except BlockingIOError:
@@ -77,7 +73,7 @@ class TcpSink:
             return 0
         landed = 0
         try:
-            write.cursor.window(count)
+            write.cursor.window(min(count, HASH_STEP_BYTES) if write.hasher else count)
             landed = readv(stream.channel.fd, write.cursor)
             if not landed:
                 raise hung_up()

@@ -34,7 +34,7 @@ class RailUser(Protocol):
         """The queue pair is destroyed: nothing that was posted on it moves any more."""
 
     def rail_lost(self, rail: Rail, error: TandemError) -> None:
-        """The rail can't be brought up again; the lane decides."""
+        """Its queue pair could not be made or connected; the lane may renew it."""
 
     def completed(self, rail: Rail, completion: Completion) -> None:
         """A work request of the live queue pair ended."""

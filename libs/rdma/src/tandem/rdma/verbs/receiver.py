@@ -98,6 +98,8 @@ class VerbsReceiverLane:
         self._grants = GrantTable(parts.memory)
         self._faults = Faults(parts.settings.faults)
         self._rails: list[Rail] = []
+        self._unconnected: set[int] = set()
+        """Rails that could not be connected when that was tried last."""
         self._credit: list[int] = []
         """Receive requests posted again and not told, per rail."""
         self._writes: dict[int, Incoming] = {}
@@ -318,6 +320,7 @@ class VerbsReceiverLane:
     def rail_up(self, rail: Rail) -> None:
         """See `RailUser`."""
         self._credit[rail.index] = 0
+        self._unconnected.discard(rail.index)
         if not self._up.done():
             self._up.set_result(None)
 
@@ -325,9 +328,10 @@ class VerbsReceiverLane:
         """See `RailUser`: what has landed there has landed."""
 
     def rail_lost(self, rail: Rail, error: TandemError) -> None:
-        """See `RailUser`."""
-        _log.warning("rail %d of %s is given up: %s", rail.index, rail.device.name, error.message)
-        if len(self._rails) == 1:
+        """See `RailUser`: the sender tries it again, as long as there is another."""
+        _log.warning("rail %d of %s can't be connected: %s", rail.index, rail.device.name, error.message)
+        self._unconnected.add(rail.index)
+        if len(self._unconnected) == len(self._rails):
             self._lose(error)
 
     # ------------------------------------------------------------ ending

@@ -60,6 +60,8 @@ class VerbsSenderLane:
         self._control: ControlConnection | None = None
         self._remote: Memory | None = None
         self._rails: list[SenderRail] = []
+        self._unconnected: set[int] = set()
+        """Rails that could not be connected when that was tried last."""
         self._grants: dict[GrantId, Extent] = {}
         self._revoked: set[GrantId] = set()
         self._writes: dict[int, WriteTransfer] = {}
@@ -307,6 +309,7 @@ class VerbsSenderLane:
     def rail_up(self, rail: Rail) -> None:
         """See `RailUser`."""
         self._patience.cancel()
+        self._unconnected.discard(rail.index)
         self._rails[rail.index].rise()
         self._pump()
 
@@ -324,10 +327,12 @@ class VerbsSenderLane:
         self._pump()
 
     def rail_lost(self, rail: Rail, error: TandemError) -> None:
-        """See `RailUser`."""
-        _log.warning("rail %d of %s is given up: %s", rail.index, rail.device.name, error.message)
-        if len(self._rails) == 1:
+        """See `RailUser`: it is tried again as long as there is another, or one that has not failed."""
+        self._unconnected.add(rail.index)
+        if len(self._unconnected) == len(self._rails):
             self._lose(error)
+        else:
+            self._break(self._rails[rail.index], error)
 
     # ------------------------------------------------------------ endings of writes
 

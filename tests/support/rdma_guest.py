@@ -17,7 +17,7 @@ from tests.support.capabilities import has_verbs_device, rdma_guest_missing
 from tools.rdma_vm import guest
 from tools.rdma_vm.kit import Kit
 
-RUN_TIMEOUT_S: Final = 1800
+RUN_TIMEOUT_S: Final = 2400
 """For all tests in the guest together."""
 TEST_TIMEOUT_S: Final = 600
 """For each of them: its processor is emulated, and tens of times slower."""
@@ -50,7 +50,7 @@ def run_inside(kit: Kit, tests: tuple[str, ...], results: Path) -> int:
     report = f"--junitxml={guest.RESULTS_INSIDE}/{REPORT}"
     options = ("-p", "no:cacheprovider", "-m", "rdma", f"--timeout={TEST_TIMEOUT_S}", report)
     command = (sys.executable, "-m", "pytest", *options, *tests)
-    return guest.run(kit, command, guest.Machine(timeout_s=RUN_TIMEOUT_S, results=results))
+    return guest.run(kit, command, guest.Machine(cpus=2, timeout_s=RUN_TIMEOUT_S, results=results))
 
 
 def passed(results: Path) -> int:

@@ -85,6 +85,7 @@ def test_the_scheduler_shows_where_it_computes(manager, monkeypatch):
     monkeypatch.setattr(hooks, "manager_of", lambda scheduler: manager)
     monkeypatch.setattr(hooks, "pools_of", lambda scheduler: ())
     monkeypatch.setattr(hooks, "waiting_rooms", lambda scheduler: 0)
+    manager.kv_args = SimpleNamespace(state_types=[])
     hooks.after_step(None, SimpleNamespace(running_batch=SimpleNamespace(reqs=[]), forward_stream="stream"))
     assert manager.forward_stream == "stream"
 

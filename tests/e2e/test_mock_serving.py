@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Iterator
 from dataclasses import replace
@@ -146,8 +147,17 @@ async def test_a_drained_worker_gets_nothing_until_it_is_undrained(square: Syste
 
 
 async def _wait_gateway(system: System, name: str, *, draining: bool) -> None:
-    """Until bootstrap says so: its watchers, the gateway among them, hear of it at the same moment."""
-    await system.wait_view(lambda view: name in view.workers and view.workers[name].draining is draining)
+    """Until the gateway itself says so: it hears of it from bootstrap, a moment after it was marked there."""
+    from tandem.cli.cluster import members_of_gateway
+    from tandem.rpc.credentials import PLAIN
+
+    async def seen() -> bool:
+        members = await members_of_gateway(system.state.admin, PLAIN)
+        return next(bool(member.info.draining) for member in members if member.info.worker.worker_id == name)
+
+    async with asyncio.timeout(30):
+        while await seen() is not draining:  # noqa: ASYNC110 - AdminService has no stream of its view
+            await asyncio.sleep(0.05)
 
 
 LONG_PROMPT = 560_000

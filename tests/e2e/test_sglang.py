@@ -147,9 +147,11 @@ def chunked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 async def test_pages_of_16_and_many_chunks_change_no_token(
     chunked: System, references: References, at_once: int
 ) -> None:
+    # Plain SGLang with the same chunks: on some processors it rounds a prompt in chunks otherwise than a whole one.
+    wanted = references.answers(page_size=16, chunked_prefill_size=CHUNK_TOKENS)
     before = await chunked.wait_idle()
     answers = await answers_of(chunked, at_once=at_once)
-    assert not differences(answers, references.answers())
+    assert not differences(answers, wanted)
     after = await chunked.wait_idle()
     moved = sum(after[name].kv_bytes - before[name].kv_bytes for name in ("decode-0", "decode-1"))
     assert moved == sum(paged(length, 16) for length in LENGTHS) * await token_bytes(chunked)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
+import signal
 import time
 from pathlib import Path
 
 import httpx
 
+from tandem.cli.cluster import set_draining
+from tandem.core.cluster import ClusterView
+from tandem.rpc.credentials import PLAIN
 from tests.support.mock.oracle import Oracle
 from tests.support.system.asking import Answer, body, events, generate, generate_all
-from tests.support.system.system import System, is_idle, running_system
+from tests.support.system.system import System, is_idle, running_system, watch_status
 
 SLOW = ("--engine-arg", "decode_us_per_step=20000")
 """A stream of 200 tokens takes four seconds."""
@@ -92,8 +97,6 @@ async def _last_event(client: httpx.AsyncClient) -> dict[str, object]:
 
 async def _busy_decode(system: System) -> str:
     """The decode worker that runs a request; waits for it."""
-    from tests.support.system.system import watch_status
-
     members = {name: one for name, one in (await system.members()).items() if name.startswith("decode")}
 
     async def running(name: str) -> str:
@@ -129,8 +132,6 @@ async def test_a_killed_prefill_worker_comes_back(tmp_path: Path, oracle: Oracle
 
 
 async def _running(system: System, name: str) -> None:
-    from tests.support.system.system import watch_status
-
     async with asyncio.timeout(10):
         async for status in watch_status((await system.members())[name].info):
             if status.open_rooms:
@@ -169,3 +170,30 @@ async def test_sigterm_lets_every_running_request_finish(tmp_path: Path, oracle:
             found = await answers
         assert await ended == 0
         assert [one.tokens for one in found] == [oracle.predict(prompt, 60).tokens for prompt in asked]
+
+
+async def test_a_worker_that_leaves_takes_nothing_even_if_it_is_undrained(tmp_path: Path) -> None:
+    lease = ("--env", "bootstrap:TANDEM_BOOTSTRAP_LEASE_TTL_MS=600")
+    with running_system(tmp_path, "--engine", "mock", *SLOW, *lease) as system:
+        info = (await system.members())["decode-0"].info
+        async with system.client() as client:
+            asked = asyncio.create_task(generate(client, prompt_of(30), 400, ignore_eos=True))
+            await _running(system, "decode-0")
+            system.kill("decode-0", signal.SIGTERM)
+            await _marked(system, "decode-0", draining=True)
+            await set_draining(system.state.bootstrap, "decode-0", draining=False, credentials=PLAIN)
+            await _marked(system, "decode-0", draining=False)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1.5):  # seven heartbeats, which say that it is not marked
+                    async for status in watch_status(info):
+                        assert status.draining
+            response = await client.post("/generate", json=body(prompt_of(20), 4))
+            assert response.status_code == 503, response.text
+            assert len((await asked).tokens) == 400
+
+
+async def _marked(system: System, name: str, *, draining: bool) -> None:
+    def wanted(view: ClusterView) -> bool:
+        return name in view.workers and view.workers[name].draining is draining
+
+    await system.wait_view(wanted)

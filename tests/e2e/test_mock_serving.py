@@ -15,7 +15,7 @@ from tests.support.mock.oracle import Oracle
 from tests.support.system.asking import body, events, generate, generate_all
 from tests.support.system.mock_oracle import PAGE_BYTES, PAGE_SIZE
 from tests.support.system.sockets import Listener, listeners
-from tests.support.system.system import System, is_idle, running_system
+from tests.support.system.system import System, is_idle, running_system, watch_status
 
 LENGTHS = [1, 2, 15, 16, 17, 31, 63, 64, 65, 200, 300]
 NEW_TOKENS = 12
@@ -139,15 +139,16 @@ async def test_a_drained_worker_gets_nothing_until_it_is_undrained(square: Syste
         return (await square.wait_idle())[drained].submitted - before
 
     await set_draining(square.state.bootstrap, "decode-1", draining=True, credentials=PLAIN)
-    await _wait_gateway(square, "decode-1", draining=True)
+    await _wait_draining(square, "decode-1", draining=True)
     assert await asked_of("decode-1") == 0
     await set_draining(square.state.bootstrap, "decode-1", draining=False, credentials=PLAIN)
-    await _wait_gateway(square, "decode-1", draining=False)
+    await _wait_draining(square, "decode-1", draining=False)
     assert await asked_of("decode-1") > 0
 
 
-async def _wait_gateway(system: System, name: str, *, draining: bool) -> None:
-    """Until the gateway itself says so: it hears of it from bootstrap, a moment after it was marked there."""
+async def _wait_draining(system: System, name: str, *, draining: bool) -> None:
+    """Until the gateway and the worker say so: one hears of it from bootstrap a moment after it was marked there, the
+    other with its next heartbeat."""
     from tandem.cli.cluster import members_of_gateway
     from tandem.rpc.credentials import PLAIN
 
@@ -158,6 +159,9 @@ async def _wait_gateway(system: System, name: str, *, draining: bool) -> None:
     async with asyncio.timeout(30):
         while await seen() is not draining:  # noqa: ASYNC110 - AdminService has no stream of its view
             await asyncio.sleep(0.05)
+        async for status in watch_status((await system.members())[name].info):
+            if status.draining is draining:
+                return
 
 
 LONG_PROMPT = 560_000

@@ -60,7 +60,7 @@ async def worker(role: str, stand_in: Path | None) -> AsyncIterator[Worker]:
         "PYTHONPATH": ":".join(filter(None, paths)),
         f"TANDEM_{role.upper()}_ENGINE": "sglang",
         f"TANDEM_{role.upper()}_MODEL_PATH": str(ROOT / "models" / "tandem-tiny"),
-        "TANDEM_SGLANG_DEVICE": "cuda" if stand_in else "cpu",
+        "TANDEM_SGLANG_DEVICE": "cpu",
     }
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", f"tandem.{role}"),

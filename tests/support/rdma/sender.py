@@ -116,7 +116,7 @@ class SenderSide:
                     rail._most_credits = rail._credits = 1 << 20
         if what == "end":
             memory = lane._remote  # type: ignore[attr-defined]
-            memory._bases[-1] += np.uint64(4096)
+            memory._shifts[-1] += np.uint64(4096)
 
     async def close(self) -> None:
         """Closes the endpoint."""

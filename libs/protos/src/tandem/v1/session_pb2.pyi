@@ -827,6 +827,7 @@ class WorkerStatus(_message.Message):
     SUBMITTED_FIELD_NUMBER: _builtins.int
     LINKS_FIELD_NUMBER: _builtins.int
     KV_CHUNKS_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
     running: _builtins.int
     """Sequences that run."""
     waiting: _builtins.int
@@ -849,6 +850,10 @@ class WorkerStatus(_message.Message):
     """Submits taken."""
     kv_chunks: _builtins.int
     """Chunks moved and verified, over all ranks."""
+    draining: _builtins.bool
+    """True while the worker refuses new rooms: it leaves, or has heard from bootstrap that it is marked as draining,
+    at most one heartbeat after it was marked.
+    """
     @_builtins.property
     def worker(self) -> _common_pb2.WorkerRef:
         """The worker and its life."""
@@ -878,10 +883,11 @@ class WorkerStatus(_message.Message):
         submitted: _builtins.int = ...,
         links: _abc.Iterable[_builtins.str] | None = ...,
         kv_chunks: _builtins.int = ...,
+        draining: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["worker", b"worker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksum_failures", b"checksum_failures", "kv_bytes", b"kv_bytes", "kv_chunks", b"kv_chunks", "links", b"links", "metadata_bytes", b"metadata_bytes", "open_rooms", b"open_rooms", "pools", b"pools", "rooms_failed", b"rooms_failed", "rooms_succeeded", b"rooms_succeeded", "running", b"running", "stale_messages", b"stale_messages", "submitted", b"submitted", "waiting", b"waiting", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksum_failures", b"checksum_failures", "draining", b"draining", "kv_bytes", b"kv_bytes", "kv_chunks", b"kv_chunks", "links", b"links", "metadata_bytes", b"metadata_bytes", "open_rooms", b"open_rooms", "pools", b"pools", "rooms_failed", b"rooms_failed", "rooms_succeeded", b"rooms_succeeded", "running", b"running", "stale_messages", b"stale_messages", "submitted", b"submitted", "waiting", b"waiting", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -47,7 +47,9 @@ class WorkerHost:
         self.life = WorkerLife(WorkerId(settings.worker_id), Incarnation(0))
         self._settings = settings
         self._add_service = add_service
-        self._draining = False
+        self._leaving = False
+        self._marked = False
+        """Whether bootstrap has marked the worker as draining, as last heard."""
         self._sessions = 0
         self._open_rooms = 0
         self._submitted = 0
@@ -122,8 +124,8 @@ class WorkerHost:
             log.error("%s", error)
             stop.request(str(error), _FATAL_EXITS.get(error.reason, ExitCode.REFUSED))
 
-        def draining(wanted: bool) -> None:
-            self._draining = wanted
+        def draining(marked: bool) -> None:
+            self._marked = marked
 
         facts = self.facts
         info = WorkerInfo(
@@ -151,7 +153,7 @@ class WorkerHost:
 
     async def _drain(self, lease: LeaseKeeper) -> None:
         """No new rooms; the running ones finish, bounded."""
-        self._draining = True
+        self._leaving = True
         with contextlib.suppress(TandemError):
             await lease.drain()
         log.info("draining: %d rooms are open", self._open_rooms)
@@ -166,7 +168,7 @@ class WorkerHost:
     @property
     def draining(self) -> bool:
         """Whether new rooms are refused."""
-        return self._draining
+        return self._leaving or self._marked
 
     def take_room(self) -> None:
         """Counts a room in. Raises TandemError(OVERLOADED) if there are too many."""
@@ -200,7 +202,7 @@ class WorkerHost:
         write: Callable[[session_pb2.SessionResponse], Awaitable[None]],
     ) -> None:
         """One Session stream."""
-        if self._draining or not self.life.incarnation:
+        if self.draining or not self.life.incarnation:
             raise TandemError(ErrorReason.DRAINING, f"worker {self.life.worker_id} takes no Sessions now")
         if self._sessions >= self._settings.max_sessions:
             raise TandemError(ErrorReason.OVERLOADED, f"{self._settings.max_sessions} Sessions are open already")
@@ -220,6 +222,7 @@ class WorkerHost:
         message = status.to_proto(await self.engine.status())
         message.worker.CopyFrom(convert.life_to_proto(self.life))
         message.submitted = self._submitted
+        message.draining = self.draining
         return session_pb2.GetStatusResponse(status=message)
 
     async def watch_status(

@@ -27,7 +27,7 @@ from tandem.rdma import (
     VerbsSettings,
     open_endpoint,
 )
-from tests.support.rdma.double import DoubleQp, Fabric, SendRequest, use_double
+from tests.support.rdma.double import DoubleContext, DoubleQp, Fabric, SendRequest, use_double
 from tests.support.rdma.pools import Bytes, buffers_of, random_pool, u64
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -246,3 +246,23 @@ async def test_both_ends_hear_of_a_lost_lane(fabric: Fabric, lane: Lane) -> None
     assert (result.status, result.error and result.error.reason) == (TransferStatus.FAILED, ErrorReason.LINK_LOST)
     assert isinstance(await asyncio.wait_for(lane.lost.get(), 5), LaneLost)
     assert not [event for event in lane.events if isinstance(event, LaneLost)], "it closed the lane itself"
+
+
+async def test_a_device_whose_port_is_down_is_left_out_and_closed(fabric: Fabric) -> None:
+    fabric.down = {"dbl0"}
+    pool = np.zeros(POOL, np.uint8)
+    endpoint = open_endpoint(buffers_of(pool), EndpointSettings(providers=("verbs",), verbs=VERBS))
+    await endpoint.start()
+    assert [part.name for part in fabric.open if isinstance(part, DoubleContext)] == ["dbl1"]
+    assert [offer.name for offer in endpoint.offer()] == ["verbs"]
+    await endpoint.close()
+
+
+async def test_verbs_is_not_offered_if_every_port_is_down(fabric: Fabric) -> None:
+    fabric.down = set(fabric.devices)
+    pool = np.zeros(POOL, np.uint8)
+    endpoint = open_endpoint(buffers_of(pool), EndpointSettings(providers=("verbs",), verbs=VERBS))
+    await endpoint.start()
+    assert [offer.name for offer in endpoint.offer()] == []
+    assert not fabric.open
+    await endpoint.close()

@@ -88,6 +88,8 @@ class Fabric:
     def __init__(self, devices: tuple[str, ...] = ("dbl0", "dbl1"), seed: int = 0) -> None:
         self.devices = devices
         self.pairs: dict[int, DoubleQp] = {}
+        self.down: set[str] = set()
+        """Devices whose port is not active."""
         self.fault: Fault = lambda _qp, _request: ""
         self.open: list[object] = []
         """Everything that was made and not closed."""
@@ -227,8 +229,8 @@ class DoubleContext:
         fabric.open.append(self)
 
     def query_port(self, port: int) -> SimpleNamespace:
-        """An active port."""
-        return SimpleNamespace(state=4, lid=0, active_mtu=5)
+        """Its port, active or down."""
+        return SimpleNamespace(state=1 if self.name in self.fabric.down else 4, lid=0, active_mtu=5)
 
     def query_device(self) -> SimpleNamespace:
         """Limits."""

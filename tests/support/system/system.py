@@ -204,11 +204,13 @@ def launch(folder: Path, *options: str, port: int = 0, env: Mapping[str, str] | 
 
 
 @contextmanager
-def running_system(folder: Path, *options: str, env: Mapping[str, str] | None = None) -> Iterator[System]:
+def running_system(
+    folder: Path, *options: str, env: Mapping[str, str] | None = None, start_timeout_s: float = START_TIMEOUT_S
+) -> Iterator[System]:
     """A system that is ready, with `tandem up`'s options; all of it is gone afterwards."""
     system = launch(folder, *options, env=env)
     try:
-        system.wait_line(READY, START_TIMEOUT_S)
+        system.wait_line(READY, start_timeout_s)
         yield system
     finally:
         try:

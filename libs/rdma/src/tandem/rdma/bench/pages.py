@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
 from tandem.core.ids import GrantId
-from tandem.rdma.api import U64, Buffer, Endpoint, EndpointSettings
+from tandem.rdma.api import U64, Buffer, Direction, Endpoint, EndpointSettings, VerbsSettings
 from tandem.rdma.endpoint import open_endpoint
 
 GRANT = GrantId(1)
@@ -28,7 +30,24 @@ def scattered(total_bytes: int, page_bytes: int, seed: int) -> U64:
     return pages.astype(np.uint64) * np.uint64(page_bytes)
 
 
-def open_pool(pool: Pool, provider: str, checksum: bool, streams: int) -> Endpoint:
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How one of the benchmark's lanes moves pages."""
+
+    provider: str
+    checksum: bool
+    streams: int
+    devices: tuple[str, ...] = ()
+    """Verbs devices of this end; empty for other providers."""
+
+
+def open_pool(pool: Pool, way: Way, direction: Direction) -> Endpoint:
     """An endpoint over a pool, with one provider."""
-    settings = EndpointSettings(providers=(provider,), checksum=checksum, tcp_streams=streams)
+    settings = EndpointSettings(
+        providers=(way.provider,),
+        checksum=way.checksum,
+        tcp_streams=way.streams,
+        direction=direction,
+        verbs=VerbsSettings(devices=way.devices),
+    )
     return open_endpoint([Buffer(int(pool.ctypes.data), pool.nbytes)], settings)

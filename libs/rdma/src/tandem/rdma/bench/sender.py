@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import socket
+import statistics
 import sys
 import time
 from typing import Any
@@ -13,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from tandem.core.ids import ChunkIndex
-from tandem.rdma.api import Endpoint, ProviderOffer, SenderLane, TransferStatus
-from tandem.rdma.bench.pages import GRANT, make_pool, open_pool, scattered
+from tandem.rdma.api import Direction, Endpoint, ProviderOffer, SenderLane, TransferStatus
+from tandem.rdma.bench.pages import GRANT, Way, make_pool, open_pool, scattered
 
 
 class Sender:
@@ -31,9 +32,12 @@ class Sender:
         """Does what one command says."""
         match command["do"]:
             case "accept":
-                return await self._accept(command["provider"], command["checksum"], command["host_identity"])
+                way = Way(command["provider"], command["checksum"], self._streams, tuple(command["devices"]))
+                return await self._accept(way, command["host_identity"])
             case "write":
                 return await self._write((command["provider"], command["checksum"]), command["page_bytes"])
+            case "write_pages":
+                return await self._write_pages(command["page_bytes"], command["count"])
             case "dial_plain":
                 self._plain = socket.create_connection(("127.0.0.1", command["port"]))
                 return {}
@@ -47,13 +51,13 @@ class Sender:
         if self._plain is not None:
             self._plain.close()
 
-    async def _accept(self, provider: str, checksum: bool, host_identity: str) -> dict[str, Any]:
-        endpoint = open_pool(self._pool, provider, checksum, self._streams)
+    async def _accept(self, way: Way, host_identity: str) -> dict[str, Any]:
+        endpoint = open_pool(self._pool, way, Direction.SEND)
         await endpoint.start()
         self._endpoints.append(endpoint)
-        offer = ProviderOffer(name=provider, host_identity=host_identity)
+        offer = ProviderOffer(name=way.provider, host_identity=host_identity)
         accepted = endpoint.accept([offer], lambda event: None)
-        self._lanes[provider, checksum] = accepted.lane
+        self._lanes[way.provider, way.checksum] = accepted.lane
         answer = accepted.answer
         shown = answer.cma
         return {
@@ -72,6 +76,18 @@ class Sender:
         if result.status is not TransferStatus.DONE:
             raise result.error or RuntimeError(f"the write ended as {result.status.value}")
         return {"elapsed_s": elapsed_s, "checksum": result.checksum}
+
+    async def _write_pages(self, page_bytes: int, count: int) -> dict[str, Any]:
+        """Single pages over verbs, one after another, without a checksum."""
+        lane, zero, length = self._lanes["verbs", False], np.zeros(1, np.uint64), np.array([page_bytes], np.uint64)
+        taken_us = []
+        for number in range(count):
+            began = time.perf_counter()
+            result = await lane.write(zero, zero, length, GRANT, ChunkIndex(number)).wait()
+            taken_us.append((time.perf_counter() - began) * 1e6)
+            if result.status is not TransferStatus.DONE:
+                raise result.error or RuntimeError(f"a write ended as {result.status.value}")
+        return {"median_us": statistics.median(taken_us)}
 
     def _send_plain(self) -> dict[str, Any]:
         if self._plain is None:

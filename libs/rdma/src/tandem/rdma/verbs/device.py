@@ -96,14 +96,20 @@ class Device:
         self._regions: list[Any] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._again: asyncio.Handle | None = None
+        self._parts: list[Any] = []
+        """What was opened, in order: each holds on to those before it."""
         try:
-            self.context = library.Context(name=name)
             self._open()
         except library.PyverbsError as error:
+            self.close()
             raise TandemError(ErrorReason.NOT_SUPPORTED, f"device {name} can't be used: {error}") from error
+        except TandemError:
+            self.close()
+            raise
 
     def _open(self) -> None:
         library, settings = self.library, self.settings
+        self.context = self._opened(library.Context(name=self.name))
         port = self.context.query_port(settings.port)
         if port.state != library.IBV_PORT_ACTIVE:
             raise TandemError(ErrorReason.NOT_SUPPORTED, f"port {settings.port} of {self.name} is not active")
@@ -114,10 +120,11 @@ class Device:
         self.gid_index = chosen.index
         mtu = min(port.active_mtu, settings.mtu or port.active_mtu)
         self.address = RailAddress(chosen.gid, port.lid, mtu)
-        self.pd = library.PD(self.context)
+        self.pd = self._opened(library.PD(self.context))
         self.channel, self._fd = library.completion_channel(self.context)
+        self._opened(self.channel)
         self._capacity = min(settings.completions, self.context.query_device().max_cqe)
-        self.cq = library.CQ(self.context, self._capacity, None, self.channel, 0)
+        self.cq = self._opened(library.CQ(self.context, self._capacity, None, self.channel, 0))
         # A receive request has to name some memory, though a tag brings no bytes: one page that no peer has a key of.
         self._scratch = mmap.mmap(-1, mmap.PAGESIZE)
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._scratch))
@@ -125,6 +132,10 @@ class Device:
         self._regions.append(region)
         self.nowhere = library.SGE(address, mmap.PAGESIZE, region.lkey)
         _log.info("%s port %d: GID %d (%s), MTU %d", self.name, settings.port, chosen.index, chosen.kind, 128 << mtu)
+
+    def _opened(self, part: Any) -> Any:
+        self._parts.append(part)
+        return part
 
     # ------------------------------------------------------------ memory
 
@@ -203,5 +214,5 @@ class Device:
         for region in self._regions:
             region.close()
         self._regions.clear()
-        for part in (self.cq, self.channel, self.pd, self.context):
-            part.close()
+        while self._parts:
+            self._parts.pop().close()

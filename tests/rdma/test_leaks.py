@@ -1,0 +1,21 @@
+"""What RDMA writes leave behind: nothing. benchmarks/verbs_leaks.py does the same at length."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.verbs_leaks import GROWTH_BYTES, left_behind, memory_growth
+
+pytestmark = pytest.mark.rdma
+
+REQUESTS = 40_000
+TRANSFERS = 200
+
+
+@pytest.mark.parametrize("posting", ["batch", "reference"])
+async def test_memory_does_not_grow_with_work_requests(posting: str) -> None:
+    assert await memory_growth(posting, REQUESTS, ()) <= GROWTH_BYTES
+
+
+async def test_transfers_and_lanes_leave_nothing_behind() -> None:
+    assert await left_behind(TRANSFERS, ()) == {}

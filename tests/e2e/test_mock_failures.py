@@ -78,7 +78,9 @@ async def test_another_decode_worker_serves_at_once_when_one_is_killed(tmp_path:
     with running_system(tmp_path, "--engine", "mock", "--ratio", "1:2", *SLOW) as system:
         async with system.client() as client:
             # Whichever of the two serves the stream: the request that follows must go to the other one.
-            stream = asyncio.create_task(_last_event(client))
+            begun = asyncio.Event()
+            stream = asyncio.create_task(_last_event(client, begun))
+            await asyncio.wait_for(begun.wait(), 10)
             busy = await _busy_decode(system)
             system.kill(busy)
             last = await stream
@@ -88,10 +90,11 @@ async def test_another_decode_worker_serves_at_once_when_one_is_killed(tmp_path:
             assert answer.tokens == oracle.predict(prompt, 8).tokens
 
 
-async def _last_event(client: httpx.AsyncClient) -> dict[str, object]:
+async def _last_event(client: httpx.AsyncClient, begun: asyncio.Event) -> dict[str, object]:
     last: dict[str, object] = {}
     async for event in events(client, "/generate", body(prompt_of(30), 400, ignore_eos=True)):
         last = event
+        begun.set()
     return last
 
 

@@ -14,7 +14,7 @@ import pytest
 from tests.support.system.asking import Answer, body, events, generate, generate_all
 from tests.support.system.reference import References
 from tests.support.system.sockets import Listener, listeners
-from tests.support.system.system import System, is_idle, running_system, watch_status
+from tests.support.system.system import System, is_idle, running_system
 
 pytestmark = [pytest.mark.sglang, pytest.mark.slow, pytest.mark.timeout(420)]
 
@@ -186,9 +186,11 @@ async def test_a_killed_decode_worker_ends_its_stream_and_comes_back(chunked: Sy
     old = (await chunked.members())["decode-0"].info.worker.incarnation
     async with chunked.client() as client:
         # least_load gives one to each decode worker.
-        streams = [asyncio.create_task(last_event(client, prompt)) for prompt in PROMPTS[9:11]]
-        for name in ("decode-0", "decode-1"):
-            await wait_running(chunked, name)
+        begun = [asyncio.Event() for _ in range(2)]
+        streams = [asyncio.create_task(last_event(client, prompt, begun[n])) for n, prompt in enumerate(PROMPTS[9:11])]
+        async with asyncio.timeout(20):
+            for one in begun:
+                await one.wait()
         chunked.kill("decode-0")
         killed = time.monotonic()
         failed = [last for last in await asyncio.gather(*streams) if "error" in last]
@@ -204,20 +206,13 @@ async def test_a_killed_decode_worker_ends_its_stream_and_comes_back(chunked: Sy
     assert all(is_idle(status) for status in statuses.values()), statuses
 
 
-async def last_event(client: httpx.AsyncClient, prompt: list[int]) -> dict[str, Any]:
-    """The last event of a long stream."""
+async def last_event(client: httpx.AsyncClient, prompt: list[int], begun: asyncio.Event) -> dict[str, Any]:
+    """The last event of a long stream. Says when the first one is there."""
     last: dict[str, Any] = {}
     async for event in events(client, "/generate", body(prompt, 1500, ignore_eos=True)):
         last = event
+        begun.set()
     return last
-
-
-async def wait_running(system: System, name: str) -> None:
-    """Until a worker runs something."""
-    async with asyncio.timeout(20):
-        async for status in watch_status((await system.members())[name].info):
-            if status.running:
-                return
 
 
 # ---------------------------------------------------------------- two ranks on each side

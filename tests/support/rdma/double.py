@@ -49,6 +49,9 @@ class Sge:
     length: int
     lkey: int
 
+    def close(self) -> None:
+        """Nothing to free."""
+
 
 @dataclass
 class SendRequest:

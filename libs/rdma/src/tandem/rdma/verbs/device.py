@@ -130,7 +130,7 @@ class Device:
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._scratch))
         region = library.MR(self.pd, mmap.PAGESIZE, library.IBV_ACCESS_LOCAL_WRITE, address=address)
         self._regions.append(region)
-        self.nowhere = library.SGE(address, mmap.PAGESIZE, region.lkey)
+        self.nowhere = self._opened(library.SGE(address, mmap.PAGESIZE, region.lkey))
         _log.info("%s port %d: GID %d (%s), MTU %d", self.name, settings.port, chosen.index, chosen.kind, 128 << mtu)
 
     def _opened(self, part: Any) -> Any:

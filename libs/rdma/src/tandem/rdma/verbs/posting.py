@@ -62,7 +62,9 @@ class BatchPoster:
         self._most = min(most, _LONGEST_CHAIN)
         self._chain = Chain(self._most)
         codes = library.codes
-        self._request = library.SendWR(_MARK, codes.write_with_imm, 1, 0, [library.SGE(0, 0, 0)], codes.signalled)
+        piece = library.SGE(0, 0, 0)
+        self._request = library.SendWR(_MARK, codes.write_with_imm, 1, 0, [piece], codes.signalled)
+        piece.close()
         try:
             self._inside = _structure_inside(self._request, codes.write_with_imm, codes.signalled)
         except TandemError:
@@ -116,7 +118,8 @@ class ReferencePoster:
             except library.PyverbsError as error:
                 raise _refused(error) from error
             finally:
-                request.close()  # releases up to 64 free its memory only so
+                request.close()  # releases up to 64 free the memory of both only so
+                sge.close()
 
     def close(self) -> None:
         """See `Poster`."""

@@ -36,7 +36,7 @@ PIECES: Final = 1_000
 PIECE_BYTES: Final = 64
 LANES: Final = 100
 GROWTH_BYTES: Final = 4 << 20
-"""More than this is a leak. The heap itself comes and goes by a MiB or two; the least that malloc can lose is 32 bytes."""
+"""More than this is a leak. The heap itself comes and goes by a MiB or two; the least that malloc loses is 32 bytes."""
 HELD: Final = ("qp", "mr", "cq", "pd")
 
 

@@ -116,7 +116,9 @@ class Recorder:
         self.open = 0
         self._refuse = refuse
 
-    class _Request:
+    class _Object:
+        """Frees its memory when it is told to, and not otherwise."""
+
         def __init__(self, recorder: Recorder, values: tuple[Any, ...]) -> None:
             self.values, self.remote, self._recorder = values, (0, 0), recorder
             recorder.open += 1
@@ -127,19 +129,18 @@ class Recorder:
         def close(self) -> None:
             self._recorder.open -= 1
 
-    @staticmethod
-    def SGE(address: int, length: int, lkey: int) -> tuple[int, int, int]:  # noqa: N802
-        return address, length, lkey
+    def SGE(self, *values: int) -> _Object:  # noqa: N802
+        return self._Object(self, values)
 
-    def SendWR(self, *values: Any) -> _Request:  # noqa: N802
-        return self._Request(self, values)
+    def SendWR(self, *values: Any) -> _Object:  # noqa: N802
+        return self._Object(self, values)
 
-    def post_send(self, request: _Request) -> None:
+    def post_send(self, request: _Object) -> None:
         if self._refuse:
             raise OSError("no room")
         wr_id, opcode, _, imm, (piece,), flags = request.values
         shown = imm.to_bytes(4, "little") if opcode == CODES.write_with_imm else b""
-        self.seen.append((wr_id, *piece, *request.remote, flags, shown))
+        self.seen.append((wr_id, *piece.values, *request.remote, flags, shown))
 
 
 def test_one_by_one_posts_the_same() -> None:
@@ -149,7 +150,7 @@ def test_one_by_one_posts_the_same() -> None:
     assert isinstance(poster, ReferencePoster)
     poster.post(batch, 2, 6, 40)
     assert recorder.seen == expected(2, 6, 40, signalled=(4,))
-    assert not recorder.open, "each request is freed"
+    assert not recorder.open, "each request is freed, and its piece"
 
 
 def test_a_refused_request_is_told_and_freed() -> None:

@@ -6,6 +6,7 @@ virtual environment does not look; it is found there if it was built for this ve
 
 from __future__ import annotations
 
+import enum
 import functools
 import importlib
 import importlib.machinery
@@ -66,7 +67,7 @@ class Library:
             loaded = importlib.import_module(module)
             for name in names:
                 setattr(self, name, getattr(loaded, name))
-        self._enums = _enums()
+        vars(self).update(constants_of(_enums()))
         self.PyverbsError: type[Exception] = importlib.import_module("pyverbs.pyverbs_error").PyverbsError
         self._device = importlib.import_module("pyverbs.device")
         self.codes = Codes(self.IBV_WR_RDMA_WRITE, self.IBV_WR_RDMA_WRITE_WITH_IMM, self.IBV_SEND_SIGNALED)
@@ -74,11 +75,7 @@ class Library:
         """Completions that blame the way to the peer, not the write."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("IBV_"):
-            value = getattr(self._enums, name)
-            setattr(self, name, value)
-            return value
-        raise AttributeError(name)
+        raise AttributeError(f"this release of pyverbs has no {name}")
 
     def device_names(self) -> list[str]:
         """Devices of this machine; none where the kernel has no RDMA."""
@@ -98,8 +95,10 @@ class Library:
 
     def status_text(self, status: int) -> str:
         """Name of a completion's status."""
-        names = (name for name in dir(self._enums) if name.startswith("IBV_WC_") and name.endswith("_ERR"))
-        return next((name for name in names if getattr(self._enums, name) == status), f"status {status}")
+        named = (name for name, value in vars(self).items() if value == status)
+        return next(
+            (name for name in named if name.startswith("IBV_WC_") and name.endswith("_ERR")), f"status {status}"
+        )
 
 
 @functools.cache
@@ -138,6 +137,17 @@ def _import_from(folder: Path) -> None:
     except BaseException:
         del sys.modules["pyverbs"]
         raise
+
+
+def constants_of(module: ModuleType) -> dict[str, int]:
+    """Every constant by name. Built with Cython 3, the module has most of them inside classes of enum."""
+    found: dict[str, int] = {}
+    for name, value in vars(module).items():
+        if isinstance(value, type) and issubclass(value, enum.IntEnum | enum.IntFlag):
+            found |= {member: int(number) for member, number in value.__members__.items()}
+        elif isinstance(value, int):
+            found[name] = int(value)
+    return found
 
 
 def _enums() -> ModuleType:

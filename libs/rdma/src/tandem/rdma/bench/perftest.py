@@ -29,6 +29,7 @@ _TIMEOUT_S: Final = 300.0
 _CALLS: Final = 60
 """perftest's server says nothing when it listens, so its client may come too early."""
 _BETWEEN_CALLS_S: Final = 0.5
+_END_TIMEOUT_S: Final = 10.0
 _MOST_WRITES: Final = 20_000
 _SOURCE: Final = Path(__file__).with_name("waiting.c")
 
@@ -100,9 +101,12 @@ async def _both(program: str, ends: Ends, message_bytes: int, writes: int, *more
                 await asyncio.sleep(_BETWEEN_CALLS_S)
         raise AssertionError("unreachable")
     finally:
-        if server.returncode is None:
+        # It ends when its client has ended; one that was never called has to be ended.
+        try:
+            await asyncio.wait_for(server.wait(), _END_TIMEOUT_S)
+        except TimeoutError:
             server.kill()
-        await server.wait()
+            await server.wait()
 
 
 async def _run(*command: str) -> str:

@@ -27,8 +27,8 @@ help: ## list the commands
 up: setup ## set everything up and start the whole system on this machine (ARGS="--engine mock")
 	@$(VENV)/bin/tandem up $(ARGS)
 
-test: dev check ## set everything up, check, and run every test that this machine can run
-	@$(PY) -m pytest $(ARGS)
+test: dev check ## set everything up, check, and run every test that this machine can run but the long ones
+	@$(PY) -m pytest -m "not long" $(ARGS)
 
 unit: dev ## the fast, pure tests only
 	@$(PY) -m pytest tests/unit $(ARGS)
@@ -36,7 +36,7 @@ unit: dev ## the fast, pure tests only
 sim: dev ## the simulator's tests only
 	@$(PY) -m pytest tests/sim $(ARGS)
 
-test-rdma: dev ## the tests on RDMA verbs only, where need be in a virtual machine that is fetched once
+test-rdma: dev ## the tests on RDMA verbs only, long ones too, where need be in a virtual machine that is fetched once
 	@TANDEM_REQUIRE=rdma $(PY) -m pytest -m "rdma or rdma_guest" $(ARGS)
 
 # --- environment -----------------------------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ from benchmarks.verbs_leaks import GROWTH_BYTES, left_behind, memory_growth
 
 pytestmark = pytest.mark.rdma
 
-REQUESTS = 250_000
-"""A fifth is for warming up: 32 bytes lost by each of the rest are 6 MiB."""
+REQUESTS = 200_000
+"""A fifth is for warming up: 32 bytes lost by each of the rest are 4.9 MiB."""
 TRANSFERS = 200
 
 

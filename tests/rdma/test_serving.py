@@ -13,7 +13,7 @@ from tests.support.system.asking import generate_all
 from tests.support.system.mock_oracle import PAGE_BYTES, PAGE_SIZE, tiny_oracle
 from tests.support.system.system import System, is_idle, running_system
 
-pytestmark = pytest.mark.rdma
+pytestmark = [pytest.mark.rdma, pytest.mark.long]
 
 REQUESTS = 200
 NEW_TOKENS = 4

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tandem.core.errors import ErrorReason
 from tandem.core.ids import GrantId
 from tandem.rdma import ChunkLanded, Direction, Endpoint, LaneEvent, LaneLost, ReceiverLane, open_endpoint
 from tests.support.rdma.pools import Bytes, buffers_of, random_pool, u64
@@ -127,27 +128,47 @@ async def test_a_killed_peer_is_noticed_and_others_are_served(bench: Bench) -> N
     await bench.expect_good()
 
 
-async def set_loss(percent: int) -> None:
-    """What the guest's cable loses, in both directions."""
+needs_cable = pytest.mark.skipif(not Path("/sys/class/net/cable0").exists(), reason="needs the guest's cable")
+
+
+async def at_both_ends(command: str) -> None:
+    """Runs a command for each end of the guest's cable."""
     for end in ("cable0", "cable1"):
-        command = ("tc", "qdisc", "replace", "dev", end, "root", "netem", "loss", f"{percent}%")
-        process = await asyncio.create_subprocess_exec(*command)
+        process = await asyncio.create_subprocess_exec(*command.format(end).split())
         assert await process.wait() == 0
 
 
-@pytest.mark.skipif(not Path("/sys/class/net/cable0").exists(), reason="needs the guest's cable")
+@needs_cable
 async def test_a_cable_that_carries_nothing_fails_writes_and_works_again(bench: Bench) -> None:
     await bench.lane()
     await bench.expect_good()
-    await set_loss(100)
+    await at_both_ends("tc qdisc replace dev {} root netem loss 100%")
     try:
         result = await bench.end(await bench.begin())
         assert (result["status"], result["reason"]) == ("failed", "TRANSFER_FAILED")
     finally:
-        await set_loss(0)
+        await at_both_ends("tc qdisc replace dev {} root netem loss 0%")
     async with asyncio.timeout(60):
         while (await bench.end(await bench.begin(1 << 20)))["status"] != "done":
             pass
+    await bench.expect_good()
+
+
+@needs_cable
+async def test_links_that_go_down_end_the_lane_and_another_works_when_they_are_up(bench: Bench) -> None:
+    """Unlike a cable that loses everything: the kernel says at once that no queue pair can be connected."""
+    await bench.lane()
+    await bench.expect_good()
+    await at_both_ends("ip link set {} down")
+    try:
+        result = await bench.end(await bench.begin())
+        assert (result["status"], result["reason"]) == ("failed", "TRANSFER_FAILED")
+        while not isinstance(event := await asyncio.wait_for(bench.events.get(), SOON_S), LaneLost):
+            pass
+        assert event.error.reason is ErrorReason.TRANSFER_FAILED
+    finally:
+        await at_both_ends("ip link set {} up")
+    await bench.lane()
     await bench.expect_good()
 
 

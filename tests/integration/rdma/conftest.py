@@ -96,7 +96,16 @@ class Pair:
 MakePair = Callable[..., Awaitable[Pair]]
 
 
-@pytest.fixture(params=["fake", "tcp", "cma", "double", pytest.param("verbs", marks=pytest.mark.rdma)])
+POSTING = {"double": "reference", "verbs": "batch", "verbs-reference": "reference"}
+"""What stands for the provider verbs here, and how each posts; the double has no C structures to chain."""
+
+
+@pytest.fixture(
+    params=[
+        *("fake", "tcp", "cma", "double"),
+        *(pytest.param(name, marks=pytest.mark.rdma) for name in ("verbs", "verbs-reference")),
+    ]
+)
 def provider(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Every test runs on each of them; `double` is verbs on a device in software, within this process."""
     name = str(request.param)
@@ -114,8 +123,9 @@ async def make_pair(provider: str) -> AsyncIterator[MakePair]:
     made: list[Pair] = []
 
     async def make(pool_bytes: int = 4 * MIB, faults: FaultPlan | None = None, **settings: Any) -> Pair:
-        name = "verbs" if provider == "double" else provider
-        shared = {"providers": [name], "fence_ms": 300, "verbs": SMALL_PIECES, **settings}
+        name = "verbs" if provider in POSTING else provider
+        verbs = {**SMALL_PIECES, "posting": POSTING.get(provider, "auto")}
+        shared = {"providers": [name], "fence_ms": 300, "verbs": verbs, **settings}
         if provider in ("fake", "double"):
             side = SenderSide(pool_bytes, SEED, shared)
             await side.start()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tandem.rdma import FaultPlan, TransferStatus
-from tests.integration.rdma.conftest import MIB, VERBS_BYTES, MakePair, Pair, open_whole
+from tests.integration.rdma.conftest import MIB, POSTING, VERBS_BYTES, MakePair, Pair, open_whole
 from tests.support.rdma.pools import U64, moved, u64
 from tests.support.rdma.settings import LARGEST_BYTES
 
@@ -72,7 +72,7 @@ async def test_an_empty_write_lands_at_once(make_pair: MakePair) -> None:
 
 
 async def test_a_large_write(make_pair: MakePair, provider: str) -> None:
-    size = min(LARGEST_BYTES, VERBS_BYTES) if provider in ("verbs", "double") else LARGEST_BYTES
+    size = min(LARGEST_BYTES, VERBS_BYTES) if provider in POSTING else LARGEST_BYTES
     pair = await make_pair(size)
     open_whole(await pair.open_lane(), pair.pool)
     result = await pair.write(u64(0), u64(0), u64(size), 1)

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ctypes
+import gc
 import json
 import os
 import subprocess
@@ -55,7 +57,7 @@ class Pair:
 
 @asynccontextmanager
 async def pair(posting: str, devices: tuple[str, ...]) -> AsyncIterator[Pair]:
-    """Both ends; the receiver uses the devices in reverse, so that data goes from one to another if there are two."""
+    """Both ends; the receiver uses named devices in reverse, so that data goes from one to another if two are named."""
     pools = [np.ones(POOL_BYTES, np.uint8) for _ in range(2)]
     made = []
     for pool, direction, names in zip(
@@ -74,16 +76,18 @@ async def pair(posting: str, devices: tuple[str, ...]) -> AsyncIterator[Pair]:
             await endpoint.close()
 
 
-async def write(lane: SenderLane, grant: GrantId, pieces: int, chunk: int = 0) -> None:
+async def write(lane: SenderLane, grant: GrantId, pieces: int) -> None:
     """One write of so many pieces, none of which touches another."""
     at = np.arange(pieces, dtype=np.uint64) * np.uint64(2 * PIECE_BYTES)
-    result = await lane.write(at, at, np.full(pieces, PIECE_BYTES, np.uint64), grant, ChunkIndex(chunk)).wait()
+    result = await lane.write(at, at, np.full(pieces, PIECE_BYTES, np.uint64), grant, ChunkIndex(0)).wait()
     if result.status is not TransferStatus.DONE:
         raise result.error or RuntimeError(f"a write ended as {result.status.value}")
 
 
 def resident_bytes() -> int:
-    """Of this process."""
+    """Of this process, without what is garbage or free: neither is lost."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 

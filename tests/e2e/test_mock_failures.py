@@ -15,7 +15,7 @@ from tandem.cli.cluster import set_draining
 from tandem.core.cluster import ClusterView
 from tandem.rpc.credentials import PLAIN
 from tests.support.mock.oracle import Oracle
-from tests.support.system.asking import Answer, body, events, generate, generate_all
+from tests.support.system.asking import Answer, body, events, generate, generate_all, last_event
 from tests.support.system.system import System, is_idle, running_system, watch_status
 
 SLOW = ("--engine-arg", "decode_us_per_step=20000")
@@ -79,7 +79,7 @@ async def test_another_decode_worker_serves_at_once_when_one_is_killed(tmp_path:
         async with system.client() as client:
             # Whichever of the two serves the stream: the request that follows must go to the other one.
             begun = asyncio.Event()
-            stream = asyncio.create_task(_last_event(client, begun))
+            stream = asyncio.create_task(last_event(client, body(prompt_of(30), 400, ignore_eos=True), begun))
             await asyncio.wait_for(begun.wait(), 10)
             busy = await _busy_decode(system)
             system.kill(busy)
@@ -88,14 +88,6 @@ async def test_another_decode_worker_serves_at_once_when_one_is_killed(tmp_path:
             prompt = prompt_of(50, seed=2)
             answer = await generate(client, prompt, 8)
             assert answer.tokens == oracle.predict(prompt, 8).tokens
-
-
-async def _last_event(client: httpx.AsyncClient, begun: asyncio.Event) -> dict[str, object]:
-    last: dict[str, object] = {}
-    async for event in events(client, "/generate", body(prompt_of(30), 400, ignore_eos=True)):
-        last = event
-        begun.set()
-    return last
 
 
 async def _busy_decode(system: System) -> str:

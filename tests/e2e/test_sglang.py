@@ -6,12 +6,10 @@ import asyncio
 import random
 import time
 from collections.abc import Iterator
-from typing import Any
 
-import httpx
 import pytest
 
-from tests.support.system.asking import Answer, body, events, generate, generate_all
+from tests.support.system.asking import Answer, body, generate, generate_all, last_event
 from tests.support.system.reference import References
 from tests.support.system.sockets import Listener, listeners
 from tests.support.system.system import System, is_idle, running_system
@@ -187,7 +185,8 @@ async def test_a_killed_decode_worker_ends_its_stream_and_comes_back(chunked: Sy
     async with chunked.client() as client:
         # least_load gives one to each decode worker.
         begun = [asyncio.Event() for _ in range(2)]
-        streams = [asyncio.create_task(last_event(client, prompt, begun[n])) for n, prompt in enumerate(PROMPTS[9:11])]
+        asked = [body(prompt, 1500, ignore_eos=True) for prompt in PROMPTS[9:11]]
+        streams = [asyncio.create_task(last_event(client, *one)) for one in zip(asked, begun, strict=True)]
         async with asyncio.timeout(20):
             for one in begun:
                 await one.wait()
@@ -204,15 +203,6 @@ async def test_a_killed_decode_worker_ends_its_stream_and_comes_back(chunked: Sy
     statuses = await chunked.wait_idle()
     assert sorted(statuses) == ["decode-0", "decode-1", "prefill-0"]
     assert all(is_idle(status) for status in statuses.values()), statuses
-
-
-async def last_event(client: httpx.AsyncClient, prompt: list[int], begun: asyncio.Event) -> dict[str, Any]:
-    """The last event of a long stream. Says when the first one is there."""
-    last: dict[str, Any] = {}
-    async for event in events(client, "/generate", body(prompt, 1500, ignore_eos=True)):
-        last = event
-        begun.set()
-    return last
 
 
 # ---------------------------------------------------------------- two ranks on each side

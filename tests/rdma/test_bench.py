@@ -9,13 +9,12 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.rdma
+pytestmark = [pytest.mark.rdma, pytest.mark.cc]
 
 PAGE = 64 << 10
 
 
 @pytest.mark.skipif(not shutil.which("ib_write_bw"), reason="perftest is not installed (Debian: apt install perftest)")
-@pytest.mark.skipif(not shutil.which("cc"), reason="there is no C compiler")
 async def test_verbs_is_measured_beside_perftest() -> None:
     small = ("--total-mib", "4", "--repeats", "1", "--page-bytes", str(PAGE), "--writes", "16", "--json")
     process = await asyncio.create_subprocess_exec(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-import httpx
 import pytest
 
-from tests.support.rdma.sender import CROSSED
+from benchmarks.sglang_over_verbs import PATIENT
+from tandem.rdma import Direction
+from tests.support.rdma.sender import devices_of
 from tests.support.system.asking import generate_all
 from tests.support.system.mock_oracle import PAGE_BYTES, PAGE_SIZE, tiny_oracle
-from tests.support.system.system import System, is_idle, running_system
+from tests.support.system.system import is_idle, running_system
 
 pytestmark = [pytest.mark.rdma, pytest.mark.long]
 
@@ -24,25 +25,11 @@ START_TIMEOUT_S = 400
 PATIENT_S = 300
 
 
-PATIENT = (
-    *("--env", "bootstrap:TANDEM_BOOTSTRAP_LEASE_TTL_MS=60000"),
-    *("--env", "TANDEM_RANK_PING_TIMEOUT_MS=60000", "--env", "TANDEM_RANK_DIAL_TIMEOUT_MS=60000"),
-)
-"""For six processes on two emulated processors."""
-
-
 def crossed() -> list[str]:
     """Settings that send prefill's first rail to the device that decode uses first, through the guest's cable."""
-    if not all(Path("/sys/class/infiniband", name).is_dir() for name in CROSSED):
-        return []
-    named = {f"prefill-{n}": ",".join(CROSSED) for n in range(2)}
-    named |= {f"decode-{n}": ",".join(reversed(CROSSED)) for n in range(2)}
+    ways = {"prefill": Direction.SEND, "decode": Direction.RECEIVE}
+    named = {f"{role}-{n}": ",".join(devices_of(way)) for role, way in ways.items() for n in range(2)}
     return [part for name, value in named.items() for part in ("--env", f"{name}:TANDEM_RANK_VERBS_DEVICES={value}")]
-
-
-def patient(system: System) -> httpx.AsyncClient:
-    """A client that waits for an emulated processor."""
-    return httpx.AsyncClient(base_url=system.url, timeout=PATIENT_S, trust_env=False, limits=httpx.Limits())
 
 
 @pytest.mark.timeout(600)
@@ -52,7 +39,7 @@ async def test_two_by_two_answer_200_requests_at_once(tmp_path: Path) -> None:
     oracle = tiny_oracle()
     options = ("--engine", "mock", "--ratio", "2:2", "--provider", "verbs", "--engine-arg", "chunk_tokens=32")
     with running_system(tmp_path, *options, *PATIENT, *crossed(), start_timeout_s=START_TIMEOUT_S) as system:
-        async with patient(system) as client:
+        async with system.client(PATIENT_S) as client:
             answers = await generate_all(client, prompts, NEW_TOKENS, at_once=REQUESTS)
         statuses = await system.wait_idle()
     assert [one.tokens for one in answers] == [oracle.predict(prompt, NEW_TOKENS).tokens for prompt in prompts]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,11 @@ class Bench:
         result: dict[str, Any] = await asyncio.wait_for(self.sender.call("wait", key=key), SOON_S)
         return result
 
+    async def expect_failed(self) -> None:
+        """A write over the newest lane fails soon."""
+        result = await self.end(await self.begin())
+        assert (result["status"], result["reason"]) == ("failed", "TRANSFER_FAILED")
+
     async def expect_good(self, lane: int = -1) -> None:
         """A lane works."""
         self.pool[:] = 0
@@ -89,8 +95,7 @@ async def test_a_write_that_the_device_refuses_fails_alone(bench: Bench, what: s
     neighbour = bench.events
     await bench.lane()
     await bench.sender.call("tamper", what=what)
-    result = await bench.end(await bench.begin())
-    assert (result["status"], result["reason"]) == ("failed", "TRANSFER_FAILED")
+    await bench.expect_failed()
     assert neighbour.empty()
     await bench.expect_good(lane=0)
 
@@ -131,8 +136,17 @@ async def test_a_killed_peer_is_noticed_and_others_are_served(bench: Bench) -> N
 needs_cable = pytest.mark.skipif(not Path("/sys/class/net/cable0").exists(), reason="needs the guest's cable")
 
 
-async def at_both_ends(command: str) -> None:
-    """Runs a command for each end of the guest's cable."""
+@asynccontextmanager
+async def cable(broken: str, mended: str) -> AsyncIterator[None]:
+    """The guest's cable, broken by a command for each of its ends and mended by another."""
+    await _at_both_ends(broken)
+    try:
+        yield
+    finally:
+        await _at_both_ends(mended)
+
+
+async def _at_both_ends(command: str) -> None:
     for end in ("cable0", "cable1"):
         process = await asyncio.create_subprocess_exec(*command.format(end).split())
         assert await process.wait() == 0
@@ -142,12 +156,9 @@ async def at_both_ends(command: str) -> None:
 async def test_a_cable_that_carries_nothing_fails_writes_and_works_again(bench: Bench) -> None:
     await bench.lane()
     await bench.expect_good()
-    await at_both_ends("tc qdisc replace dev {} root netem loss 100%")
-    try:
-        result = await bench.end(await bench.begin())
-        assert (result["status"], result["reason"]) == ("failed", "TRANSFER_FAILED")
-    finally:
-        await at_both_ends("tc qdisc replace dev {} root netem loss 0%")
+    loss = "tc qdisc replace dev {} root netem loss "
+    async with cable(loss + "100%", loss + "0%"):
+        await bench.expect_failed()
     async with asyncio.timeout(60):
         while (await bench.end(await bench.begin(1 << 20)))["status"] != "done":
             pass
@@ -159,15 +170,11 @@ async def test_links_that_go_down_end_the_lane_and_another_works_when_they_are_u
     """Unlike a cable that loses everything: the kernel says at once that no queue pair can be connected."""
     await bench.lane()
     await bench.expect_good()
-    await at_both_ends("ip link set {} down")
-    try:
-        result = await bench.end(await bench.begin())
-        assert (result["status"], result["reason"]) == ("failed", "TRANSFER_FAILED")
+    async with cable("ip link set {} down", "ip link set {} up"):
+        await bench.expect_failed()
         while not isinstance(event := await asyncio.wait_for(bench.events.get(), SOON_S), LaneLost):
             pass
         assert event.error.reason is ErrorReason.TRANSFER_FAILED
-    finally:
-        await at_both_ends("ip link set {} up")
     await bench.lane()
     await bench.expect_good()
 

@@ -48,6 +48,15 @@ async def generate_all(
     return list(await asyncio.gather(*(one(prompt) for prompt in prompts)))
 
 
+async def last_event(client: httpx.AsyncClient, request: dict[str, Any], begun: asyncio.Event) -> dict[str, Any]:
+    """The last event of a streamed /generate. Says when the first one is there."""
+    last: dict[str, Any] = {}
+    async for event in events(client, "/generate", request):
+        last = event
+        begun.set()
+    return last
+
+
 async def events(client: httpx.AsyncClient, path: str, request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
     """The events of a streamed answer, each with the time `at` which it came; "[DONE]" ends them."""
     async with client.stream("POST", path, json={**request, "stream": True}) as response:

@@ -109,9 +109,9 @@ class System:
             found[pid] = name
         return found
 
-    def client(self) -> httpx.AsyncClient:
-        """An HTTP client of the gateway."""
-        return httpx.AsyncClient(base_url=self.url, timeout=60, trust_env=False)
+    def client(self, timeout_s: float = 60) -> httpx.AsyncClient:
+        """An HTTP client of the gateway, with as many connections as requests."""
+        return httpx.AsyncClient(base_url=self.url, timeout=timeout_s, trust_env=False, limits=httpx.Limits())
 
     # ------------------------------------------------------------ workers
 

@@ -23,6 +23,7 @@ from typing import Final
 
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.rdma.api import VerbsSettings
+from tandem.rdma.bench.compiler import compile_c
 from tandem.rdma.verbs.device import choose_gid, read_gids
 
 _TIMEOUT_S: Final = 300.0
@@ -68,12 +69,9 @@ async def write_lat_us(ends: Ends, message_bytes: int, writes: int) -> float:
 
 async def waiting_us(ends: Ends, message_bytes: int, writes: int) -> float:
     """Median time of the C program's writes. Raises RuntimeError if it can't be compiled or run."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        raise RuntimeError("this needs a C compiler, as cc (Debian: apt install gcc libibverbs-dev)")
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "waiting"
-        await _run(compiler, "-O2", "-o", str(program), str(_SOURCE), "-libverbs")
+        await asyncio.to_thread(compile_c, _SOURCE, program, "-libverbs", packages="gcc libibverbs-dev")
         where = [part for name in (ends.sender, ends.receiver) for part in (name, str(gid_index(name)))]
         said = await _run(str(program), *where, str(message_bytes), str(writes))
     return statistics.median(float(line) for line in said.split())
@@ -87,19 +85,20 @@ async def _both(program: str, ends: Ends, message_bytes: int, writes: int, *more
         port = probe.getsockname()[1]
     common = ["-s", str(message_bytes), "-n", str(writes), "-p", str(port), "-F", *more]
 
-    def command(device: str) -> list[str]:
-        return [program, "-d", device, "-x", str(gid_index(device)), *common]
+    def command(device: str, *peer: str) -> list[str]:
+        return [program, "-d", device, "-x", str(gid_index(device)), *common, *peer]
 
     server = await asyncio.create_subprocess_exec(*command(ends.receiver), stdout=asyncio.subprocess.DEVNULL)
+    client = command(ends.sender, "127.0.0.1")
     try:
-        for call in range(_CALLS):
+        for _ in range(_CALLS - 1):
             try:
-                return await _run(*command(ends.sender), "127.0.0.1")
+                return await _run(*client)
             except RuntimeError:
-                if call == _CALLS - 1 or server.returncode is not None:
+                if server.returncode is not None:
                     raise
                 await asyncio.sleep(_BETWEEN_CALLS_S)
-        raise AssertionError("unreachable")
+        return await _run(*client)
     finally:
         # It ends when its client has ended; one that was never called has to be ended.
         try:

@@ -15,8 +15,6 @@ import argparse
 import ctypes
 import functools
 import json
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,6 +26,7 @@ from typing import Final
 import numpy as np
 
 from tandem.core.errors import TandemError
+from tandem.rdma.bench.compiler import compile_c
 from tandem.rdma.verbs import library as pyverbs
 from tandem.rdma.verbs.chain import NO_IMM, Chain, Codes, WriteBatch, encode
 from tandem.rdma.verbs.posting import BatchPoster, Poster, ReferencePoster
@@ -82,12 +81,9 @@ class _NoQueuePair:
 
 def compile_driver(folder: Path) -> ctypes.CDLL:
     """The C function. Raises RuntimeError if there is no compiler."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        raise RuntimeError("this benchmark needs a C compiler, as cc (Debian: apt install gcc)")
     source, target = folder / "driver.c", folder / "driver.so"
     source.write_text(_DRIVER, encoding="ascii")
-    subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", target, source], check=True)
+    compile_c(source, target, "-shared", "-fPIC")
     driver = ctypes.CDLL(str(target))
     driver.post.argtypes = [ctypes.c_void_p]
     return driver

@@ -93,7 +93,6 @@ class Device:
         self._serials = itertools.count(1)
         self._pairs: dict[int, QueuePair] = {}
         self._places = 0
-        self._regions: list[Any] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._again: asyncio.Handle | None = None
         self._parts: list[Any] = []
@@ -128,8 +127,7 @@ class Device:
         # A receive request has to name some memory, though a tag brings no bytes: one page that no peer has a key of.
         self._scratch = mmap.mmap(-1, mmap.PAGESIZE)
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._scratch))
-        region = library.MR(self.pd, mmap.PAGESIZE, library.IBV_ACCESS_LOCAL_WRITE, address=address)
-        self._regions.append(region)
+        region = self._opened(library.MR(self.pd, mmap.PAGESIZE, library.IBV_ACCESS_LOCAL_WRITE, address=address))
         self.nowhere = self._opened(library.SGE(address, mmap.PAGESIZE, region.lkey))
         _log.info("%s port %d: GID %d (%s), MTU %d", self.name, settings.port, chosen.index, chosen.kind, 128 << mtu)
 
@@ -149,8 +147,7 @@ class Device:
         keys = []
         try:
             for address, count in memory.table().tolist():
-                region = library.MR(self.pd, count, access, address=address)
-                self._regions.append(region)
+                region = self._opened(library.MR(self.pd, count, access, address=address))
                 keys.append(region.rkey if remote_write else region.lkey)
         except library.PyverbsError as error:
             raise TandemError(
@@ -211,8 +208,5 @@ class Device:
             self._loop.remove_reader(self._fd)
         if self._again is not None:
             self._again.cancel()
-        for region in self._regions:
-            region.close()
-        self._regions.clear()
         while self._parts:
             self._parts.pop().close()

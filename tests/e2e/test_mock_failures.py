@@ -15,7 +15,7 @@ from tandem.cli.cluster import set_draining
 from tandem.core.cluster import ClusterView
 from tandem.rpc.credentials import PLAIN
 from tests.support.mock.oracle import Oracle
-from tests.support.system.asking import Answer, body, events, generate, generate_all, last_event
+from tests.support.system.asking import Answer, body, events, generate, generate_all, last_event, streamed
 from tests.support.system.system import System, is_idle, running_system, watch_status
 
 SLOW = ("--engine-arg", "decode_us_per_step=20000")
@@ -137,21 +137,28 @@ async def test_a_byte_that_flips_once_costs_an_attempt_and_changes_nothing(tmp_p
     with running_system(tmp_path, "--engine", "mock", "--env", f"decode-0:{FLIP}") as system:
         prompt = prompt_of(40)
         async with system.client() as client:
-            answer = await generate(client, prompt, 8)
-        assert answer.tokens == oracle.predict(prompt, 8).tokens
+            # As a stream: its first token, which prefill says, is out before the byte flips.
+            answer = await streamed(client, prompt, 8)
+        assert (answer.tokens, answer.text) == (oracle.predict(prompt, 8).tokens, oracle.predict(prompt, 8).text)
         status = (await system.wait_idle())["decode-0"]
         assert (status.checksum_failures, status.rooms_failed, status.rooms_succeeded) == (1, 1, 1)
 
 
-async def test_bytes_that_flip_every_time_make_the_request_fail_clearly(tmp_path: Path) -> None:
+async def test_bytes_that_flip_every_time_make_the_request_fail_clearly(tmp_path: Path, oracle: Oracle) -> None:
     always = ("--env", f"decode-0:{FLIP}", "--env", "decode-0:TANDEM_RANK_FAULT_FLIP_TIMES=1000000")
     with running_system(tmp_path, "--engine", "mock", "--provider", "tcp", *always) as system:
         async with system.client() as client:
             response = await client.post("/generate", json=body(prompt_of(40), 8))
         assert response.status_code == 502, response.text
         assert response.json()["error"]["code"] == "checksum_mismatch"
+        async with system.client() as client:
+            first, last = [event async for event in events(client, "/generate", body(prompt_of(40), 8))]
+        assert first["output_ids"] == oracle.predict(prompt_of(40), 8).tokens[:1], (
+            "prefill's own, of no byte that moved"
+        )
+        assert last["error"]["code"] == "checksum_mismatch"
         status = (await system.wait_idle())["decode-0"]
-        assert status.checksum_failures == 3
+        assert status.checksum_failures == 6
         assert is_idle(status)
 
 

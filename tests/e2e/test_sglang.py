@@ -45,9 +45,10 @@ def references(tmp_path_factory: pytest.TempPathFactory) -> References:
 
 
 async def answers_of(system: System, *, at_once: int) -> list[Answer]:
-    """The system's answers to PROMPTS."""
+    """The system's answers to PROMPTS: one at a time whole, several at once as streams, with prefill's first token."""
+    stream = at_once > 1
     async with system.client() as client:
-        return await generate_all(client, PROMPTS, NEW_TOKENS, at_once=at_once, ignore_eos=True)
+        return await generate_all(client, PROMPTS, NEW_TOKENS, at_once=at_once, stream=stream, ignore_eos=True)
 
 
 def differences(answers: list[Answer], wanted: list[list[int]]) -> list[str]:

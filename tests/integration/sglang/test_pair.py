@@ -57,6 +57,24 @@ async def test_eight_at_once_get_the_same_answers(pair: Pair) -> None:
     await whole(pair, "kv", "metadata")
 
 
+async def test_prefill_says_the_first_token_where_it_is_asked_to(pair: Pair) -> None:
+    ids = prompt(CHUNK + 9, 61)
+    asked, unasked = pair.submit(ids, max_new_tokens=4, early=True), pair.submit(ids, max_new_tokens=4)
+    answer, other = await pair.answer(asked), await pair.answer(unasked)
+    said = pair.prefill.answers[asked]
+    assert said.token_ids == answer.token_ids[:1]
+    assert said.text
+    assert answer.text.startswith(said.text)
+    assert (answer.token_ids, answer.text) == (other.token_ids, other.text), "decode says all of it in any case"
+    assert pair.prefill.answers[unasked].token_ids == []
+
+    ended = pair.submit(ids, max_new_tokens=4, early=True, ignore_eos=False, stop_token_ids=answer.token_ids[:1])
+    stopped = await pair.answer(ended)
+    assert (stopped.finish["kind"], stopped.text) == ("stop", "")
+    assert pair.prefill.answers[ended].token_ids == [], "a token that ends the answer is decode's to say"
+    await whole(pair, "kv", "metadata")
+
+
 async def test_logprobs_of_prompt_and_answer(pair: Pair) -> None:
     ids = prompt(9, 31)
     asked = {"top": 2, "prompt": True, "prompt_start": 0}

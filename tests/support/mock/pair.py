@@ -65,12 +65,14 @@ class Leg:
 
     room: RoomId
     deltas: list[Delta] = field(default_factory=list)
+    began: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     def sink(self, delta: Delta) -> None:
         assert not self.ended.is_set(), "news after the Finish"
         assert delta.room == self.room
         self.deltas.append(delta)
+        self.began.set()
         if delta.finish is not None:
             self.ended.set()
 

@@ -53,6 +53,8 @@ class Wire:
     """False: no link comes up."""
     holding: bool = False
     """True: nothing lands, and a room that is given up does not get quiet."""
+    hold_pushes: bool = False
+    """True: the hold begins with the next push."""
     spoil: Callable[[Landing], None] | None = None
     refuse_tickets: tuple[Role, RankId] | None = None
     grants: dict[RoomId, np.ndarray] = field(default_factory=dict)
@@ -74,7 +76,7 @@ class Wire:
 
     def release(self) -> None:
         """Ends the hold."""
-        self.holding = False
+        self.holding = self.hold_pushes = False
         held, self.held = self.held, []
         for call in held:
             call()
@@ -177,6 +179,7 @@ class RoomDouble:
         pages = np.asarray(kv_pages).copy()
         self.wire.pushes.append((self.room, self.host.rank, pages.size, last))
         self.turn(Phase.TRANSFERRING, None)
+        self.wire.holding = self.wire.holding or self.wire.hold_pushes
         self.wire.soon(lambda: self._land(pages, last, metadata_row))
 
     def _land(self, pages: np.ndarray, last: bool, row: int | None) -> None:

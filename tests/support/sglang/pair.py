@@ -145,7 +145,9 @@ class Pair:
         """Where prefill's ranks listen."""
         return list(self.prefill.started["addresses"])
 
-    def submit(self, input_ids: list[int], *, logprobs: dict[str, Any] | None = None, **sampling: Any) -> int:
+    def submit(
+        self, input_ids: list[int], *, logprobs: dict[str, Any] | None = None, early: bool = False, **sampling: Any
+    ) -> int:
         """Sends one request to both; returns its room."""
         room = next(self._rooms)
         common: dict[str, Any] = {
@@ -155,6 +157,7 @@ class Pair:
             "input_ids": input_ids,
             "sampling": {"temperature": 0.0, "ignore_eos": True, **sampling},
             "logprobs": logprobs,
+            "early_first_token": early,
         }
         self.decode.send(**common, peer="prefill", addresses=self.addresses)
         self.prefill.send(**common, peer="decode")

@@ -47,6 +47,7 @@ def job_of(command: dict[str, Any]) -> Job:
         input_ids=command["input_ids"],
         sampling=Sampling(**command["sampling"]),
         logprobs=LogprobOptions(**command["logprobs"]) if command.get("logprobs") else None,
+        early_first_token=command.get("early_first_token", False),
     )
 
 

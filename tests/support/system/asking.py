@@ -35,25 +35,45 @@ async def generate(client: httpx.AsyncClient, input_ids: Sequence[int], new_toke
     return Answer(found["output_ids"], found["text"], found["meta_info"])
 
 
+async def streamed(client: httpx.AsyncClient, input_ids: Sequence[int], new_tokens: int, **sampling: Any) -> Answer:
+    """The same as a stream, whose every event continues the one before. Fails on an error event."""
+    found = Answer([], "", {})
+    async for event in events(client, "/generate", body(input_ids, new_tokens, **sampling)):
+        assert "error" not in event, event
+        now = Answer(event["output_ids"], event["text"], event["meta_info"])
+        assert now.tokens[: len(found.tokens)] == found.tokens
+        assert now.text.startswith(found.text)
+        found = now
+    return found
+
+
 async def generate_all(
-    client: httpx.AsyncClient, prompts: Sequence[Sequence[int]], new_tokens: int, *, at_once: int, **sampling: Any
+    client: httpx.AsyncClient,
+    prompts: Sequence[Sequence[int]],
+    new_tokens: int,
+    *,
+    at_once: int,
+    stream: bool = False,
+    **sampling: Any,
 ) -> list[Answer]:
     """Many prompts, some at once."""
     turn = asyncio.Semaphore(at_once)
+    ask = streamed if stream else generate
 
     async def one(prompt: Sequence[int]) -> Answer:
         async with turn:
-            return await generate(client, prompt, new_tokens, **sampling)
+            return await ask(client, prompt, new_tokens, **sampling)
 
     return list(await asyncio.gather(*(one(prompt) for prompt in prompts)))
 
 
 async def last_event(client: httpx.AsyncClient, request: dict[str, Any], begun: asyncio.Event) -> dict[str, Any]:
-    """The last event of a streamed /generate. Says when the first one is there."""
+    """The last event of a streamed /generate. Says when decode has spoken: the first event is prefill's to bring."""
     last: dict[str, Any] = {}
     async for event in events(client, "/generate", request):
+        if last:
+            begun.set()
         last = event
-        begun.set()
     return last
 
 

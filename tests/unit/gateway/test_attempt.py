@@ -12,6 +12,7 @@ import pytest
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import Role
 from tandem.gateway.attempt import Attempt
+from tandem.gateway.first_token import FirstToken
 from tandem.rpc import convert
 from tandem.v1 import session_pb2
 from tests.support.gateway.doubles import NotingWorker, finish, tokens
@@ -53,7 +54,7 @@ async def stage(
         got.append(delta)
         return True
 
-    attempt = Attempt(session_pb2.Submit(room=ROOM, logprobs=logprobs), prefill, decode, deliver or take)
+    attempt = Attempt(session_pb2.Submit(room=ROOM, logprobs=logprobs), prefill, decode, deliver or take, FirstToken())
     task = asyncio.create_task(attempt.run())
     await prefill.next_submit()
     yield Stage(prefill, decode, got, attempt, task)
@@ -105,7 +106,7 @@ async def test_a_failure_of_one_leg_cancels_the_other_at_once(side: str, how: st
 async def test_a_refused_submit_cancels_the_other_leg() -> None:
     prefill, decode = NotingWorker("p0", Role.PREFILL), NotingWorker("d0", Role.DECODE)
     prefill.refuses = TandemError(ErrorReason.OVERLOADED)
-    error = await Attempt(session_pb2.Submit(room=ROOM), prefill, decode, lambda _: True).run()
+    error = await Attempt(session_pb2.Submit(room=ROOM), prefill, decode, lambda _: True, FirstToken()).run()
     assert error is prefill.refuses
     assert list(decode.cancelled) == [ROOM]
 
@@ -116,6 +117,37 @@ async def test_losing_prefill_after_the_first_token_changes_nothing() -> None:
         now.prefill.lose(LOST)
         now.decode.bring(finish(ROOM))
         assert await now.end() is None
+
+
+async def test_prefills_first_token_does_not_wait_for_decode() -> None:
+    async with stage() as now:
+        now.prefill.bring(tokens(ROOM, 1, text="a"))
+        assert [delta.text for delta in now.got] == ["a"]
+        now.decode.bring(tokens(ROOM, 1, text="a"))
+        now.prefill.bring(finish(ROOM, HANDED_OVER))
+        now.decode.bring(tokens(ROOM, 2, text="b"))
+        now.decode.bring(finish(ROOM))
+        assert await now.end() is None
+        assert [delta.text for delta in now.got] == ["a", "b", ""]
+
+
+async def test_losing_a_worker_after_prefills_first_token_can_be_repeated() -> None:
+    async with stage() as now:
+        now.prefill.bring(tokens(ROOM, 1, text="a"))
+        now.prefill.lose(LOST)
+        assert await now.end() is LOST
+        assert not now.attempt.delivered
+        assert list(now.decode.cancelled) == [ROOM]
+
+
+async def test_a_decode_that_begins_otherwise_than_prefill_said_ends_the_room() -> None:
+    async with stage() as now:
+        now.prefill.bring(tokens(ROOM, 1, text="a"))
+        now.decode.bring(tokens(ROOM, 2, text="b"))
+        error = await now.end()
+        assert error is not None
+        assert error.reason is ErrorReason.TRANSFER_FAILED
+        assert [delta.text for delta in now.got] == ["a"]
 
 
 async def test_losing_decode_after_the_first_token_is_a_failure_that_cannot_be_repeated() -> None:

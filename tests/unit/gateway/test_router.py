@@ -73,6 +73,27 @@ async def test_after_the_first_token_there_is_no_other_attempt() -> None:
     assert not workers.decodes[1].submits
 
 
+async def test_another_attempt_goes_on_from_the_first_token_that_prefill_said() -> None:
+    workers, got = two_each(), []
+
+    def deliver(delta: session_pb2.Delta) -> bool:
+        got.append(delta)
+        return True
+
+    task = await settled(router_of(workers).run(replace(sequence(), early_first_token=True), journey(), deliver))
+    [first] = workers.prefills[0].submits
+    assert first.early_first_token
+    workers.prefills[0].bring(tokens(first.room, 4, text="x"))
+    workers.decodes[0].lose(LOST)
+    second = await workers.decodes[1].next_submit()
+    workers.prefills[1].bring(tokens(second.room, 4, text="x"))
+    workers.decodes[1].bring(tokens(second.room, 4, text="x"))
+    workers.decodes[1].bring(tokens(second.room, 5, text="y"))
+    workers.decodes[1].bring(finish(second.room))
+    await task
+    assert [(list(delta.token_ids), delta.text) for delta in got] == [([4], "x"), ([5], "y"), ([], "")]
+
+
 class LoadedDice(Dice):
     """Always the first worker."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 import pytest
@@ -36,6 +37,22 @@ async def test_oracle_predicts_every_answer(start_pair, tokens: int, tp_size: in
     predicted = oracle_of(pair.settings).predict(prompt, 12, ignore_eos=True)
     assert await answer(pair, prompt) == (predicted.tokens, predicted.text)
     await pair.idle()
+
+
+async def test_prefill_says_the_first_token_before_the_kv_has_landed(start_pair, wire: Wire) -> None:
+    pair = await start_pair()
+    predicted = oracle_of(pair.settings).predict(PROMPT, 12, ignore_eos=True)
+    wire.hold_pushes = True
+    room = await pair.ask(PROMPT, GREEDY, early_first_token=True)
+    await asyncio.wait_for(room.prefill.began.wait(), 20)
+    assert room.prefill.tokens == predicted.tokens[:1]
+    assert predicted.text.startswith(room.prefill.text)
+    assert not room.prefill.ended.is_set()
+    assert room.decode.deltas == []
+    wire.release()
+    assert (await room.decode.finish()).completion_tokens == 12
+    assert (room.decode.tokens, room.decode.text) == (predicted.tokens, predicted.text)
+    assert room.prefill.tokens == predicted.tokens[:1], "once"
 
 
 async def test_other_shapes_of_kv(start_pair) -> None:

@@ -20,7 +20,7 @@ installed.require()
 from tandem.core.errors import TandemError  # noqa: E402 (SGLang warns when it is loaded)
 from tandem.core.ids import Role  # noqa: E402
 from tandem.engine.port import PoolStatus  # noqa: E402
-from tandem.engine.sglang import arguments, backend, hooks, plugin  # noqa: E402
+from tandem.engine.sglang import arguments, backend, hooks, plugin, translate  # noqa: E402
 
 pytestmark = pytest.mark.sglang
 SRT = "sglang.srt"
@@ -72,6 +72,11 @@ def test_version_is_the_one_that_this_was_read_in():
             "self req",
         ),
         ("disaggregation.prefill:SchedulerDisaggregationPrefillMixin._retire_aborted_prefill_result", "self req"),
+        ("disaggregation.prefill:SchedulerDisaggregationPrefillMixin.send_kv_chunk", "self req last_chunk end_idx"),
+        (
+            "managers.scheduler_components.output_streamer:SchedulerOutputStreamer.stream_output",
+            "self reqs return_logprob skip_req",
+        ),
         ("managers.scheduler:Scheduler.process_pending_chunked_abort", "self"),
         ("managers.scheduler:Scheduler.on_idle", "self"),
         ("managers.tokenizer_manager:TokenizerManager.handle_loop", "self"),
@@ -207,6 +212,46 @@ def test_state_components_are_counted_by_sglangs_own_numbers():
     assert hooks.state_pools_of(SimpleNamespace(), []) == ()
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, True),
+        ({"custom_params": None}, False),
+        ({"output_ids": []}, False),
+        ({"output_ids": [3]}, False),
+        ({"output_ids": [4]}, False),
+        ({"output_ids": [5]}, False),
+        ({"output_ids": [6]}, False),
+        ({"output_ids": [100]}, False),
+    ],
+)
+def test_first_token_is_said_early_unless_it_ends_the_answer(changes, said):
+    values = {"custom_params": {translate.EARLY_FIRST_TOKEN: True}, "output_ids": [9], **changes}
+    req = SimpleNamespace(
+        sampling_params=SimpleNamespace(custom_params=values["custom_params"], stop_token_ids={3}),
+        output_ids=values["output_ids"],
+        eos_token_ids={4},
+        tokenizer=SimpleNamespace(eos_token_id=5, additional_stop_token_ids={6}),
+        vocab_size=100,
+        return_logprob=False,
+    )
+    streamed = []
+    scheduler = SimpleNamespace(
+        output_streamer=SimpleNamespace(stream_output=lambda reqs, logprob: streamed.append(reqs))
+    )
+    hooks.say_first_token(None, scheduler, req, last_chunk=False)
+    assert streamed == []
+    hooks.say_first_token(None, scheduler, req, last_chunk=True)
+    assert streamed == ([[req]] if said else [])
+
+
+def test_requests_have_what_ends_an_answer():
+    text = source("managers.schedule_batch:Req._check_token_based_finish")
+    for name in ("sampling_params.stop_token_ids", "eos_token_ids", "eos_token_id", "additional_stop_token_ids"):
+        assert name in text, name
+    assert "self.vocab_size" in source("managers.schedule_batch:Req._check_vocab_boundary_finish")
+
+
 def test_scheduler_has_what_the_hooks_read():
     text = source("managers.scheduler:Scheduler")
     for name in (
@@ -218,6 +263,7 @@ def test_scheduler_has_what_the_hooks_read():
         "disagg_prefill_inflight_queue",
         "forward_stream",
         "idle_sleeper",
+        "output_streamer",
         "pool_stats_observer",
         "req_to_metadata_buffer_idx_allocator",
         "req_to_token_pool",

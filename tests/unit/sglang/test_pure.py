@@ -124,6 +124,14 @@ def answer(end=None, **meta):
     return {"text": "ab", "output_ids": [5, 6], "meta_info": {"finish_reason": end, "prompt_tokens": 3, **meta}}
 
 
+def test_only_prefill_is_asked_for_an_early_first_token():
+    asked = job(early_first_token=True)
+    early = {translate.EARLY_FIRST_TOKEN: True}
+    assert translate.request_of(asked, Role.PREFILL)["sampling_params"]["custom_params"] == early
+    assert "custom_params" not in translate.request_of(asked, Role.DECODE)["sampling_params"]
+    assert "custom_params" not in translate.request_of(job(), Role.PREFILL)["sampling_params"]
+
+
 def test_decode_answer_becomes_a_delta():
     asked = job(logprobs=LogprobOptions(top=1))
     delta = translate.delta_of(

@@ -100,6 +100,8 @@ class Job:
     dp_rank: int = 0
     peer_dp_rank: int = 0
     traceparent: str = ""
+    early_first_token: bool = False
+    """Prefill: say the first token as soon as it is computed. Decode says it in any case."""
 
 
 @dataclass(frozen=True, slots=True)

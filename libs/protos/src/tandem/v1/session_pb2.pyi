@@ -354,6 +354,7 @@ class Submit(_message.Message):
     DECODE_DP_RANK_FIELD_NUMBER: _builtins.int
     PART_FIELD_NUMBER: _builtins.int
     MORE_FIELD_NUMBER: _builtins.int
+    EARLY_FIRST_TOKEN_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Groups the attempts and sequences of one client request, 1..128 characters. Set by the gateway."""
     room: _builtins.int
@@ -377,6 +378,11 @@ class Submit(_message.Message):
     more: _builtins.bool
     """True: the next Submit is the next part of this one. Set by the gateway, only where both sides have
     the feature CONTINUED.
+    """
+    early_first_token: _builtins.bool
+    """True: the prefill leg says the first token as soon as it has computed it, before the KV has landed;
+    the decode leg says it again. Set by the gateway where that reaches the client sooner. A worker may
+    leave it out, and does where the token ends the answer.
     """
     @_builtins.property
     def peer(self) -> _common_pb2.WorkerRef:
@@ -411,10 +417,11 @@ class Submit(_message.Message):
         decode_dp_rank: _builtins.int = ...,
         part: _builtins.int = ...,
         more: _builtins.bool = ...,
+        early_first_token: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "peer", b"peer", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_dp_rank", b"decode_dp_rank", "input_ids", b"input_ids", "logprobs", b"logprobs", "model", b"model", "more", b"more", "nonce", b"nonce", "part", b"part", "peer", b"peer", "prefill_dp_rank", b"prefill_dp_rank", "request_id", b"request_id", "room", b"room", "sampling", b"sampling", "timeout_ms", b"timeout_ms", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_dp_rank", b"decode_dp_rank", "early_first_token", b"early_first_token", "input_ids", b"input_ids", "logprobs", b"logprobs", "model", b"model", "more", b"more", "nonce", b"nonce", "part", b"part", "peer", b"peer", "prefill_dp_rank", b"prefill_dp_rank", "request_id", b"request_id", "room", b"room", "sampling", b"sampling", "timeout_ms", b"timeout_ms", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -550,7 +557,7 @@ class Delta(_message.Message):
     """New text. May lag behind the tokens while a character is incomplete."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """New tokens, in order."""
+        """New tokens, in order. On a prefill leg at most the first, if `Submit.early_first_token` asks for it."""
 
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:

@@ -1,7 +1,8 @@
 """One attempt: one room on a prefill and a decode worker at the same time.
 
-Decode brings the tokens. Prefill brings log probabilities of the prompt, and word of its failure. Once the first token
-is there, or prefill has handed over, the KV has arrived: from then on prefill cannot fail the room any more.
+Decode brings the tokens. Prefill brings log probabilities of the prompt, word of its failure and, where that is wanted,
+the first token ahead of decode. Once a token of decode is there, or prefill has handed over, the KV has arrived: from
+then on prefill cannot fail the room any more.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Protocol
 
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import RoomId, WorkerLife
+from tandem.gateway.first_token import FirstToken
 from tandem.gateway.sessions import Leg
 from tandem.rpc import convert
 from tandem.v1 import session_pb2
@@ -43,18 +45,22 @@ class Attempt:
         prefill: Worker,
         decode: Worker,
         deliver: Callable[[session_pb2.Delta], bool],
+        first_token: FirstToken,
     ) -> None:
-        """submit: everything but `peer`. deliver: takes news for the client; False if it is too far behind."""
+        """submit: everything but `peer`. deliver: takes news for the client; False if it is too far behind.
+        first_token: of the sequence, whose attempts share it."""
         self._submit = submit
         self._room = RoomId(submit.room)
         self._prefill = prefill
         self._decode = decode
         self._deliver = deliver
+        self._first_token = first_token
+        first_token.new_attempt()
         self._done: asyncio.Future[TandemError | None] = asyncio.get_running_loop().create_future()
         self._awaits_prompt = submit.HasField("logprobs") and submit.logprobs.prompt
         self._last: session_pb2.Delta | None = None
         self.delivered = False
-        """Whether the client may have seen something of it, so that it cannot be repeated."""
+        """Whether the client may have seen more of it than a first token, so that it cannot be repeated."""
         self._kv_arrived = False
 
     async def run(self) -> TandemError | None:
@@ -83,14 +89,22 @@ class Attempt:
             self._fail(TandemError(*convert.failure_from_proto(delta.finish.failure)))
             return
         self._kv_arrived = True
-        if delta.HasField("finish") and self._awaits_prompt:
-            self._last = delta
-        else:
-            self._pass_on(delta)
+        try:
+            news = self._first_token.from_decode(delta)
+        except TandemError as error:
+            self._fail(error)
+            return
+        if news.HasField("finish") and self._awaits_prompt:
+            self._last = news
+        elif news.ListFields()[1:]:  # more than the room: not all of it was said before
+            self._pass_on(news)
 
     def _on_prefill(self, delta: session_pb2.Delta) -> None:
         if self._done.done():
             return
+        early = self._first_token.from_prefill(delta)
+        if early is not None and not self._deliver(early):
+            self._fail_slow()
         if delta.prompt_logprobs and self._awaits_prompt:
             self._awaits_prompt = False
             self._pass_on(session_pb2.Delta(room=self._room, prompt_logprobs=delta.prompt_logprobs))
@@ -117,13 +131,16 @@ class Attempt:
             self._awaits_prompt = False
         self.delivered = True
         if not self._deliver(delta):
-            self._fail(TandemError(ErrorReason.OVERLOADED, "The client reads too slowly; the answer was given up."))
+            self._fail_slow()
         elif delta.HasField("finish"):
             self._prefill.forget(self._room)
             self._done.set_result(None)
         elif self._last is not None and not self._awaits_prompt:
             last, self._last = self._last, None
             self._pass_on(last)
+
+    def _fail_slow(self) -> None:
+        self._fail(TandemError(ErrorReason.OVERLOADED, "The client reads too slowly; the answer was given up."))
 
     def _fail(self, error: TandemError) -> None:
         if not self._done.done():

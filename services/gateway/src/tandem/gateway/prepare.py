@@ -7,6 +7,7 @@ from typing import Protocol
 
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.gateway.calls import GenerateCall, Item, Sequence
+from tandem.gateway.first_token import comes_early
 from tandem.gateway.sampling import MAX_SEED
 from tandem.gateway.tokenizer import PromptTokenizer
 from tandem.v1 import session_pb2
@@ -75,9 +76,10 @@ class Preparer:
             sampling = session_pb2.Sampling()
             sampling.CopyFrom(item.sampling)
             sampling.max_new_tokens = self._new_tokens(item, len(ids), context)
+            early = comes_early(sampling, item.logprobs, stream=call.stream)
             for choice in range(item.n):
                 own = _own_seed(sampling, choice)
-                sequences.append(Sequence(len(sequences), item, choice, model, ids, own))
+                sequences.append(Sequence(len(sequences), item, choice, model, ids, own, early))
         return tuple(sequences)
 
     def _new_tokens(self, item: Item, prompt_tokens: int, context: int) -> int:

@@ -18,6 +18,7 @@ from tandem.core.layout import KvLayout, mismatches
 from tandem.core.policies import Candidate, PolicyName, Turn, choose
 from tandem.gateway.attempt import Attempt, Worker
 from tandem.gateway.calls import Sequence
+from tandem.gateway.first_token import FirstToken
 from tandem.v1 import session_pb2
 
 log = logging.getLogger(__name__)
@@ -118,9 +119,11 @@ class Router:
         self, sequence: Sequence, journey: Journey, deliver: Callable[[session_pb2.Delta], bool]
     ) -> None:
         avoid: set[WorkerLife] = set()
+        first_token = FirstToken()
         for number in range(1, self._settings.max_attempts + 1):
             decode, prefill = self._pick(sequence.model, avoid)
-            attempt = Attempt(self._submit(sequence, journey, decode, prefill), prefill, decode, deliver)
+            submit = self._submit(sequence, journey, decode, prefill)
+            attempt = Attempt(submit, prefill, decode, deliver, first_token)
             failure = await attempt.run()
             if failure is None:
                 return
@@ -166,6 +169,7 @@ class Router:
             input_ids=sequence.input_ids,
             sampling=sequence.sampling,
             logprobs=sequence.item.logprobs,
+            early_first_token=sequence.early_first_token,
             prefill_dp_rank=room % prefill.info.dp_size,
             decode_dp_rank=room % decode.info.dp_size,
         )

@@ -85,6 +85,9 @@ class PrefillScheduler:
         first = arithmetic.first_token(digest_over(self._memories, lease.pages), self._vocabulary.choices)
         for memory in self._memories:
             memory.write_row(lease.row, Metadata(leg.room, first, tokens, cached_tokens=0))
+        if leg.job.early_first_token and first != self._vocabulary.end:
+            [text] = self._vocabulary.texts([first], skip_special=leg.job.sampling.skip_special_tokens)
+            leg.sink(Delta(leg.room, (first,), text))
 
     def _push(self, leg: _Leg, lease: Lease, start: int, end: int) -> None:
         last = end == len(leg.job.input_ids)

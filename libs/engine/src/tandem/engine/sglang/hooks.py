@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tandem.engine.port import PoolStatus
 from tandem.engine.rank.status import Gauges
 from tandem.engine.sglang.pools import state_names
+from tandem.engine.sglang.translate import EARLY_FIRST_TOKEN
 
 if TYPE_CHECKING:
     from tandem.engine.sglang.backend import TandemKVManager
@@ -64,6 +65,26 @@ def quiet_chunked(scheduler: Any) -> None:
     req = scheduler._pending_chunked_abort_req
     if req is not None and scheduler.chunked_req is req:
         quiet_request(scheduler, req)
+
+
+def say_first_token(result: Any, scheduler: Any, req: Any, last_chunk: bool = False, *args: Any, **kwargs: Any) -> None:
+    """After the last chunk of a prompt is on its way: its first token goes to whoever asked for it early.
+
+    SGLang itself says nothing of a prompt until its KV has landed. A token that ends the answer is left to decode,
+    which says so and leaves its text out.
+    """
+    asked = (req.sampling_params.custom_params or {}).get(EARLY_FIRST_TOKEN, False)
+    if last_chunk and asked and req.output_ids and not ends_answer(req, req.output_ids[0]):
+        scheduler.output_streamer.stream_output([req], req.return_logprob)
+
+
+def ends_answer(req: Any, token: int) -> bool:
+    """Whether SGLang ends a request at a token, or takes it for none of its vocabulary."""
+    tokenizer = req.tokenizer
+    ends = {*(req.sampling_params.stop_token_ids or ()), *(req.eos_token_ids or ())}
+    if tokenizer is not None:
+        ends |= {tokenizer.eos_token_id, *(tokenizer.additional_stop_token_ids or ())}
+    return token in ends or token < 0 or (req.vocab_size is not None and token >= req.vocab_size)
 
 
 def after_step(result: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:

@@ -37,6 +37,8 @@ REASON_OF_STATUS: Final[dict[int, ErrorReason]] = {
     HTTPStatus.BAD_REQUEST: ErrorReason.INVALID_ARGUMENT,
     HTTPStatus.SERVICE_UNAVAILABLE: ErrorReason.POOL_EXHAUSTED,
 }
+EARLY_FIRST_TOKEN: Final = "tandem_early_first_token"
+"""Name under which SGLang carries Job.early_first_token to hooks.say_first_token."""
 BOOTSTRAP_HOST: Final = "tandem"
 """SGLang wants to know where prefill's bootstrap server is; nobody ever dials this."""
 
@@ -58,7 +60,7 @@ def request_of(job: Job, role: Role) -> dict[str, Any]:
     request: dict[str, Any] = {
         "rid": rid_of(job.room),
         "input_ids": job.input_ids,
-        "sampling_params": sampling_params(job.sampling),
+        "sampling_params": sampling_params(job.sampling) | marks(job, role),
         "stream": True,
         "bootstrap_host": BOOTSTRAP_HOST,
         "bootstrap_room": job.room,
@@ -68,6 +70,12 @@ def request_of(job: Job, role: Role) -> dict[str, Any]:
         request["top_logprobs_num"] = job.logprobs.top
         request["logprob_start_len"] = prompt_start(job.logprobs, role)
     return request
+
+
+def marks(job: Job, role: Role) -> dict[str, Any]:
+    """What our hooks in SGLang's scheduler want to know of a request; SGLang hands it through."""
+    early = role is Role.PREFILL and job.early_first_token
+    return {"custom_params": {EARLY_FIRST_TOKEN: True}} if early else {}
 
 
 def prompt_start(options: LogprobOptions, role: Role) -> int:
@@ -84,7 +92,9 @@ def delta_of(job: Job, role: Role, answer: Mapping[str, Any]) -> Delta:
         # SGLang repeats tokens that were sent already when it reports an abort.
         return Delta(job.room, finish=finish)
     if role is Role.PREFILL:
-        wanted = job.logprobs is not None and job.logprobs.prompt and finish is not None
+        if finish is None:
+            return Delta(job.room, token_ids=tuple(answer["output_ids"]), text=answer.get("text") or "")
+        wanted = job.logprobs is not None and job.logprobs.prompt
         return Delta(job.room, prompt_logprobs=token_logprobs(meta, "input") if wanted else (), finish=finish)
     return Delta(
         job.room,

@@ -113,6 +113,7 @@ def job_of(
         dp_rank=dp_rank,
         peer_dp_rank=peer_dp_rank,
         traceparent=message.traceparent,
+        early_first_token=message.early_first_token,
     )
 
 

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from tandem.v1 import bootstrap_pb2
 from tests.support.system.asking import Answer, body, generate, generate_all, last_event
 from tests.support.system.reference import References
 from tests.support.system.sockets import Listener, listeners
-from tests.support.system.system import System, is_idle, running_system
+from tests.support.system.system import System, is_idle, running_system, watch_status
 
 pytestmark = [pytest.mark.sglang, pytest.mark.slow, pytest.mark.timeout(420)]
 
@@ -24,6 +25,8 @@ NEW_TOKENS = 64
 CHUNK_TOKENS = 256
 FLIPPED_CHUNK = 10
 """Only prompts of more than 2560 tokens have a chunk with this number."""
+ONE_ATTEMPT = "gateway:TANDEM_GATEWAY_MAX_ATTEMPTS=1"
+"""A second one would find the prompt in prefill's cache, and so have other chunks; and it would hide failures."""
 
 MAX_ENGINE_LISTENERS = 16
 """torch's store, gloo's process groups and the door of a rank's lanes."""
@@ -135,9 +138,7 @@ def chunked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
         for worker in ("decode-0", "decode-1")
         for fault in (f"FLIP_CHUNK={FLIPPED_CHUNK}", "FLIP_TIMES=1000000")
     ]
-    # A second attempt would find the prompt in prefill's cache, and so have other chunks; and it would hide failures.
-    once = "gateway:TANDEM_GATEWAY_MAX_ATTEMPTS=1"
-    planted = [part for fault in (*faults, once) for part in ("--env", fault)]
+    planted = [part for fault in (*faults, ONE_ATTEMPT) for part in ("--env", fault)]
     with running_system(tmp_path_factory.mktemp("chunked"), *options, *planted) as system:
         yield system
 
@@ -211,16 +212,56 @@ async def test_a_killed_decode_worker_ends_its_stream_and_comes_back(chunked: Sy
 
 @pytest.fixture(scope="module")
 def doubled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """Tensor parallel size 2 on both sides."""
-    with running_system(tmp_path_factory.mktemp("doubled"), "--tp", "2", "--provider", "tcp") as system:
+    """Tensor parallel size 2 on both sides; with long prompts one rank's lane stalls, and the other's bytes flip."""
+    options = ("--tp", "2", "--provider", "cma", "--engine-arg", f"chunked_prefill_size={CHUNK_TOKENS}")
+    flip = (f"FLIP_CHUNK={FLIPPED_CHUNK}", "FLIP_TIMES=1000000", "FLIP_TP=0")
+    stall = (f"STALL_CHUNK={FLIPPED_CHUNK - 1}", "STALL_TP=1")
+    faults = [f"decode-0:TANDEM_RANK_FAULT_{fault}" for fault in (*flip, *stall)]
+    planted = [part for fault in (*faults, ONE_ATTEMPT) for part in ("--env", fault)]
+    with running_system(tmp_path_factory.mktemp("doubled"), *options, *planted) as system:
         yield system
 
 
 @pytest.mark.parametrize("at_once", [1, 8])
 async def test_two_ranks_on_each_side_change_no_token(doubled: System, references: References, at_once: int) -> None:
-    wanted = references.answers(tp_size=2)
+    wanted = references.answers(tp_size=2, chunked_prefill_size=CHUNK_TOKENS)
     before = (await doubled.wait_idle())["decode-0"]
     answers = await answers_of(doubled, at_once=at_once)
     assert not differences(answers, wanted)
     status = (await doubled.wait_idle())["decode-0"]
     assert status.kv_bytes - before.kv_bytes == 2 * sum(LENGTHS) * await token_bytes(doubled)
+
+
+async def test_no_page_comes_back_before_both_ranks_are_fenced(doubled: System, references: References) -> None:
+    """One rank of decode fails on a flipped byte; the other one's lane is stuck, so that bytes may still land there."""
+    members, pushed = await doubled.members(), (FLIPPED_CHUNK + 1) * CHUNK_TOKENS
+    before = await doubled.wait_idle()
+    held = {name: asyncio.create_task(_held_while_open(members[name].info)) for name in ("prefill-0", "decode-0")}
+    async with doubled.client() as client:
+        response = await client.post("/generate", json=body(prompt_of(3000, seed=79), 8))
+    assert response.status_code == 502, response.text
+    assert response.json()["error"]["code"] == "checksum_mismatch"
+    after = await doubled.wait_idle()
+    assert after["decode-0"].checksum_failures > before["decode-0"].checksum_failures
+    assert all(is_idle(status) for status in after.values()), after
+    for name, task in held.items():
+        failed = await task
+        assert failed, f"{name} was never seen with one rank failed and the other not"
+        assert min(failed) >= pushed, f"{name} gave pages back while a rank's room was open: {failed}"
+    async with doubled.client() as client:
+        answer = await generate(client, PROMPTS[20], NEW_TOKENS, ignore_eos=True)
+    assert answer.tokens == references.answers(tp_size=2, chunked_prefill_size=CHUNK_TOKENS)[20]
+
+
+async def _held_while_open(info: bootstrap_pb2.WorkerInfo) -> list[int]:
+    """Pages in use, whenever one rank's room has failed and the other's has not ended."""
+    held: list[int] = []
+    first: int | None = None
+    async for status in watch_status(info):
+        first = status.rooms_failed if first is None else first
+        if status.rooms_failed > first and status.open_rooms == 0:
+            return held
+        if status.rooms_failed > first:
+            kv = next(pool for pool in status.pools if pool.name == "kv")
+            held.append(kv.total - kv.free - kv.evictable)
+    raise AssertionError("the worker ended its status")

@@ -852,7 +852,7 @@ class WorkerStatus(_message.Message):
     stale_messages: _builtins.int
     """Messages refused because they were late, stale or unknown."""
     checksum_failures: _builtins.int
-    """Chunks whose checksum did not match."""
+    """Rooms that failed because a checksum did not match, over all ranks that they failed on."""
     submitted: _builtins.int
     """Submits taken."""
     kv_chunks: _builtins.int

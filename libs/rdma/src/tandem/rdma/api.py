@@ -306,3 +306,5 @@ class FaultPlan:
     """How often."""
     stall_after_bytes: int | None = None
     """Stops reading the lane after this many bytes, as a stuck receiver would."""
+    stall_at_chunk: int | None = None
+    """Stops in the midst of a chunk with this number: under way inside its grant, as a stuck device would be."""

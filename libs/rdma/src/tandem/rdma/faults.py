@@ -17,12 +17,15 @@ class Faults:
         self._plan = plan or FaultPlan()
         self._flips_left = self._plan.flip_times
         self._landed = 0
+        self.stuck = False
+        """Whether a landing is to stay under way from now on."""
         if plan is not None:
             _log.warning("FAULTS ARE PLANTED in this lane: %s", plan)
 
     def after_landing(self, chunk: int, address: int, first: bool, count: int) -> None:
         """Thread: bytes landed at an address; `first` says that they are the first of their chunk."""
         self._landed += count
+        self.stuck = self.stuck or chunk == self._plan.stall_at_chunk
         if first and chunk == self._plan.flip_byte_of_chunk and self._flips_left > 0:
             self._flips_left -= 1
             byte = ctypes.c_ubyte.from_address(address)
@@ -33,4 +36,4 @@ class Faults:
     def stalled(self) -> bool:
         """Whether the receiver is to stop reading now."""
         limit = self._plan.stall_after_bytes
-        return limit is not None and self._landed >= limit
+        return self.stuck or (limit is not None and self._landed >= limit)

@@ -177,6 +177,8 @@ class ReceiverStream(StreamThread):
         """Thread, inside the grant: `count` bytes landed in the cursor's window."""
         cursor = write.cursor
         self._parts.faults.after_landing(write.frame.chunk, cursor.run_address, cursor.position == 0, count)
+        if self._parts.faults.stuck:
+            self.stall_if_planned()
         cursor.advance(count)
         hasher = write.hasher
         if hasher and (not cursor.left or cursor.position - hasher.position >= HASH_STEP_BYTES):

@@ -88,7 +88,7 @@ class RankAgent:
         self._identified = asyncio.Event()
         self._on_room_ended = on_room_ended
         buffers = [buffer for pool in setup.pools for buffer in pool.buffers]
-        self.endpoint = open_endpoint(buffers, setup.settings.endpoint(_DIRECTIONS[setup.role]))
+        self.endpoint = open_endpoint(buffers, setup.settings.endpoint(_DIRECTIONS[setup.role], setup.rank.tp))
         self.tasks = TaskSupervisor(max_tasks=8 * MAX_ROOMS)
         self.credentials = Credentials.from_settings(TlsSettings.load())
         self._rooms: dict[RoomId, SenderRoom | ReceiverRoom] = {}

@@ -70,7 +70,10 @@ class RankSettings(Settings, env_prefix="TANDEM_RANK_"):
     )
     fault_flip_chunk: int = Field(default=-1, ge=-1, description="tests only: flip a byte of chunks with this number")
     fault_flip_times: int = Field(default=1, ge=1, description="tests only: how often to flip")
+    fault_flip_tp: int = Field(default=-1, ge=-1, description="tests only: flip on this tp rank only, -1 = on all")
     fault_stall_bytes: int = Field(default=-1, ge=-1, description="tests only: stop reading a lane after these bytes")
+    fault_stall_chunk: int = Field(default=-1, ge=-1, description="tests only: stop reading a lane in these chunks")
+    fault_stall_tp: int = Field(default=-1, ge=-1, description="tests only: stop on this tp rank only, -1 = on all")
 
     @property
     def host(self) -> str:
@@ -95,9 +98,19 @@ class RankSettings(Settings, env_prefix="TANDEM_RANK_"):
             posting=self.verbs_posting,
         )
 
-    def endpoint(self, direction: Direction) -> EndpointSettings:
-        """The data path's share of them. direction: what the rank does with its memory."""
-        faulty = self.fault_flip_chunk >= 0 or self.fault_stall_bytes >= 0
+    def faults(self, tp: int) -> FaultPlan | None:
+        """What tests have planted in a rank, if anything."""
+        flips, stalls = self.fault_flip_tp in (-1, tp), self.fault_stall_tp in (-1, tp)
+        plan = FaultPlan(
+            flip_byte_of_chunk=self.fault_flip_chunk if flips and self.fault_flip_chunk >= 0 else None,
+            flip_times=self.fault_flip_times,
+            stall_after_bytes=self.fault_stall_bytes if stalls and self.fault_stall_bytes >= 0 else None,
+            stall_at_chunk=self.fault_stall_chunk if stalls and self.fault_stall_chunk >= 0 else None,
+        )
+        return None if plan == FaultPlan(flip_times=self.fault_flip_times) else plan
+
+    def endpoint(self, direction: Direction, tp: int = 0) -> EndpointSettings:
+        """The data path's share of them. direction: what the rank does with its memory. tp: its number."""
         return EndpointSettings(
             providers=_names(self.providers),
             bind_host=self.bind_host,
@@ -108,13 +121,7 @@ class RankSettings(Settings, env_prefix="TANDEM_RANK_"):
             fence_ms=self.fence_ms,
             direction=direction,
             verbs=self.verbs(),
-            faults=FaultPlan(
-                flip_byte_of_chunk=self.fault_flip_chunk if self.fault_flip_chunk >= 0 else None,
-                flip_times=self.fault_flip_times,
-                stall_after_bytes=self.fault_stall_bytes if self.fault_stall_bytes >= 0 else None,
-            )
-            if faulty
-            else None,
+            faults=self.faults(tp),
         )
 
 

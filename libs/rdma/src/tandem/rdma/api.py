@@ -33,11 +33,23 @@ U64 = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True)
+class DmaBuf:
+    """A piece of memory that devices share by a file descriptor, as the Linux kernel has it (dma-buf)."""
+
+    fd: int
+    """The caller closes it once its endpoint is closed."""
+    offset: int
+    """Where the buffer begins in it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Buffer:
     """One contiguous piece of memory that the caller keeps alive as long as the Memory."""
 
     address: int
     bytes: int
+    dmabuf: DmaBuf | None = None
+    """Set for memory of a GPU: no processor reads it, so only `verbs` moves it, without checksums."""
 
 
 @dataclass(frozen=True, slots=True)

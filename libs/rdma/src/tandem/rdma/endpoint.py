@@ -60,6 +60,12 @@ def open_endpoint(buffers: Sequence[Buffer], settings: EndpointSettings | None =
             f"providers {list(settings.providers)}: choose among {', '.join(_NAMES)}, or fake alone",
             field="providers",
         )
+    if any(memory.dmabufs) and (settings.providers != ("verbs",) or settings.checksum):
+        raise TandemError(
+            ErrorReason.INVALID_ARGUMENT,
+            "memory of a GPU is moved by the provider verbs alone, and without checksums",
+            field="providers",
+        )
     if not 1 <= settings.tcp_streams <= MAX_STREAMS:
         raise TandemError(
             ErrorReason.INVALID_ARGUMENT,

@@ -35,6 +35,8 @@ class Memory:
         self._shifts = self._bases - self._starts
         """From an offset to its address, modulo 2**64."""
         self.bytes = int(self._ends[-1])
+        self.dmabufs = tuple(buffer.dmabuf for buffer in buffers)
+        """How a device reaches each buffer, where that is not its address in this process."""
 
     def table(self) -> U64:
         """The buffers as rows (address, bytes), as a peer needs them to read this memory."""

@@ -16,10 +16,11 @@ import numpy as np
 
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.pages import U32
-from tandem.rdma.api import VerbsSettings
+from tandem.rdma.api import Buffer, VerbsSettings
 from tandem.rdma.memory import Memory
 from tandem.rdma.verbs.completions import Completion, poll
 from tandem.rdma.verbs.control import RailAddress
+from tandem.rdma.verbs.dmabuf import DmaBufRegion
 from tandem.rdma.verbs.library import Library
 from tandem.rdma.verbs.queue_pair import QueuePair, QueueShape, serial_of
 
@@ -127,7 +128,8 @@ class Device:
         # A receive request has to name some memory, though a tag brings no bytes: one page that no peer has a key of.
         self._scratch = mmap.mmap(-1, mmap.PAGESIZE)
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._scratch))
-        region = self._opened(library.MR(self.pd, mmap.PAGESIZE, library.IBV_ACCESS_LOCAL_WRITE, address=address))
+        region = library.MR(self.pd, mmap.PAGESIZE, library.IBV_ACCESS_LOCAL_WRITE, address=address)
+        self._scratch_region = self._opened(region)
         self.nowhere = self._opened(library.SGE(address, mmap.PAGESIZE, region.lkey))
         _log.info("%s port %d: GID %d (%s), MTU %d", self.name, settings.port, chosen.index, chosen.kind, 128 << mtu)
 
@@ -146,8 +148,11 @@ class Device:
         access = library.IBV_ACCESS_LOCAL_WRITE | library.IBV_ACCESS_REMOTE_WRITE if remote_write else 0
         keys = []
         try:
-            for address, count in memory.table().tolist():
-                region = self._opened(library.MR(self.pd, count, access, address=address))
+            for (address, count), dmabuf in zip(memory.table().tolist(), memory.dmabufs, strict=True):
+                if dmabuf is None:
+                    region = self._opened(library.MR(self.pd, count, access, address=address))
+                else:
+                    region = self._opened(DmaBufRegion(self._scratch_region, Buffer(address, count, dmabuf), access))
                 keys.append(region.rkey if remote_write else region.lkey)
         except library.PyverbsError as error:
             raise TandemError(

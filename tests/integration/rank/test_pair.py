@@ -220,6 +220,17 @@ async def test_a_hundred_rooms_at_once(provider: str) -> None:
         assert ranks.decode.agent.counters.rooms_succeeded == 100
 
 
+@pytest.mark.parametrize("without", ["prefill", "decode"])
+async def test_a_side_without_checksums_and_one_with_them_work_together(without: str) -> None:
+    settings = {without: RankSettings.load(providers="tcp", checksum=False)}
+    async with pair(**settings) as ranks:
+        _fill(ranks)
+        await ranks.open(23)
+        sender, receiver = await _hand_over(ranks, 23)
+        assert await reached(receiver, Phase.SUCCESS, Phase.FAILED) is Phase.SUCCESS, receiver.why
+        assert await reached(sender, Phase.SUCCESS, Phase.FAILED) is Phase.SUCCESS
+
+
 async def test_a_stalled_transfer_holds_its_pages_until_its_lane_is_fenced() -> None:
     """One rank's lane is stuck: its room fails only once nothing can read prefill's pages, or land on decode's."""
     stuck = RankSettings.load(providers="tcp", fault_stall_bytes=0)

@@ -27,6 +27,7 @@ static Area areas[MAX_ITEMS], pinned[MAX_ITEMS];
 static Copy queued[MAX_ITEMS];
 static Call known[64];
 static int area_count, pinned_count, queued_count, most_queued, known_count;
+static int ordering;
 static int started, contexts, streams, hold, held;
 static uint64_t last_event;
 static __thread int current;
@@ -155,6 +156,30 @@ EXPORT int cuPointerGetAttribute(void *out, int attribute, uint64_t at) {
     LEAVE
 }
 
+EXPORT int cuDeviceGetAttribute(int *out, int attribute, int device) {
+    ENTER(0)
+    if (!code && attribute != 118) code = INVALID_VALUE;
+    if (!code) *out = ordering;
+    LEAVE
+}
+
+/* Whole pages of one area only, as the real one wants them. */
+EXPORT int cuMemGetHandleForAddressRange(int *out, uint64_t at, size_t bytes, int kind, unsigned long long flags) {
+    ENTER(0)
+    uint64_t page = sysconf(_SC_PAGESIZE);
+    Area *area = holding(areas, area_count, at, 1);
+    if (!code && (!area || at % page || bytes % page || kind != 1 || flags)) code = INVALID_VALUE;
+    if (!code && at + bytes > area->start + (area->bytes + page - 1) / page * page) code = INVALID_VALUE;
+    if (!code && (*out = memfd_create("dma-buf", 0)) < 0) code = 2;
+    LEAVE
+}
+
+EXPORT int cuFlushGPUDirectRDMAWrites(int target, int scope) {
+    ENTER(1)
+    if (!code && (target != 0 || scope != 100)) code = INVALID_VALUE;
+    LEAVE
+}
+
 EXPORT int cuGetErrorString(int code, const char **out) {
     *out = code == INVALID_VALUE ? "invalid argument" : code == 2 ? "out of memory" : "told to fail";
     return SUCCESS;
@@ -190,6 +215,8 @@ EXPORT long standin_calls(const char *name) {
     pthread_mutex_unlock(&lock);
     return calls;
 }
+
+EXPORT void standin_ordering(int value) { ordering = value; }
 
 EXPORT void standin_hold(int on) {
     pthread_mutex_lock(&lock);

@@ -56,6 +56,10 @@ class StandIn:
         """How often a call was made."""
         return int(self._calls.standin_calls(name.encode()))
 
+    def see_writes(self) -> None:
+        """Makes it a GPU that sees the writes of other devices by itself."""
+        self._calls.standin_ordering(100)
+
     def hold(self, on: bool) -> None:
         """Holds copies up, or lets them go."""
         self._calls.standin_hold(int(on))

@@ -51,5 +51,5 @@ def manager(monkeypatch: pytest.MonkeyPatch):
 
     made = object.__new__(backend.TandemKVManager)
     made.rank, made.receivers, made.wake = Rank(), {}, backend.Wake()
-    made.mirror = made.forward_stream = None
+    made.device_pools = made.forward_stream = None
     return made

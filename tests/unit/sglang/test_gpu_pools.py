@@ -16,7 +16,7 @@ from tests.support.sglang import installed
 
 installed.require()
 
-from tandem.engine.sglang import arguments, backend, environment, hooks  # noqa: E402 (SGLang warns when it is loaded)
+from tandem.engine.sglang import arguments, backend, device_pools, environment, hooks  # noqa: E402 (SGLang warns when it is loaded)
 from tandem.engine.sglang.engine import SglangEngine  # noqa: E402
 
 pytestmark = pytest.mark.sglang
@@ -46,7 +46,7 @@ class Mirror:
 
 @pytest.fixture
 def on_gpu(manager):
-    manager.mirror = Mirror(manager.rank.rooms)
+    manager.device_pools = Mirror(manager.rank.rooms)
     return manager
 
 
@@ -56,7 +56,7 @@ def test_an_early_send_waits_on_the_gpu_for_the_forward_pass_and_not_on_the_sche
     room._early_send_wait_event = event = Event(77)
     room.send(np.arange(1))
     room.send(np.arange(1), [])
-    assert on_gpu.mirror.heard == [(77, 0)], "once, and before the chunk is pushed"
+    assert on_gpu.device_pools.heard == [(77, 0)], "once, and before the chunk is pushed"
     assert not event.waited
 
 
@@ -73,12 +73,12 @@ def test_uploads_wait_for_the_step_that_is_computed_when_pages_are_reserved(on_g
     receiver = backend.TandemKVReceiver(on_gpu, "tandem:1", 5)
     on_gpu.forward_stream = SimpleNamespace(record_event=lambda: Event(9))
     receiver.send_metadata(np.arange(2), 0)
-    assert on_gpu.mirror.heard == [(9, 0)], "before the pages are offered"
+    assert on_gpu.device_pools.heard == [(9, 0)], "before the pages are offered"
 
 
 def test_nothing_is_waited_for_before_the_first_step(on_gpu):
     backend.TandemKVReceiver(on_gpu, "tandem:1", 5).send_metadata(np.arange(2), 0)
-    assert on_gpu.mirror.heard == []
+    assert on_gpu.device_pools.heard == []
 
 
 def test_the_scheduler_shows_where_it_computes(manager, monkeypatch):
@@ -90,19 +90,51 @@ def test_the_scheduler_shows_where_it_computes(manager, monkeypatch):
     assert manager.forward_stream == "stream"
 
 
-def test_a_mirror_is_opened_for_a_gpu_only(monkeypatch, caplog):
+@pytest.fixture
+def driver(monkeypatch):
+    """What opens pools in a GPU, replaced by doubles; `why` is what cards say of the memory."""
+    found = SimpleNamespace(why="", freed=[])
+    mirror = SimpleNamespace(device=1, bytes=4096)
+    direct = SimpleNamespace(device=1, pools=(), free=lambda: found.freed.append(True))
+    found.mirror, found.direct = mirror, direct
+    monkeypatch.setattr(device_pools, "Cuda", lambda: "driver")
+    monkeypatch.setattr(device_pools, "Mirror", lambda *given: mirror if given == ((), "driver", 5) else None)
+    monkeypatch.setattr(device_pools, "GpuDirect", lambda *given: direct if given == ((), "driver") else None)
+    monkeypatch.setattr(device_pools, "why_not_registered", lambda buffers, settings: found.why)
+    return found
+
+
+def opened(**settings):
+    return device_pools.open_pools("cuda", (), RankSettings.load(staging_max_bytes=5, **settings))
+
+
+def test_a_mirror_is_opened_for_a_gpu_only(driver, caplog):
     caplog.set_level(logging.INFO)
-    made = SimpleNamespace(device=1, bytes=4096)
-    monkeypatch.setattr(backend, "Cuda", lambda: "driver")
-    monkeypatch.setattr(backend, "Mirror", lambda *arguments: made if arguments == ((), "driver", 5) else None)
-    settings = RankSettings.load(staging_max_bytes=5)
-    assert backend.open_mirror("cpu", (), settings) is None
+    assert device_pools.open_pools("cpu", (), RankSettings.load()) is None
     assert "moved directly" in caplog.text
-    assert backend.open_mirror("cuda", (), settings) is made
+    assert opened() is driver.mirror
     assert "GPU 1" in caplog.text
     assert "4096 bytes of host memory are pinned" in caplog.text
     with pytest.raises(TandemError, match="device 'xpu'") as caught:
-        backend.open_mirror("xpu", (), settings)
+        device_pools.open_pools("xpu", (), RankSettings.load())
+    assert caught.value.reason is ErrorReason.NOT_SUPPORTED
+
+
+def test_where_verbs_is_the_only_provider_cards_reach_the_gpu(driver, caplog):
+    caplog.set_level(logging.INFO)
+    assert opened(providers="verbs") is driver.direct
+    assert "moved by RDMA where they are, without checksums" in caplog.text
+    assert opened(gpu_memory="dmabuf") is driver.direct
+    assert opened(providers="verbs", gpu_memory="mirror") is driver.mirror
+
+
+def test_cards_that_do_not_reach_the_gpu_leave_the_mirror(driver, caplog):
+    driver.why = "the device takes no memory by a dma-buf"
+    assert opened(providers="verbs") is driver.mirror
+    assert "RDMA does not reach the KV pools in the GPU: the device takes no" in caplog.text
+    assert driver.freed == [True]
+    with pytest.raises(TandemError, match="takes no memory") as caught:
+        opened(gpu_memory="dmabuf")
     assert caught.value.reason is ErrorReason.NOT_SUPPORTED
 
 

@@ -248,9 +248,35 @@ class RankAgent:
             return
         states = [None if pages is None else _index(pages) for pages in state_pages]
         chunk = chunk_of(_index(kv_pages), states, metadata_row, len(self.setup.pools), last=True)
+        try:
+            writable = self.staging.writable()
+        except TandemError as error:
+            shell.feed(Broken(wire.why_from(error)))
+            return
+        if writable is None:
+            self._offer(room, chunk.entries, decode_prefix_len)
+        else:
+            self.spawn(self._offer_after(writable, room, chunk.entries, decode_prefix_len), f"offer of {room}")
+
+    async def _offer_after(
+        self, writable: asyncio.Future[None], room: RoomId, entries: Sequence[I64], decode_prefix_len: int
+    ) -> None:
+        try:
+            await writable
+        except TandemError as error:
+            if shell := self._rooms.get(room):
+                shell.feed(Broken(wire.why_from(error)))
+            return
+        self._offer(room, entries, decode_prefix_len)
+
+    def _offer(self, room: RoomId, entries: Sequence[I64], decode_prefix_len: int) -> None:
+        """Offers the entries, unless the room is failing or gone by now."""
+        shell = self._rooms.get(room)
+        if not isinstance(shell, ReceiverRoom):
+            return
         grant_id = GrantId(next(self._grant_ids))
         self._grants[grant_id] = room
-        shell.reserved(grant_id, chunk.entries, decode_prefix_len)
+        shell.reserved(grant_id, entries, decode_prefix_len)
         if shell.grant_id != grant_id:
             del self._grants[grant_id]  # it was refused
 

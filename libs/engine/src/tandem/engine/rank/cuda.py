@@ -1,4 +1,5 @@
-"""The CUDA driver by ctypes: what it takes to copy between a GPU's memory and pinned host memory, and nothing more.
+"""The CUDA driver by ctypes: what it takes to copy between a GPU's memory and pinned host memory, and to let network
+cards at a GPU's memory; nothing more.
 
 Only this module knows libcuda; it needs no CUDA toolkit and no torch. Every failed call raises TandemError with the
 call's name and the driver's own words.
@@ -27,6 +28,20 @@ _PORTABLE: Final = 1
 _NON_BLOCKING: Final = 1
 """A stream that does not wait for the default stream."""
 
+_DMA_BUF: Final = 1
+"""Kind of handle: a descriptor of a dma-buf."""
+_WRITES_ORDERING: Final = 118
+"""Device attribute: from whom on writes of other devices are seen without a flush."""
+_SEEN_BY_OWNER: Final = 100
+"""Its value, and the scope of a flush, for what runs on the GPU itself."""
+_CURRENT_CONTEXT: Final = 0
+"""Target of a flush."""
+
+_NEWER: Final[dict[str, tuple[Any, ...]]] = {
+    "cuMemGetHandleForAddressRange": (c_void_p, c_uint64, c_size_t, c_int, c_uint64),
+    "cuFlushGPUDirectRDMAWrites": (c_int, c_int),
+}
+"""Calls that drivers have since CUDA 11.7."""
 _ARGUMENTS: Final[dict[str, tuple[Any, ...]]] = {
     "cuInit": (c_uint,),
     "cuDevicePrimaryCtxRetain": (c_void_p, c_int),
@@ -40,6 +55,7 @@ _ARGUMENTS: Final[dict[str, tuple[Any, ...]]] = {
     "cuStreamSynchronize": (c_void_p,),
     "cuMemcpyDtoHAsync_v2": (c_void_p, c_uint64, c_size_t, c_void_p),
     "cuMemcpyHtoDAsync_v2": (c_uint64, c_void_p, c_size_t, c_void_p),
+    "cuDeviceGetAttribute": (c_void_p, c_int, c_int),
     "cuPointerGetAttribute": (c_void_p, c_int, c_uint64),
     "cuGetErrorString": (c_int, c_void_p),
 }
@@ -61,11 +77,26 @@ class Cuda:
             for calls in (self._waiting, self._brief):
                 getattr(calls, name).argtypes = arguments
                 getattr(calls, name).restype = c_int
+        self._newer = all(hasattr(self._waiting, name) for name in _NEWER)
+        for name, arguments in _NEWER.items() if self._newer else ():
+            getattr(self._waiting, name).argtypes = arguments
+            getattr(self._waiting, name).restype = c_int
         self.call("cuInit", 0)
 
     def call(self, name: str, *arguments: Any) -> None:
         """One call that may take its time; other threads of Python run meanwhile."""
         self._check(name, getattr(self._waiting, name)(*arguments))
+
+    def export(self, address: int, size: int) -> int:
+        """A descriptor of the dma-buf that holds memory of a GPU; the caller closes it. Both are whole pages.
+
+        Raises TandemError: NOT_SUPPORTED for a driver before CUDA 11.7, TRANSFER_FAILED if it refuses.
+        """
+        if not self._newer:
+            raise TandemError(ErrorReason.NOT_SUPPORTED, "the CUDA driver is older than 11.7, which has dma-bufs first")
+        fd = c_int(-1)
+        self.call("cuMemGetHandleForAddressRange", byref(fd), address, size, _DMA_BUF, 0)
+        return fd.value
 
     def device_of(self, address: int) -> int | None:
         """Number of the GPU that an address belongs to; None for memory of the host."""
@@ -131,6 +162,16 @@ class CudaDevice:
     def finish(self) -> None:
         """Waits until every queued copy is done."""
         self._cuda.call("cuStreamSynchronize", self._stream)
+
+    def sees_writes(self) -> bool:
+        """Whether what runs on the GPU sees writes of network cards without a flush."""
+        value = c_int()
+        self._cuda.call("cuDeviceGetAttribute", byref(value), _WRITES_ORDERING, self.ordinal)
+        return value.value >= _SEEN_BY_OWNER
+
+    def flush_writes(self) -> None:
+        """Has the GPU see every write of a network card whose arrival this process knows of."""
+        self._cuda.call("cuFlushGPUDirectRDMAWrites", _CURRENT_CONTEXT, _SEEN_BY_OWNER)
 
     def wait_for(self, event: int) -> None:
         """Copies that are queued from now on wait, on the GPU, for a recorded event. From any thread."""

@@ -135,7 +135,8 @@ class Dialer:
         if agent.life is None:
             raise TandemError(ErrorReason.NOT_REGISTERED, "the worker is not registered yet")
         async with asyncio.timeout(self._settings.dial_timeout_ms / 1000):
-            ours = hello.hello(agent.life, peer.life, setup.rank, setup.layout, agent.endpoint.offer())
+            protocol, offers = setup.settings.protocol, agent.endpoint.offer()
+            ours = hello.hello(protocol, agent.life, peer.life, setup.rank, setup.layout, offers)
             await call.write(kv_link_pb2.LinkRequest(hello=ours))
             first = await call.read()
             if first is grpc.aio.EOF or first.WhichOneof("message") != "hello":
@@ -147,7 +148,7 @@ class Dialer:
                         )
                     )
                 raise TandemError(ErrorReason.PROTOCOL_VIOLATION, f"{peer.life} did not answer with Hello")
-            theirs, features = hello.check(first.hello, agent.life, setup.rank, setup.layout)
+            theirs, features = hello.check(first.hello, protocol, agent.life, setup.rank, setup.layout)
             if theirs != peer.life:
                 raise TandemError(ErrorReason.STALE_INCARNATION, f"{peer.address} is {theirs}, not {peer.life}")
             layout = convert.layout_from_proto(first.hello.layout)

@@ -15,6 +15,7 @@ from tandem.v1 import kv_link_pb2
 
 
 def hello(
+    protocol: version.Protocol,
     ours: WorkerLife,
     peer: WorkerLife,
     rank: RankId,
@@ -26,7 +27,7 @@ def hello(
 ) -> kv_link_pb2.LinkHello:
     """What this side says. Prefill adds the epoch and the credit."""
     return kv_link_pb2.LinkHello(
-        version=convert.protocol_to_proto(version.CURRENT),
+        version=convert.protocol_to_proto(protocol),
         worker=convert.life_to_proto(ours),
         peer=convert.life_to_proto(peer),
         rank=convert.rank_to_proto(rank),
@@ -38,7 +39,7 @@ def hello(
 
 
 def check(
-    message: kv_link_pb2.LinkHello, ours: WorkerLife, rank: RankId, layout: KvLayout
+    message: kv_link_pb2.LinkHello, protocol: version.Protocol, ours: WorkerLife, rank: RankId, layout: KvLayout
 ) -> tuple[WorkerLife, version.Feature]:
     """Checks the other side's Hello; returns its life, and the features that both sides may use.
 
@@ -46,7 +47,7 @@ def check(
     for a layout or a rank that does not fit.
     """
     peer = convert.life_from_proto(message.worker)
-    features = version.agree(version.CURRENT, convert.protocol_from_proto(message.version), str(peer))
+    features = version.agree(protocol, convert.protocol_from_proto(message.version), str(peer))
     meant = convert.life_from_proto(message.peer)
     if meant != ours:
         raise TandemError(ErrorReason.STALE_INCARNATION, f"{peer} wants {meant}, this is {ours}")

@@ -93,11 +93,13 @@ class Listener(kv_link_pb2_grpc.KvLinkServiceServicer):
             ours = await self._agent.wait_identified()
         if first.WhichOneof("message") != "hello":
             raise TandemError(ErrorReason.PROTOCOL_VIOLATION, "a link starts with Hello")
-        peer, _ = hello.check(first.hello, ours, setup.rank, setup.layout)
+        protocol = setup.settings.protocol
+        peer, features = hello.check(first.hello, protocol, ours, setup.rank, setup.layout)
         layout = convert.layout_from_proto(first.hello.layout)
         epoch = LinkEpoch(next(self._epochs))
         rank = convert.rank_from_proto(first.hello.rank)
         link = KvLink(peer, rank, epoch, kv_link_pb2.LinkResponse, PoolMap(layout), self._settings.outbox_limit)
+        link.features = features
 
         def on_event(event: LaneEvent) -> None:
             self._agent.on_lane_event(link, event)
@@ -107,6 +109,7 @@ class Listener(kv_link_pb2_grpc.KvLinkServiceServicer):
         link.sender_lane = self._agent.staging.over(accepted.lane)
         log.info("%s (%s) gets provider %s: %s", peer, rank, accepted.answer.name, accepted.answer.reason)
         answer = hello.hello(
+            protocol,
             ours,
             peer,
             setup.rank,

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import logging
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Final
@@ -24,6 +24,7 @@ from tandem.core.errors import ErrorReason, TandemError
 from tandem.engine.rank.cuda import Cuda, CudaDevice
 from tandem.engine.rank.pools import Pool
 from tandem.engine.rank.staged import Copy, StagedLane
+from tandem.engine.rank.staging import Places, only_gpu, places_of
 from tandem.rdma.api import U64, Buffer, SenderLane
 
 log = logging.getLogger(__name__)
@@ -43,13 +44,8 @@ class Mirror:
         Raises TandemError: INVALID_ARGUMENT for a mirror over the limit, NOT_SUPPORTED for pools on several GPUs,
         ENGINE_FAILED for want of host memory, TRANSFER_FAILED if the driver refuses.
         """
-        places = [[cuda.device_of(buffer.address) for buffer in pool.buffers] for pool in pools]
-        ordinals = {place for pool in places for place in pool if place is not None}
-        if len(ordinals) != 1:
-            raise TandemError(
-                ErrorReason.NOT_SUPPORTED, f"the pools of a rank lie on one GPU, not on {sorted(ordinals) or 'none'}"
-            )
-        self.device = ordinals.pop()
+        places = places_of(pools, cuda)
+        self.device = only_gpu(places)
         """Number of the GPU, in this process."""
         sizes = [_device_bytes(pool, where) for pool, where in zip(pools, places, strict=True)]
         self.bytes = sum(sizes)
@@ -75,7 +71,7 @@ class Mirror:
         """The pools as the endpoint knows them."""
         self._set_map(pools, places)
 
-    def _set_map(self, pools: tuple[Pool, ...], places: list[list[int | None]]) -> None:
+    def _set_map(self, pools: tuple[Pool, ...], places: Places) -> None:
         ours = [buffer for pool in self.pools for buffer in pool.buffers]
         theirs = [buffer for pool in pools for buffer in pool.buffers]
         self._ends = np.cumsum([buffer.bytes for buffer in ours], dtype=np.uint64)
@@ -89,6 +85,9 @@ class Mirror:
     def over(self, lane: SenderLane) -> SenderLane:
         """See `Staging.over`."""
         return StagedLane(lane, self)
+
+    def writable(self) -> None:
+        """At once: what lands, lands in the mirror."""
 
     async def upload(self, offsets: U64, lengths: U64) -> None:
         """See `Staging.upload`."""
@@ -181,11 +180,11 @@ def _open(cuda: Cuda, ordinal: int, sizes: list[int]) -> tuple[CudaDevice, list[
         return gpu, regions, stack.pop_all()
 
 
-def _device_bytes(pool: Pool, where: list[int | None]) -> int:
+def _device_bytes(pool: Pool, where: Sequence[int | None]) -> int:
     return sum(buffer.bytes for buffer, place in zip(pool.buffers, where, strict=True) if place is not None)
 
 
-def _mirrored(pool: Pool, where: list[int | None], base: int) -> Pool:
+def _mirrored(pool: Pool, where: Sequence[int | None], base: int) -> Pool:
     """The pool with its device buffers laid end to end from `base`."""
     buffers = []
     for buffer, place in zip(pool.buffers, where, strict=True):

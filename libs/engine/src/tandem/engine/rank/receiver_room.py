@@ -58,6 +58,8 @@ class ReceiverRoom(RoomShell):
 
     def reserved(self, grant_id: GrantId, entries: Sequence[I64], decode_prefix_len: int) -> None:
         """The engine reserved these entries per pool: open the grant and offer it."""
+        if self._receiver.why is not None:
+            return  # it is failing: nobody would close the grant
         link = self.link
         if self._grant is not None or link is None or link.receiver_lane is None:
             self.feed(Broken(Why(ErrorReason.LINK_LOST, "the room has no lane")))

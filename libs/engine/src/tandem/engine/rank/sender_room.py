@@ -25,6 +25,7 @@ from tandem.core.room.events import (
     Why,
 )
 from tandem.core.room.sender import Sender
+from tandem.core.version import Feature
 from tandem.engine.port import Ticket
 from tandem.engine.rank.handles import SenderHandle
 from tandem.engine.rank.link import KvLink
@@ -94,6 +95,8 @@ class SenderRoom(RoomShell):
             case StartTransfer(chunk):
                 self._start(chunk)
             case SendChunkDone(chunk, size, checksum):
+                if Feature.CHUNK_CHECKSUM not in self._live_link().features:
+                    checksum = None
                 done = kv_link_pb2.ChunkDone(
                     room=self.room,
                     grant_id=self.grant_id,

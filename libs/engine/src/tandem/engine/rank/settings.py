@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import Field
 
+from tandem.core import version
+from tandem.core.version import Feature
 from tandem.rdma.api import Direction, EndpointSettings, FaultPlan, VerbsSettings
 from tandem.rpc.addresses import host_to_dial
 from tandem.rpc.settings import Settings
@@ -35,6 +38,11 @@ class RankSettings(Settings, env_prefix="TANDEM_RANK_"):
     offer_credit: int = Field(default=4_096, ge=1, le=65_536, description="offers that may be open on one link")
     outbox_limit: int = Field(default=8_192, ge=16, le=1_000_000, description="messages that may wait on one link")
     fence_ms: int = Field(default=1_000, ge=10, le=60_000, description="longest wait for a cancelled transfer to end")
+    gpu_memory: Literal["auto", "mirror", "dmabuf"] = Field(
+        default="auto",
+        description="KV pools in a GPU: mirror = copied through host memory; dmabuf = RDMA in the GPU, unchecked; "
+        "auto = dmabuf where verbs is the only provider and it works, else mirror",
+    )
     staging_max_bytes: int = Field(
         default=0,
         ge=0,
@@ -79,6 +87,12 @@ class RankSettings(Settings, env_prefix="TANDEM_RANK_"):
     def host(self) -> str:
         """Host that peers dial. Raises OSError if this machine's address can't be found."""
         return host_to_dial(self.bind_host, self.advertise_host)
+
+    @property
+    def protocol(self) -> version.Protocol:
+        """What this rank speaks: a side that makes no checksums can compare none."""
+        left_out = Feature.NONE if self.checksum else Feature.CHUNK_CHECKSUM
+        return replace(version.CURRENT, features=version.CURRENT.features & ~left_out)
 
     def verbs(self) -> VerbsSettings:
         """The share of the provider `verbs`."""

@@ -44,15 +44,14 @@ from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import RankId, Role, RoomId
 from tandem.core.room.events import Phase, Why
 from tandem.engine.rank.agent import RankSetup
-from tandem.engine.rank.cuda import Cuda
+from tandem.engine.rank.gpu_direct import GpuDirect
 from tandem.engine.rank.handles import ReceiverHandle, RoomHandle, SenderHandle
-from tandem.engine.rank.mirror import Mirror
 from tandem.engine.rank.pools import Pool
 from tandem.engine.rank.settings import RankSettings
 from tandem.engine.rank.staging import DIRECT
 from tandem.engine.rank.status import Gauges
 from tandem.engine.rank.threaded import ThreadedRank
-from tandem.engine.sglang import environment, pools, tags
+from tandem.engine.sglang import device_pools, environment, pools, tags
 from tandem.engine.sglang.wake import Wake
 
 log = logging.getLogger(__name__)
@@ -126,11 +125,16 @@ class TandemKVManager(BaseKVManager):  # type: ignore[misc]
         """Stream that SGLang computes on, once its scheduler has made a step."""
         self.settings = RankSettings.load()
         pool_list = pools.pools_of(args)
-        self.mirror = open_mirror(server_args.device, pool_list, self.settings)
-        """Of pools that lie in a GPU; None for pools in host memory."""
-        self.rank = self._start_rank(server_args, pool_list if self.mirror is None else self.mirror.pools)
+        self.device_pools = device_pools.open_pools(server_args.device, pool_list, self.settings)
+        """Pools that lie in a GPU; None for pools in host memory."""
+        self.rank = self._start_rank(server_args, pool_list)
 
     def _start_rank(self, server_args: Any, pool_list: tuple[Pool, ...]) -> ThreadedRank:
+        settings, staging = self.settings, self.device_pools
+        if staging is not None:
+            pool_list = staging.pools
+        if isinstance(staging, GpuDirect):
+            settings = settings.model_copy(update={"providers": "verbs", "checksum": False})
         args = self.kv_args
         rank = ThreadedRank(
             RankSetup(
@@ -138,8 +142,8 @@ class TandemKVManager(BaseKVManager):  # type: ignore[misc]
                 rank=RankId(dp=args.system_dp_rank or 0, pp=args.pp_rank, tp=args.engine_rank),
                 layout=pools.layout_of(args, pool_list, server_args, model_config_of(server_args)),
                 pools=pool_list,
-                settings=self.settings,
-                staging=self.mirror or DIRECT,
+                settings=settings,
+                staging=staging or DIRECT,
             ),
             environment.rank_hub_address(),
             lambda: self.gauges,
@@ -148,13 +152,13 @@ class TandemKVManager(BaseKVManager):  # type: ignore[misc]
         return rank
 
     def order_uploads(self) -> None:
-        """Decode, on a GPU: uploads from now on wait for what is computed at this moment.
+        """Decode, on a GPU: what is written to pages from now on waits for what is computed at this moment.
 
         SGLang's overlap scheduler frees the pages of a finished sequence while one more step is under way that writes
         a token to them, and the pages that it reserves may be among these.
         """
-        if self.mirror is not None and self.forward_stream is not None:
-            self.mirror.after(self.forward_stream.record_event().cuda_event)
+        if self.device_pools is not None and self.forward_stream is not None:
+            self.device_pools.after(self.forward_stream.record_event().cuda_event)
 
     def register_to_bootstrap(self) -> None:
         """Nothing: the service registers the worker once every rank is there."""
@@ -243,8 +247,8 @@ class TandemKVSender(_Room, BaseKVSender):  # type: ignore[misc]
     ) -> None:
         """Moves one finished chunk. SGLang gives the states, if only an empty list, with the last one."""
         event, self._early_send_wait_event = self._early_send_wait_event, None
-        if event is not None and self.kv_mgr.mirror is not None:
-            self.kv_mgr.mirror.after(event.cuda_event)  # on the GPU: the scheduler goes on
+        if event is not None and self.kv_mgr.device_pools is not None:
+            self.kv_mgr.device_pools.after(event.cuda_event)  # on the GPU: the scheduler goes on
         elif event is not None:
             event.synchronize()
         if self._pages_left is None or len(kv_indices) > self._pages_left:
@@ -366,28 +370,6 @@ CLASSES: Final[dict[KVClassType, type]] = {
     KVClassType.RECEIVER: TandemKVReceiver,
     KVClassType.BOOTSTRAP_SERVER: TandemKVBootstrapServer,
 }
-
-
-def open_mirror(device: str, pool_list: tuple[Pool, ...], settings: RankSettings) -> Mirror | None:
-    """The mirror of pools that lie in a GPU; None for pools in host memory, which are moved themselves.
-
-    Raises TandemError: NOT_SUPPORTED for any other device, else as `Mirror` does.
-    """
-    if device == "cpu":
-        log.info("the KV pools lie in host memory and are moved directly")
-        return None
-    if device != "cuda":
-        raise TandemError(
-            ErrorReason.NOT_SUPPORTED,
-            f"the KV pools lie in memory of device {device!r}; those of cpu and cuda can be moved",
-        )
-    mirror = Mirror(pool_list, Cuda(), settings.staging_max_bytes)
-    log.info(
-        "the KV pools lie in GPU %d and are moved through a mirror: %d bytes of host memory are pinned",
-        mirror.device,
-        mirror.bytes,
-    )
-    return mirror
 
 
 def entries(indices: npt.ArrayLike) -> npt.NDArray[np.int64]:

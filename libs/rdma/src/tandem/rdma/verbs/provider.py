@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.rdma.api import Direction, EndpointSettings, OnEvent, VerbsSettings
+from tandem.rdma.api import Buffer, Direction, EndpointSettings, OnEvent, VerbsSettings
 from tandem.rdma.memory import Memory
 from tandem.rdma.verbs import library as pyverbs
 from tandem.rdma.verbs.control import MAX_RAILS
@@ -58,6 +58,14 @@ def check_settings(settings: VerbsSettings) -> None:
         )
 
 
+def why_not_registered(buffers: Sequence[Buffer], settings: VerbsSettings) -> str:
+    """Tries to register memory with every device, and lets it go again: why that can't be done, '' if it can.
+
+    Raises TandemError(INVALID_ARGUMENT) for settings or buffers that are out of range.
+    """
+    return VerbsProvider(Memory(buffers), EndpointSettings(verbs=settings)).probe()
+
+
 class VerbsProvider:
     """Make, `start` on the event loop, then open lanes."""
 
@@ -77,6 +85,20 @@ class VerbsProvider:
 
         Returns why verbs can't be used, '' if they can.
         """
+        reason = self._prepare()
+        for device in self._devices:
+            device.start()
+        return reason
+
+    def probe(self) -> str:
+        """What `start` would return; nothing stays open."""
+        reason = self._prepare()
+        self._close_devices()
+        if self._threads is not None:
+            self._threads.pool.shutdown()
+        return reason
+
+    def _prepare(self) -> str:
         try:
             library = pyverbs.load()
             self._open_devices(library)
@@ -88,8 +110,6 @@ class VerbsProvider:
         except TandemError as error:
             self._close_devices()
             return error.message
-        for device in self._devices:
-            device.start()
         return ""
 
     def _open_devices(self, library: pyverbs.Library) -> None:

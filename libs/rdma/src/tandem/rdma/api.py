@@ -274,7 +274,7 @@ class VerbsSettings:
     """Receive requests on one queue pair: pieces that may land before the receiver looks."""
     completions: int = 65_536
     """Places of a device's completion queue, shared by its queue pairs; cut to what the device has."""
-    piece_bytes: int = 4 << 20
+    piece_bytes: int = 8 << 20
     """Bytes that go over one rail and are acknowledged together."""
     window_bytes: int = 16 << 20
     """Bytes that may be under way on one rail: what a cancelled write waits for."""

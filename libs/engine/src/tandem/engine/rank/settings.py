@@ -68,7 +68,7 @@ class RankSettings(Settings, env_prefix="TANDEM_RANK_"):
     verbs_retry_cnt: int = Field(default=6, ge=0, le=6, description="repeats after that wait")
     verbs_rnr_retry: int = Field(default=6, ge=0, le=6, description="repeats while the peer is not ready to receive")
     verbs_piece_bytes: int = Field(
-        default=4 << 20, ge=4096, le=1 << 30, description="bytes that go over one RDMA device together"
+        default=8 << 20, ge=4096, le=1 << 30, description="bytes that go over one RDMA device together"
     )
     verbs_window_bytes: int = Field(
         default=16 << 20, ge=4096, le=1 << 40, description="bytes under way on one RDMA device of a lane"

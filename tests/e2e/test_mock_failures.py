@@ -137,8 +137,9 @@ async def test_a_byte_that_flips_once_costs_an_attempt_and_changes_nothing(tmp_p
     with running_system(tmp_path, "--engine", "mock", "--env", f"decode-0:{FLIP}") as system:
         prompt = prompt_of(40)
         async with system.client() as client:
-            # As a stream: its first token, which prefill says, is out before the byte flips.
-            answer = await streamed(client, prompt, 8)
+            first = asyncio.Event()
+            answer = await streamed(client, prompt, 8, alone=first)
+        assert first.is_set(), "prefill's token is out before the byte flips"
         assert (answer.tokens, answer.text) == (oracle.predict(prompt, 8).tokens, oracle.predict(prompt, 8).text)
         status = (await system.wait_idle())["decode-0"]
         assert (status.checksum_failures, status.rooms_failed, status.rooms_succeeded) == (1, 1, 1)

@@ -24,7 +24,8 @@ LENGTHS = [
 NEW_TOKENS = 64
 CHUNK_TOKENS = 256
 FLIPPED_CHUNK = 10
-"""Only prompts of more than 2560 tokens have a chunk with this number."""
+"""Only prompts of more than 2560 tokens have a chunk with this number; one more if a batch is shared."""
+assert max(LENGTHS) <= (FLIPPED_CHUNK - 2) * CHUNK_TOKENS, "nor with the number before"
 ONE_ATTEMPT = "gateway:TANDEM_GATEWAY_MAX_ATTEMPTS=1"
 """A second one would find the prompt in prefill's cache, and so have other chunks; and it would hide failures."""
 
@@ -236,7 +237,11 @@ async def test_no_page_comes_back_before_both_ranks_are_fenced(doubled: System, 
     """One rank of decode fails on a flipped byte; the other one's lane is stuck, so that bytes may still land there."""
     members, pushed = await doubled.members(), (FLIPPED_CHUNK + 1) * CHUNK_TOKENS
     before = await doubled.wait_idle()
-    held = {name: asyncio.create_task(_held_while_open(members[name].info)) for name in ("prefill-0", "decode-0")}
+    watched, held = [asyncio.Event(), asyncio.Event()], {}
+    for name, seen in zip(("prefill-0", "decode-0"), watched, strict=True):
+        work = _held_while_open(members[name].info, before[name].rooms_failed, seen)
+        held[name] = asyncio.create_task(work)
+        await asyncio.wait_for(seen.wait(), 20)
     async with doubled.client() as client:
         response = await client.post("/generate", json=body(prompt_of(3000, seed=79), 8))
     assert response.status_code == 502, response.text
@@ -245,7 +250,7 @@ async def test_no_page_comes_back_before_both_ranks_are_fenced(doubled: System, 
     assert after["decode-0"].checksum_failures > before["decode-0"].checksum_failures
     assert all(is_idle(status) for status in after.values()), after
     for name, task in held.items():
-        failed = await task
+        failed = await asyncio.wait_for(task, 20)
         assert failed, f"{name} was never seen with one rank failed and the other not"
         assert min(failed) >= pushed, f"{name} gave pages back while a rank's room was open: {failed}"
     async with doubled.client() as client:
@@ -253,15 +258,14 @@ async def test_no_page_comes_back_before_both_ranks_are_fenced(doubled: System, 
     assert answer.tokens == references.answers(tp_size=2, chunked_prefill_size=CHUNK_TOKENS)[20]
 
 
-async def _held_while_open(info: bootstrap_pb2.WorkerInfo) -> list[int]:
+async def _held_while_open(info: bootstrap_pb2.WorkerInfo, before: int, watched: asyncio.Event) -> list[int]:
     """Pages in use, whenever one rank's room has failed and the other's has not ended."""
     held: list[int] = []
-    first: int | None = None
     async for status in watch_status(info):
-        first = status.rooms_failed if first is None else first
-        if status.rooms_failed > first and status.open_rooms == 0:
+        watched.set()
+        if status.rooms_failed > before and status.open_rooms == 0:
             return held
-        if status.rooms_failed > first:
+        if status.rooms_failed > before:
             kv = next(pool for pool in status.pools if pool.name == "kv")
             held.append(kv.total - kv.free - kv.evictable)
     raise AssertionError("the worker ended its status")

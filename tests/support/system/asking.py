@@ -35,14 +35,26 @@ async def generate(client: httpx.AsyncClient, input_ids: Sequence[int], new_toke
     return Answer(found["output_ids"], found["text"], found["meta_info"])
 
 
-async def streamed(client: httpx.AsyncClient, input_ids: Sequence[int], new_tokens: int, **sampling: Any) -> Answer:
-    """The same as a stream, whose every event continues the one before. Fails on an error event."""
+async def streamed(
+    client: httpx.AsyncClient,
+    input_ids: Sequence[int],
+    new_tokens: int,
+    *,
+    alone: asyncio.Event | None = None,
+    **sampling: Any,
+) -> Answer:
+    """The same as a stream, whose every event continues the one before. Fails on an error event.
+
+    alone: set if the first token came by itself.
+    """
     found = Answer([], "", {})
     async for event in events(client, "/generate", body(input_ids, new_tokens, **sampling)):
         assert "error" not in event, event
         now = Answer(event["output_ids"], event["text"], event["meta_info"])
         assert now.tokens[: len(found.tokens)] == found.tokens
         assert now.text.startswith(found.text)
+        if alone is not None and not found.tokens and len(now.tokens) == 1:
+            alone.set()
         found = now
     return found
 

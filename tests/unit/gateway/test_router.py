@@ -94,6 +94,20 @@ async def test_another_attempt_goes_on_from_the_first_token_that_prefill_said() 
     assert [(list(delta.token_ids), delta.text) for delta in got] == [([4], "x"), ([5], "y"), ([], "")]
 
 
+async def test_an_attempt_whose_dice_fall_otherwise_ends_with_the_first_cause() -> None:
+    workers = two_each()
+    task = await settled(router_of(workers).run(sequence(), journey(), lambda _: True))
+    [first] = workers.prefills[0].submits
+    workers.prefills[0].bring(tokens(first.room, 4, text="x"))
+    workers.decodes[0].lose(LOST)
+    second = await workers.decodes[1].next_submit()
+    workers.decodes[1].bring(tokens(second.room, 5, text="y"))
+    with pytest.raises(TandemError) as failure:
+        await task
+    assert failure.value is LOST, "not that the second attempt said another token"
+    assert sum(len(worker.submits) for worker in workers.decodes) == 2, "no third one"
+
+
 class LoadedDice(Dice):
     """Always the first worker."""
 

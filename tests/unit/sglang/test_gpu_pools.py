@@ -12,6 +12,7 @@ import pytest
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import Role
 from tandem.engine.rank.settings import RankSettings
+from tandem.rdma.api import Direction
 from tests.support.sglang import installed
 
 installed.require()
@@ -100,23 +101,24 @@ def driver(monkeypatch):
     monkeypatch.setattr(device_pools, "Cuda", lambda: "driver")
     monkeypatch.setattr(device_pools, "Mirror", lambda *given: mirror if given == ((), "driver", 5) else None)
     monkeypatch.setattr(device_pools, "GpuDirect", lambda *given: direct if given == ((), "driver") else None)
-    monkeypatch.setattr(device_pools, "why_not_registered", lambda buffers, settings: found.why)
+    monkeypatch.setattr(device_pools, "why_not_registered", lambda buffers, settings, direction: found.why)
     return found
 
 
 def opened(**settings):
-    return device_pools.open_pools("cuda", (), RankSettings.load(staging_max_bytes=5, **settings))
+    loaded = RankSettings.load(staging_max_bytes=5, **settings)
+    return device_pools.open_pools("cuda", (), loaded, Direction.SEND)
 
 
 def test_a_mirror_is_opened_for_a_gpu_only(driver, caplog):
     caplog.set_level(logging.INFO)
-    assert device_pools.open_pools("cpu", (), RankSettings.load()) is None
+    assert device_pools.open_pools("cpu", (), RankSettings.load(), Direction.SEND) is None
     assert "moved directly" in caplog.text
     assert opened() is driver.mirror
     assert "GPU 1" in caplog.text
     assert "4096 bytes of host memory are pinned" in caplog.text
     with pytest.raises(TandemError, match="device 'xpu'") as caught:
-        device_pools.open_pools("xpu", (), RankSettings.load())
+        device_pools.open_pools("xpu", (), RankSettings.load(), Direction.SEND)
     assert caught.value.reason is ErrorReason.NOT_SUPPORTED
 
 
@@ -126,6 +128,10 @@ def test_where_verbs_is_the_only_provider_cards_reach_the_gpu(driver, caplog):
     assert "moved by RDMA where they are, without checksums" in caplog.text
     assert opened(gpu_memory="dmabuf") is driver.direct
     assert opened(providers="verbs", gpu_memory="mirror") is driver.mirror
+    assert opened(providers="verbs", checksum=True) is driver.mirror, "who asks for checksums gets them"
+    assert opened(providers="verbs", checksum=False) is driver.direct
+    with pytest.raises(TandemError, match="dmabuf needs verbs; the providers are tcp"):
+        opened(providers="tcp", gpu_memory="dmabuf")
 
 
 def test_cards_that_do_not_reach_the_gpu_leave_the_mirror(driver, caplog):

@@ -61,6 +61,8 @@ class Attempt:
         self._last: session_pb2.Delta | None = None
         self.delivered = False
         """Whether the client may have seen more of it than a first token, so that it cannot be repeated."""
+        self.contradicts = False
+        """Whether decode began otherwise than the client was told: no further attempt can be better."""
         self._kv_arrived = False
 
     async def run(self) -> TandemError | None:
@@ -92,6 +94,7 @@ class Attempt:
         try:
             news = self._first_token.from_decode(delta)
         except TandemError as error:
+            self.contradicts = True
             self._fail(error)
             return
         if news.HasField("finish") and self._awaits_prompt:

@@ -119,7 +119,7 @@ class Router:
         self, sequence: Sequence, journey: Journey, deliver: Callable[[session_pb2.Delta], bool]
     ) -> None:
         avoid: set[WorkerLife] = set()
-        first_token = FirstToken()
+        first_token, cause = FirstToken(), None
         for number in range(1, self._settings.max_attempts + 1):
             decode, prefill = self._pick(sequence.model, avoid)
             submit = self._submit(sequence, journey, decode, prefill)
@@ -127,7 +127,10 @@ class Router:
             failure = await attempt.run()
             if failure is None:
                 return
+            cause = cause or failure
             log.warning("attempt %d on %s and %s failed: %s", number, prefill.life, decode.life, failure)
+            if attempt.contradicts:
+                raise cause
             if attempt.delivered or not failure.spec.retryable or number == self._settings.max_attempts:
                 raise failure
             avoid |= {prefill.life, decode.life}

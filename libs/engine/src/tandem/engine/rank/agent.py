@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 MAX_ROOMS: Final = 65_536
 """Most rooms that may be open on a rank."""
-_DIRECTIONS: Final = {Role.PREFILL: Direction.SEND, Role.DECODE: Direction.RECEIVE}
+DIRECTION_OF_ROLE: Final = {Role.PREFILL: Direction.SEND, Role.DECODE: Direction.RECEIVE}
 ENDED_ROOMS: Final = 8_192
 """Ended rooms that are remembered, so that what comes late for them is known as late."""
 
@@ -88,7 +88,7 @@ class RankAgent:
         self._identified = asyncio.Event()
         self._on_room_ended = on_room_ended
         buffers = [buffer for pool in setup.pools for buffer in pool.buffers]
-        self.endpoint = open_endpoint(buffers, setup.settings.endpoint(_DIRECTIONS[setup.role], setup.rank.tp))
+        self.endpoint = open_endpoint(buffers, setup.settings.endpoint(DIRECTION_OF_ROLE[setup.role], setup.rank.tp))
         self.tasks = TaskSupervisor(max_tasks=8 * MAX_ROOMS)
         self.credentials = Credentials.from_settings(TlsSettings.load())
         self._rooms: dict[RoomId, SenderRoom | ReceiverRoom] = {}

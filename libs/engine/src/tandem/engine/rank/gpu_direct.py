@@ -14,6 +14,7 @@ import contextlib
 import logging
 import mmap
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -48,8 +49,10 @@ class GpuDirect:
             self._gpu = self._thread.submit(CudaDevice, cuda, self.device).result()
             stack.callback(lambda: self._thread.submit(self._gpu.close).result())
             self._flushes = not self._thread.submit(self._gpu.sees_writes).result()
+            if self._flushes:
+                self._thread.submit(self._gpu.flush_writes).result()  # tells now whether it can be done at all
             self.pools = tuple(
-                replace(pool, buffers=tuple(_shown(stack, cuda, *one) for one in zip(pool.buffers, where, strict=True)))
+                replace(pool, buffers=tuple(self._thread.submit(_shown, stack, cuda, pool, where).result()))
                 for pool, where in zip(pools, places, strict=True)
             )
             """The pools as the endpoint knows them."""
@@ -70,6 +73,10 @@ class GpuDirect:
 
     async def upload(self, offsets: U64, lengths: U64) -> None:
         """See `Staging.upload`."""
+        await self.settle()
+
+    async def settle(self) -> None:
+        """See `Staging.settle`: a card's completion is no proof that the GPU has its writes."""
         if self._flushes:
             self._require_open()
             await asyncio.get_running_loop().run_in_executor(self._thread, self._gpu.flush_writes)
@@ -96,12 +103,17 @@ class GpuDirect:
             raise TandemError(ErrorReason.DRAINING, "the rank is closing")
 
 
-def _shown(stack: contextlib.ExitStack, cuda: Cuda, buffer: Buffer, place: int | None) -> Buffer:
-    """The buffer with the dma-buf that holds it, which ends with the stack; one of the host as it is."""
-    if place is None:
-        return buffer
-    start = buffer.address & ~(mmap.PAGESIZE - 1)
-    end = -(-(buffer.address + buffer.bytes) // mmap.PAGESIZE) * mmap.PAGESIZE
-    fd = cuda.export(start, end - start)
-    stack.callback(os.close, fd)
-    return replace(buffer, dmabuf=DmaBuf(fd, buffer.address - start))
+def _shown(stack: contextlib.ExitStack, cuda: Cuda, pool: Pool, where: Sequence[int | None]) -> list[Buffer]:
+    """Thread: a pool's buffers with the dma-bufs that hold them, which end with the stack; those of the host as they
+    are."""
+    buffers = []
+    for buffer, place in zip(pool.buffers, where, strict=True):
+        if place is None:
+            buffers.append(buffer)
+            continue
+        start = buffer.address & ~(mmap.PAGESIZE - 1)
+        end = -(-(buffer.address + buffer.bytes) // mmap.PAGESIZE) * mmap.PAGESIZE
+        fd = cuda.export(start, end - start)
+        stack.callback(os.close, fd)
+        buffers.append(replace(buffer, dmabuf=DmaBuf(fd, buffer.address - start)))
+    return buffers

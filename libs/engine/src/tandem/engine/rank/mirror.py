@@ -93,6 +93,9 @@ class Mirror:
         """See `Staging.upload`."""
         await self._start(self._gpu.queue_uploads, Copy(self.rows(offsets, lengths)))
 
+    async def settle(self) -> None:
+        """Nothing: an aborted room is not uploaded."""
+
     def download(self, offsets: U64, lengths: U64) -> tuple[Copy, asyncio.Future[None]]:
         """Copies ranges of the device to the mirror: the copy, and its end. The end raises TandemError if it failed.
 

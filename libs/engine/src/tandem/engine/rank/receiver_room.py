@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Sequence
 
 from tandem.core.errors import ErrorReason, TandemError
@@ -33,6 +34,8 @@ from tandem.engine.rank.rooms import RoomHost, RoomShell
 from tandem.rdma.api import ChunkLanded, Grant
 from tandem.rpc.continued import MAX_PARTS
 from tandem.v1 import kv_link_pb2
+
+log = logging.getLogger(__name__)
 
 
 class ReceiverRoom(RoomShell):
@@ -149,6 +152,10 @@ class ReceiverRoom(RoomShell):
     async def _quiesce(self) -> None:
         if self._grant is not None:
             await self._grant.revoke()
+            try:
+                await self._host.staging.settle()
+            except TandemError as error:
+                log.error("room %d: what has landed may still appear in its pages: %s", self.room, error.message)
         self.feed(Quiet())
 
     def _end(self, why: Why | None) -> None:

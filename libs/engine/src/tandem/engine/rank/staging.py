@@ -38,6 +38,12 @@ class Staging(Protocol):
         Raises TandemError if they did not get there.
         """
 
+    async def settle(self) -> None:
+        """Decode, after an abort: returns once nothing that has landed can appear in the engine's pools any more.
+
+        Raises TandemError if that can't be told.
+        """
+
     async def close(self) -> None:
         """Waits for what is under way, and frees the memory. The endpoint is closed first. Idempotent."""
 
@@ -54,6 +60,9 @@ class Direct:
 
     async def upload(self, offsets: U64, lengths: U64) -> None:
         """Nothing: they are there."""
+
+    async def settle(self) -> None:
+        """Nothing: what has landed is there."""
 
     async def close(self) -> None:
         """Nothing: the memory is the engine's."""

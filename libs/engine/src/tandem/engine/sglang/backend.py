@@ -43,7 +43,7 @@ from sglang.srt.disaggregation.utils import DisaggregationMode, KVClassType
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import RankId, Role, RoomId
 from tandem.core.room.events import Phase, Why
-from tandem.engine.rank.agent import RankSetup
+from tandem.engine.rank.agent import DIRECTION_OF_ROLE, RankSetup
 from tandem.engine.rank.gpu_direct import GpuDirect
 from tandem.engine.rank.handles import ReceiverHandle, RoomHandle, SenderHandle
 from tandem.engine.rank.pools import Pool
@@ -125,7 +125,9 @@ class TandemKVManager(BaseKVManager):  # type: ignore[misc]
         """Stream that SGLang computes on, once its scheduler has made a step."""
         self.settings = RankSettings.load()
         pool_list = pools.pools_of(args)
-        self.device_pools = device_pools.open_pools(server_args.device, pool_list, self.settings)
+        self.device_pools = device_pools.open_pools(
+            server_args.device, pool_list, self.settings, DIRECTION_OF_ROLE[self.role]
+        )
         """Pools that lie in a GPU; None for pools in host memory."""
         self.rank = self._start_rank(server_args, pool_list)
 

@@ -58,12 +58,12 @@ def check_settings(settings: VerbsSettings) -> None:
         )
 
 
-def why_not_registered(buffers: Sequence[Buffer], settings: VerbsSettings) -> str:
+def why_not_registered(buffers: Sequence[Buffer], settings: VerbsSettings, direction: Direction) -> str:
     """Tries to register memory with every device, and lets it go again: why that can't be done, '' if it can.
 
     Raises TandemError(INVALID_ARGUMENT) for settings or buffers that are out of range.
     """
-    return VerbsProvider(Memory(buffers), EndpointSettings(verbs=settings)).probe()
+    return VerbsProvider(Memory(buffers), EndpointSettings(verbs=settings, direction=direction)).probe()
 
 
 class VerbsProvider:

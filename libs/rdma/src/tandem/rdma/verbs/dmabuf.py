@@ -9,12 +9,14 @@ what the object says of it.
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
-from ctypes import POINTER, Structure, byref, c_int, c_size_t, c_uint32, c_uint64, c_void_p, sizeof
+from ctypes import POINTER, Structure, c_int, c_size_t, c_uint32, c_uint64, c_void_p, sizeof
 from typing import Any, Final
 
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.rdma.api import Buffer
+from tandem.rdma.iov import pull_bytes
 
 _LIBRARY: Final = "libibverbs.so.1"
 _WORD: Final = 8
@@ -32,12 +34,6 @@ class _Region(Structure):
         ("lkey", c_uint32),
         ("rkey", c_uint32),
     )
-
-
-class _Span(Structure):
-    """struct iovec."""
-
-    _fields_ = (("base", c_void_p), ("size", c_size_t))
 
 
 class DmaBufRegion:
@@ -82,13 +78,13 @@ def protection_domain_of(region: Any) -> int:
 
 def _peek(address: int) -> _Region | None:
     """What lies at an address of this process, if that is memory at all: read by the kernel, which tells."""
-    found = _Region()
-    target, source = _Span(ctypes.addressof(found), sizeof(found)), _Span(address, sizeof(found))
-    read = ctypes.CDLL(None).process_vm_readv
-    read.argtypes = (c_int, c_void_p, ctypes.c_ulong, c_void_p, ctypes.c_ulong, ctypes.c_ulong)
-    return found if read(os.getpid(), byref(target), 1, byref(source), 1, 0) == sizeof(found) else None
+    try:
+        return _Region.from_buffer_copy(pull_bytes(os.getpid(), address, sizeof(_Region)))
+    except OSError:
+        return None
 
 
+@functools.cache
 def _library() -> Any:
     try:
         verbs = ctypes.CDLL(_LIBRARY, use_errno=True)

@@ -56,6 +56,10 @@ def holds(*worker_ids: str):
     return lambda view: set(view.workers) == set(worker_ids)
 
 
+def lives(*incarnations: str):
+    return lambda view: {str(info.life.incarnation) for info in view.workers.values()} == set(incarnations)
+
+
 async def test_callbacks_follow_join_drain_and_leave():
     seen: asyncio.Queue[tuple[str, object]] = asyncio.Queue()
     callbacks = WatchCallbacks(
@@ -141,6 +145,8 @@ async def test_a_new_life_replaces_the_old_one_which_ends():
         await watcher.wait_for(holds("p7"), WAIT_MS)
         async with lease_holder(process.address, "p7") as second:
             assert await asyncio.wait_for(first.child.wait(), 20) == ExitCode.REPLACED
+            # The replaced process and this watcher hear of it on streams of their own, in any order.
+            await watcher.wait_for(lives(second.address), WAIT_MS)
             assert events == [("joined", first.address), ("left", first.address), ("joined", second.address)]
 
 

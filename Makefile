@@ -30,11 +30,11 @@ up: setup ## set everything up and start the whole system on this machine (ARGS=
 test: dev check ## set everything up, check, and run every test that this machine can run but the long ones
 	@$(PY) -m pytest -m "not long" $(ARGS)
 
-unit: dev ## the fast, pure tests only
-	@$(PY) -m pytest tests/unit $(ARGS)
+unit: dev ## the fast, pure tests only, those of the simulator too
+	@$(PY) -m pytest tests/unit tests/sim $(ARGS)
 
-sim: dev ## the simulator's tests only
-	@$(PY) -m pytest tests/sim $(ARGS)
+sim: setup ## simulated clusters, seed after seed, until an invariant breaks (ARGS="--seconds 60")
+	@$(VENV)/bin/tandem sim run --rooms 1000000000 $(ARGS)
 
 test-rdma: dev ## the tests on RDMA verbs only, long ones too, where need be in a virtual machine that is fetched once
 	@TANDEM_REQUIRE=rdma $(PY) -m pytest -m "rdma or rdma_guest" $(ARGS)

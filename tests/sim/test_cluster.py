@@ -1,0 +1,223 @@
+"""Whole clusters on a virtual clock: no invariant breaks, and each would be seen to if its protection were missing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from typer.testing import CliRunner
+
+from tandem.cli.__main__ import app
+from tandem.cli.sim import story
+from tandem.cli.sim.campaign import new_seed, run_seeds
+from tandem.cli.sim.checks import Invariant, ViolationError
+from tandem.cli.sim.landing import Mover, Provider
+from tandem.cli.sim.memory import Pool
+from tandem.cli.sim.sides import DecodeSide, Machines
+from tandem.cli.sim.world import FAULTS, Plan
+from tandem.core.errors import TandemError
+from tandem.core.room import events as ev
+from tandem.core.room.receiver import Receiver, ReceiverState
+from tandem.core.room.sender import Sender, SenderState
+from tandem.rpc.exits import ExitCode
+from tests.support.settings import environment
+
+ROOMS = 20_000
+SECONDS = 60
+PLANTED_SEEDS = 2_000
+ALL_KINDS = {
+    "answered",
+    "answered after a retry",
+    "error DEADLINE_EXCEEDED",
+    "error CANCELLED",
+    "error LINK_LOST",
+    "error TRANSFER_FAILED",
+    "error POOL_EXHAUSTED",
+}
+
+
+def test_no_invariant_breaks_under_any_fault() -> None:
+    campaign = run_seeds(new_seed(), ROOMS, SECONDS)
+    print(campaign.report())
+    assert campaign.violation is None, campaign.report()
+    assert campaign.rooms >= ROOMS, f"only {campaign.rooms} rooms in {SECONDS} s"
+    assert set(campaign.providers) == {provider.value for provider in Provider}
+    assert set(campaign.outcomes) >= ALL_KINDS, "a kind of fault never showed"
+
+
+def test_the_same_seed_is_the_same_run_in_every_process() -> None:
+    def printed(seed: int, hash_seed: str) -> str:
+        command = (sys.executable, "-m", "tandem.cli", "sim", "run", "--seed", str(seed), "--trace")
+        done = subprocess.run(
+            command, env=environment(PYTHONHASHSEED=hash_seed), capture_output=True, text=True, timeout=60, check=True
+        )
+        return done.stdout
+
+    assert "fingerprint" in printed(7, "1")
+    assert printed(7, "1") == printed(7, "2") != printed(8, "1")
+
+
+# --- planted bugs: each leaves out what protects one invariant -------------------------------------------------------
+
+
+class SenderThatDoesNotWaitForItsReads(Sender):
+    """Fails at once, and so gives its pages back while a peer reads them."""
+
+    transitions: ClassVar[Mapping[Any, Any]] = {
+        **Sender.transitions,
+        (SenderState.PUSHING, ev.Broken): frozenset({SenderState.FAILED}),
+        (SenderState.PUSHING, ev.PeerAborted): frozenset({SenderState.FAILED}),
+    }
+
+    def _fail(self, event: Any, now: float) -> Any:
+        target, effects = Sender.handlers[type(event)](self, event, now)
+        return (SenderState.FAILED, [ev.Ended(event.why)]) if self.state is SenderState.PUSHING else (target, effects)
+
+    handlers: ClassVar[Mapping[Any, Any]] = {**Sender.handlers, ev.Broken: _fail, ev.PeerAborted: _fail}
+
+
+class ReceiverThatDoesNotFence(Receiver):
+    """Fails at once, and so gives pages back that a peer still writes."""
+
+    transitions: ClassVar[Mapping[Any, Any]] = {
+        **Receiver.transitions,
+        (ReceiverState.RECEIVING, ev.Broken): frozenset({ReceiverState.FAILED}),
+        (ReceiverState.RECEIVING, ev.PeerAborted): frozenset({ReceiverState.FAILED}),
+    }
+
+    def _fail(self, event: Any, now: float) -> Any:
+        target, effects = Receiver.handlers[type(event)](self, event, now)
+        failed = self.state is ReceiverState.RECEIVING
+        return (ReceiverState.FAILED, [ev.Ended(event.why)]) if failed else (target, effects)
+
+    handlers: ClassVar[Mapping[Any, Any]] = {**Receiver.handlers, ev.Broken: _fail, ev.PeerAborted: _fail}
+
+
+class MoverThatTakesAnyRange(Mover):
+    """Does not hold a range against its grant."""
+
+    enforces = False
+
+
+class SenderThatIsDoneWhenItHasSent(Sender):
+    """Takes its own last word for the receiver's."""
+
+    transitions: ClassVar[Mapping[Any, Any]] = {
+        **Sender.transitions,
+        (SenderState.PUSHING, ev.ChunkMoved): frozenset({SenderState.PUSHING, SenderState.SUCCEEDED}),
+    }
+
+    def _moved(self, event: Any, now: float) -> Any:
+        target, effects = Sender.handlers[ev.ChunkMoved](self, event, now)
+        if target is SenderState.COMPLETED:
+            return SenderState.SUCCEEDED, [*effects, ev.Ended(None)]
+        return target, effects
+
+    handlers: ClassVar[Mapping[Any, Any]] = {**Sender.handlers, ev.ChunkMoved: _moved}
+
+
+class ReceiverWithoutDeadline(Receiver):
+    """Lets time pass."""
+
+    handlers: ClassVar[Mapping[Any, Any]] = {**Receiver.handlers, ev.Tick: lambda self, event, now: (self.state, [])}
+
+
+class ReceiverThatTrusts(Receiver):
+    """Compares no checksum."""
+
+    def _claimed(self, event: Any, now: float) -> Any:
+        return Receiver.handlers[ev.ChunkClaimed](self, replace(event, checksum=None), now)
+
+    handlers: ClassVar[Mapping[Any, Any]] = {**Receiver.handlers, ev.ChunkClaimed: _claimed}
+
+
+PLANTED = {
+    "a sender that does not wait for its reads": (
+        Invariant.ONE_WRITER,
+        {"machines": Machines(sender=SenderThatDoesNotWaitForItsReads)},
+    ),
+    "a receiver that does not fence": (
+        Invariant.QUIET_ABORT,
+        {"machines": Machines(receiver=ReceiverThatDoesNotFence)},
+    ),
+    "a range that nobody checks": (Invariant.INSIDE_GRANT, {"mover": MoverThatTakesAnyRange}),
+    "a sender that is done when it has sent": (
+        Invariant.ONE_END,
+        {"machines": Machines(sender=SenderThatIsDoneWhenItHasSent)},
+    ),
+    "a receiver without deadline": (Invariant.ONE_END, {"machines": Machines(receiver=ReceiverWithoutDeadline)}),
+    "a receiver that trusts": (Invariant.TRUE_TOKENS, {"machines": Machines(receiver=ReceiverThatTrusts)}),
+}
+
+
+@pytest.mark.parametrize("provider", list(Provider))
+@pytest.mark.parametrize("name", list(PLANTED))
+def test_a_planted_bug_is_found(name: str, provider: Provider) -> None:
+    invariant, changes = PLANTED[name]
+    # It ends when the bug is found.
+    campaign = run_seeds(1, sys.maxsize, SECONDS, plan=lambda seed: Plan(seed, provider=provider, **changes))
+    assert campaign.violation is not None
+    assert campaign.violation.invariant is invariant, campaign.report()
+    assert campaign.seeds <= PLANTED_SEEDS
+    assert f"again: tandem sim run --seed {campaign.last_seed}" in campaign.report()
+
+
+def test_what_breaks_is_told_with_as_little_as_it_needs() -> None:
+    found = story.tell(Plan(1, machines=Machines(receiver=ReceiverThatTrusts), provider=Provider.TCP))
+    assert found is not None
+    short = story.shrink(found)
+    assert short.violation.invariant is Invariant.TRUE_TOKENS
+    assert short.plan.requests <= 2 < found.plan.requests
+    assert set(FAULTS) - short.plan.without == {"corrupt"}
+    again = story.tell(short.plan)
+    assert again is not None
+    assert again.trace == short.trace
+
+
+def test_a_story_is_run_again_from_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "story.json"
+    plan = Plan(3, requests=2, provider=Provider.CMA, without=frozenset({"crashes"}))
+    told = story.Story(plan, ViolationError(Invariant.ONE_END, "as an example"), ("what happened",))
+    path.write_text(json.dumps(told.document()))
+    assert story.read(path) == plan
+    for wrong in ("{}", "nonsense", json.dumps({**told.document(), "without": ["rain"]})):
+        path.write_text(wrong)
+        with pytest.raises(TandemError, match="is no story"):
+            story.read(path)
+
+
+@pytest.fixture
+def rows_are_never_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    given_back = DecodeSide.end
+
+    def forget(side: DecodeSide, why: ev.Why | None) -> None:
+        rows, side.life.rows = side.life.rows, Pool("nobody's rows", 0)
+        given_back(side, why)
+        side.life.rows = rows
+
+    monkeypatch.setattr(DecodeSide, "end", forget)
+
+
+@pytest.mark.usefixtures("rows_are_never_given_back")
+def test_a_row_that_is_never_given_back_is_found() -> None:
+    campaign = run_seeds(1, sys.maxsize, SECONDS)
+    assert campaign.violation is not None
+    assert campaign.violation.invariant is Invariant.POOLS_BALANCE
+    assert campaign.seeds <= PLANTED_SEEDS
+
+
+@pytest.mark.usefixtures("rows_are_never_given_back")
+def test_the_command_tells_what_broke_and_how_to_see_it_again(tmp_path: Path) -> None:
+    path, run = tmp_path / "story.json", CliRunner().invoke
+    broken = run(app, ["sim", "run", "--seed", "1", "--rooms", "100000", "--shrink", str(path)])
+    assert broken.exit_code == ExitCode.FAILED
+    assert "again: tandem sim run --seed 1" in broken.output
+    told = run(app, ["sim", "tell", str(path)])
+    assert told.exit_code == ExitCode.FAILED
+    assert "I6 is broken" in told.output

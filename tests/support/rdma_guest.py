@@ -45,12 +45,16 @@ def handed_over(config: pytest.Config) -> tuple[str, ...]:
     return config.stash[_HANDED_OVER]
 
 
-def run_inside(kit: Kit, tests: tuple[str, ...], results: Path) -> int:
-    """Runs tests in a guest, prints what pytest prints there, and returns its status."""
+def pytest_inside(tests: tuple[str, ...]) -> tuple[str, ...]:
+    """The command that runs tests in a guest with a folder for results, and reports there."""
     report = f"--junitxml={guest.RESULTS_INSIDE}/{REPORT}"
     options = ("-p", "no:cacheprovider", "-m", "rdma", f"--timeout={TEST_TIMEOUT_S}", report)
-    command = (sys.executable, "-m", "pytest", *options, *tests)
-    return guest.run(kit, command, guest.Machine(cpus=2, timeout_s=RUN_TIMEOUT_S, results=results))
+    return (sys.executable, "-m", "pytest", *options, *tests)
+
+
+def run_inside(kit: Kit, tests: tuple[str, ...], results: Path) -> int:
+    """Runs tests in a guest, prints what pytest prints there, and returns its status."""
+    return guest.run(kit, pytest_inside(tests), guest.Machine(cpus=2, timeout_s=RUN_TIMEOUT_S, results=results))
 
 
 def passed(results: Path) -> int:

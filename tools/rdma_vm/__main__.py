@@ -11,12 +11,13 @@ Status 124 means that the time was over, 125 that the guest gave no status, 2 th
 from __future__ import annotations
 
 import argparse
+import shlex
 import signal
 import sys
 from pathlib import Path
 from types import FrameType
 
-from tools.rdma_vm import fetch, guest
+from tools.rdma_vm import fetch, guest, newest
 from tools.rdma_vm.kit import Kit, RdmaVmError
 from tools.rdma_vm.settings import default_directory
 
@@ -34,6 +35,7 @@ def arguments() -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="do", required=True)
     commands.add_parser("setup", help="fetch what a guest needs, once")
+    commands.add_parser("newest", help="build the newest pyverbs, once, and print the variables that make it be found")
     run = commands.add_parser("run", help="run a command in a guest")
     run.add_argument("--memory-mib", type=int, default=usual.memory_mib, help="default %(default)s")
     run.add_argument("--cpus", type=int, default=usual.cpus, help="default %(default)s")
@@ -75,6 +77,9 @@ def main() -> int:
     try:
         if chosen.do == "setup":
             print(fetch.ensure(chosen.dir.absolute()).folder)
+            return 0
+        if chosen.do == "newest":
+            print(shlex.join(f"{name}={value}" for name, value in newest.variables(newest.ensure(chosen.dir)).items()))
             return 0
         return start(chosen)
     except RdmaVmError as error:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import getpass
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from tools.rdma_vm import guest, initrd
 from tools.rdma_vm.kit import Kit, RdmaVmError
-from tools.rdma_vm.settings import environment
+from tools.rdma_vm.steps import made_once, output, step
 
 KERNEL_SERIES: Final = "linux-image-6.12-amd64"
 """Debian's package that stands for the newest kernel of this series. The kernel for clouds has neither rxe nor 9p."""
@@ -30,7 +25,6 @@ FILE_PACKAGES: Final = (
 )
 """Other parts of the layer, fetched alone: in full they would bring services and another Python."""
 _NEEDED_PROGRAMS: Final = ("apt-get", "dpkg-deb", "setpriv")
-_STEP_TIMEOUT_S: Final = 900
 _CHECK: Final = ("bash", "-c", 'rdma link; [ "$(rdma link | grep -c "state ACTIVE")" = 2 ]')
 
 
@@ -41,20 +35,7 @@ def ensure(directory: Path) -> Kit:
     Raises RdmaVmError.
     """
     kit = Kit.of(directory)
-    if kit.is_set_up():
-        return kit
-    directory.mkdir(parents=True, exist_ok=True)
-    with _locked(directory / "lock"):
-        if kit.is_set_up():
-            return kit
-        for leftover in directory.glob("building-*"):
-            shutil.rmtree(leftover)
-        building = Kit(Path(tempfile.mkdtemp(prefix="building-", dir=directory)))
-        try:
-            build(building)
-            building.folder.rename(kit.folder)
-        finally:
-            shutil.rmtree(building.folder, ignore_errors=True)
+    made_once(kit.folder, lambda building: build(Kit(building)))
     return kit
 
 
@@ -66,23 +47,23 @@ def build(kit: Kit) -> None:
         )
     with tempfile.TemporaryDirectory(prefix="apt-", dir=kit.folder) as name:
         apt = Apt(Path(name))
-        with _step("read the lists of Debian's packages"):
+        with step("read the lists of Debian's packages"):
             apt.update()
-        with _step("download qemu, the kernel and rdma-core"):
+        with step("download qemu, the kernel and rdma-core"):
             release = apt.kernel_release()
             emulator = apt.download("emulator", apt.missing(EMULATOR_PACKAGE))
             layer = apt.download("layer", sorted({*PROGRAM_PACKAGES, *FILE_PACKAGES, *apt.missing(*PROGRAM_PACKAGES)}))
             kernel = apt.download("kernel", [f"linux-image-{release}"])
-        with _step("unpack"):
-            _unpack(emulator, kit.emulator_root)
-            _unpack(layer, kit.layer)
-            _unpack(kernel, kit.layer)
+        with step("unpack"):
+            unpack(emulator, kit.emulator_root)
+            unpack(layer, kit.layer)
+            unpack(kernel, kit.layer)
             (kit.layer / "boot" / f"vmlinuz-{release}").rename(kit.kernel)
             shutil.rmtree(kit.layer / "boot")
     _index_modules(kit, release)
     modules = kit.layer / "usr/lib/modules" / release
     kit.initrd.write_bytes(initrd.build(kit.layer / "usr/bin/busybox", modules))
-    with _step("start it for the first time"):
+    with step("start it for the first time"):
         if (status := guest.run(kit, _CHECK, guest.Machine(memory_mib=512, timeout_s=300))) != 0:
             raise RdmaVmError(f"a guest was made, but its first start ended with status {status}")
 
@@ -136,14 +117,14 @@ class Apt:
         return sorted(folder.glob("*.deb"))
 
     def _call(self, program: str, *arguments: str, cwd: Path | None = None) -> str:
-        return _output(program, *self._options, *arguments, cwd=cwd)
+        return output(program, *self._options, *arguments, cwd=cwd)
 
 
-def _unpack(packages: Sequence[Path], root: Path) -> None:
+def unpack(packages: Sequence[Path], root: Path) -> None:
     """Unpacks packages into `root`, with /bin, /sbin and /lib below /usr as in every current Debian."""
     root.mkdir(exist_ok=True)
     for package in packages:
-        _output("dpkg-deb", "--extract", str(package), str(root))
+        output("dpkg-deb", "--extract", str(package), str(root))
     for name in ("bin", "sbin", "lib"):
         if (old := root / name).is_dir():
             shutil.copytree(old, root / "usr" / name, symlinks=True, dirs_exist_ok=True)
@@ -155,52 +136,5 @@ def _index_modules(kit: Kit, release: str) -> None:
     link = kit.layer / "lib"
     link.symlink_to("usr/lib")
     kmod = str(kit.layer / "usr/bin/kmod")
-    _output("depmod", "-b", str(kit.layer), release, executable=kmod, variables=kit.layer_variables())
+    output("depmod", "-b", str(kit.layer), release, executable=kmod, variables=kit.layer_variables())
     link.unlink()
-
-
-def _output(
-    *command: str, cwd: Path | None = None, executable: str | None = None, variables: dict[str, str] | None = None
-) -> str:
-    """What a command prints. Raises RdmaVmError with its complaint if it fails."""
-    try:
-        done = subprocess.run(
-            command,
-            cwd=cwd,
-            executable=executable,
-            env=environment(LC_ALL="C", **(variables or {})),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_STEP_TIMEOUT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise RdmaVmError(f"{command[0]} was ended after {_STEP_TIMEOUT_S} s: {' '.join(command)}") from None
-    if done.returncode != 0:
-        raise RdmaVmError(f"{' '.join(command)}: status {done.returncode}\n{done.stderr.strip()}")
-    return done.stdout
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds a lock that the kernel gives back even if this process is killed; whoever has it is bounded in time."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _say("another setup is running; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextlib.contextmanager
-def _step(name: str) -> Iterator[None]:
-    """Says what is done, and how long it took."""
-    begin = time.monotonic()
-    yield
-    _say(f"{name}: {time.monotonic() - begin:.0f} s")
-
-
-def _say(text: str) -> None:
-    print(f"rdma_vm: {text}", file=sys.stderr, flush=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.rdma_vm import fetch
+from tools.rdma_vm import fetch, steps
 from tools.rdma_vm.kit import Kit, RdmaVmError
 
 WAIT_S = 30
@@ -65,7 +65,7 @@ def test_two_at_the_same_time_make_one(tmp_path: Path, monkeypatch: pytest.Monke
         assert go_on.wait(WAIT_S)
 
     monkeypatch.setattr(fetch, "build", build)
-    monkeypatch.setattr(fetch, "_say", lambda text: go_on.set() if "another setup" in text else None)
+    monkeypatch.setattr(steps, "say", lambda text: go_on.set() if "another setup" in text else None)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(fetch.ensure, tmp_path)
         assert begun.wait(WAIT_S)

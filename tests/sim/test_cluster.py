@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,6 +22,7 @@ from tandem.cli.sim.memory import Pool
 from tandem.cli.sim.sides import DecodeSide, Machines
 from tandem.cli.sim.world import FAULTS, Plan
 from tandem.core.errors import TandemError
+from tandem.core.ids import RoomId
 from tandem.core.room import events as ev
 from tandem.core.room.receiver import Receiver, ReceiverState
 from tandem.core.room.sender import Sender, SenderState
@@ -31,7 +32,7 @@ from tests.support.settings import environment
 ROOMS = 20_000
 SECONDS = 60
 PLANTED_SEEDS = 2_000
-ALL_KINDS = {
+OUTCOMES = {
     "answered",
     "answered after a retry",
     "error DEADLINE_EXCEEDED",
@@ -39,6 +40,9 @@ ALL_KINDS = {
     "error LINK_LOST",
     "error TRANSFER_FAILED",
     "error POOL_EXHAUSTED",
+    "error PEER_LOST",
+    "error CHECKSUM_MISMATCH",
+    "error STALE_INCARNATION",
 }
 
 
@@ -48,7 +52,17 @@ def test_no_invariant_breaks_under_any_fault() -> None:
     assert campaign.violation is None, campaign.report()
     assert campaign.rooms >= ROOMS, f"only {campaign.rooms} rooms in {SECONDS} s"
     assert set(campaign.providers) == {provider.value for provider in Provider}
-    assert set(campaign.outcomes) >= ALL_KINDS, "a kind of fault never showed"
+    assert {name for name, count in campaign.faults.items() if count} == set(FAULTS), "a kind of fault never happened"
+    assert set(campaign.outcomes) >= OUTCOMES, "a kind of outcome never showed"
+
+
+def test_without_faults_requests_are_answered() -> None:
+    campaign = run_seeds(new_seed(), 2_000, SECONDS, plan=lambda seed: Plan(seed, without=frozenset(FAULTS)))
+    assert campaign.violation is None, campaign.report()
+    answered = campaign.outcomes["answered"] + campaign.outcomes["answered after a retry"]
+    assert answered >= 0.95 * campaign.outcomes.total(), campaign.report()
+    short_of_pages = {"error POOL_EXHAUSTED", "error DEADLINE_EXCEEDED"}
+    assert set(campaign.outcomes) <= {"answered", "answered after a retry", *short_of_pages}, campaign.report()
 
 
 def test_the_same_seed_is_the_same_run_in_every_process() -> None:
@@ -128,6 +142,31 @@ class ReceiverWithoutDeadline(Receiver):
     handlers: ClassVar[Mapping[Any, Any]] = {**Receiver.handlers, ev.Tick: lambda self, event, now: (self.state, [])}
 
 
+class ReceiverThatEndsAgain(Receiver):
+    """Lets what comes after its end change it."""
+
+    transitions: ClassVar[Mapping[Any, Any]] = {
+        **Receiver.transitions,
+        (ReceiverState.SUCCEEDED, ev.Tick): frozenset({ReceiverState.FAILED}),
+    }
+
+    def _tick(self, event: Any, now: float) -> Any:
+        if self.state is ReceiverState.SUCCEEDED:
+            return ReceiverState.FAILED, [ev.Ended(None)]
+        return Receiver.handlers[ev.Tick](self, event, now)
+
+    handlers: ClassVar[Mapping[Any, Any]] = {**Receiver.handlers, ev.Tick: _tick}
+
+
+class ReceiverOffItsTable(Receiver):
+    """Makes a move that its table does not have."""
+
+    transitions: ClassVar[Mapping[Any, Any]] = {
+        **Receiver.transitions,
+        (ReceiverState.OFFERED, ev.ChunkSeen): frozenset({ReceiverState.OFFERED}),
+    }
+
+
 class ReceiverThatTrusts(Receiver):
     """Compares no checksum."""
 
@@ -137,39 +176,76 @@ class ReceiverThatTrusts(Receiver):
     handlers: ClassVar[Mapping[Any, Any]] = {**Receiver.handlers, ev.ChunkClaimed: _claimed}
 
 
+@dataclass(frozen=True)
+class Planted:
+    """What is changed, and what must be found."""
+
+    invariant: Invariant
+    text: str
+    machines: Machines = field(default_factory=Machines)
+    mover: type[Mover] = Mover
+
+
 PLANTED = {
-    "a sender that does not wait for its reads": (
-        Invariant.ONE_WRITER,
-        {"machines": Machines(sender=SenderThatDoesNotWaitForItsReads)},
+    "a sender that does not wait for its reads": Planted(
+        Invariant.ONE_WRITER, "is read for a room", Machines(sender=SenderThatDoesNotWaitForItsReads)
     ),
-    "a receiver that does not fence": (
-        Invariant.QUIET_ABORT,
-        {"machines": Machines(receiver=ReceiverThatDoesNotFence)},
+    "a receiver that does not fence": Planted(
+        Invariant.QUIET_ABORT, "which has ended", Machines(receiver=ReceiverThatDoesNotFence)
     ),
-    "a range that nobody checks": (Invariant.INSIDE_GRANT, {"mover": MoverThatTakesAnyRange}),
-    "a sender that is done when it has sent": (
-        Invariant.ONE_END,
-        {"machines": Machines(sender=SenderThatIsDoneWhenItHasSent)},
+    "a range that nobody checks": Planted(Invariant.INSIDE_GRANT, "writes page", mover=MoverThatTakesAnyRange),
+    "a sender that is done when it has sent": Planted(
+        Invariant.ONE_END, "decode did not", Machines(sender=SenderThatIsDoneWhenItHasSent)
     ),
-    "a receiver without deadline": (Invariant.ONE_END, {"machines": Machines(receiver=ReceiverWithoutDeadline)}),
-    "a receiver that trusts": (Invariant.TRUE_TOKENS, {"machines": Machines(receiver=ReceiverThatTrusts)}),
+    "a receiver without deadline": Planted(Invariant.ONE_END, "on decode-", Machines(receiver=ReceiverWithoutDeadline)),
+    "a receiver that ends again": Planted(
+        Invariant.ONE_END, "ends again on decode-", Machines(receiver=ReceiverThatEndsAgain)
+    ),
+    "a receiver off its table": Planted(
+        Invariant.NO_SURPRISE, "is not in the table", Machines(receiver=ReceiverOffItsTable)
+    ),
+    "a receiver that trusts": Planted(
+        Invariant.TRUE_TOKENS, "was answered from", Machines(receiver=ReceiverThatTrusts)
+    ),
 }
 
 
 @pytest.mark.parametrize("provider", list(Provider))
 @pytest.mark.parametrize("name", list(PLANTED))
 def test_a_planted_bug_is_found(name: str, provider: Provider) -> None:
-    invariant, changes = PLANTED[name]
-    # It ends when the bug is found.
-    campaign = run_seeds(1, sys.maxsize, SECONDS, plan=lambda seed: Plan(seed, provider=provider, **changes))
+    planted = PLANTED[name]
+
+    def plan(seed: int) -> Plan:
+        return Plan(seed, provider=provider, machines=planted.machines, mover=planted.mover)
+
+    campaign = run_seeds(1, sys.maxsize, SECONDS, plan=plan)  # it ends when the bug is found
     assert campaign.violation is not None
-    assert campaign.violation.invariant is invariant, campaign.report()
+    assert campaign.violation.invariant is planted.invariant, campaign.report()
+    assert planted.text in str(campaign.violation)
     assert campaign.seeds <= PLANTED_SEEDS
     assert f"again: tandem sim run --seed {campaign.last_seed}" in campaign.report()
 
 
+def test_a_page_that_is_given_out_twice_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    reserve = Pool.reserve
+
+    def reserve_and_forget(pool: Pool, room: RoomId, count: int) -> tuple[int, ...] | None:
+        pages = reserve(pool, room, count)
+        if pages is not None and count > 1:
+            pool._free.append(pages[0])
+        return pages
+
+    monkeypatch.setattr(Pool, "reserve", reserve_and_forget)
+    campaign = run_seeds(1, sys.maxsize, SECONDS)
+    assert campaign.violation is not None
+    assert campaign.violation.invariant is Invariant.ONE_WRITER
+    assert campaign.seeds <= PLANTED_SEEDS
+
+
 def test_what_breaks_is_told_with_as_little_as_it_needs() -> None:
-    found = story.tell(Plan(1, machines=Machines(receiver=ReceiverThatTrusts), provider=Provider.TCP))
+    machines = Machines(receiver=ReceiverThatTrusts)
+    campaign = run_seeds(1, sys.maxsize, SECONDS, plan=lambda seed: Plan(seed, machines=machines))
+    found = story.tell(Plan(campaign.last_seed, machines=machines))
     assert found is not None
     short = story.shrink(found)
     assert short.violation.invariant is Invariant.TRUE_TOKENS

@@ -11,7 +11,6 @@ Status 124 means that the time was over, 125 that the guest gave no status, 2 th
 from __future__ import annotations
 
 import argparse
-import shlex
 import signal
 import sys
 from pathlib import Path
@@ -79,7 +78,8 @@ def main() -> int:
             print(fetch.ensure(chosen.dir.absolute()).folder)
             return 0
         if chosen.do == "newest":
-            print(shlex.join(f"{name}={value}" for name, value in newest.variables(newest.ensure(chosen.dir)).items()))
+            found = newest.variables(newest.ensure(chosen.dir.absolute()))
+            print(*(f"{name}={value}" for name, value in found.items()))
             return 0
         return start(chosen)
     except RdmaVmError as error:

@@ -17,6 +17,8 @@ from tools.rdma_vm.kit import RdmaVmError
 from tools.rdma_vm.settings import environment
 
 _STEP_TIMEOUT_S: Final = 900
+_COMPLAINT: Final = 4000
+"""Characters of what a program printed last that are told."""
 
 
 def made_once(folder: Path, build: Callable[[Path], None]) -> None:
@@ -60,7 +62,9 @@ def output(
     except subprocess.TimeoutExpired:
         raise RdmaVmError(f"{command[0]} was ended after {_STEP_TIMEOUT_S} s: {' '.join(command)}") from None
     if done.returncode != 0:
-        raise RdmaVmError(f"{' '.join(command)}: status {done.returncode}\n{done.stderr.strip()}")
+        # Some complain on stdout, as ninja does with what a compiler said.
+        complaint = f"{done.stdout[-_COMPLAINT:]}\n{done.stderr[-_COMPLAINT:]}".strip()
+        raise RdmaVmError(f"{' '.join(command)}: status {done.returncode}\n{complaint}")
     return done.stdout
 
 

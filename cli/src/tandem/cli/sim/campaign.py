@@ -6,6 +6,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from tandem.cli.sim.checks import ViolationError
@@ -23,6 +24,7 @@ class Campaign:
     rooms: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     providers: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
     last: Outcome | None = None
     trace: tuple[str, ...] = ()
     """What happened last in the last run."""
@@ -56,17 +58,17 @@ def new_seed() -> int:
 def run_seeds(first_seed: int, rooms: int, seconds: float = 0, *, plan: MakePlan = Plan) -> Campaign:
     """Runs seeds from `first_seed` on: until one breaks, there were `rooms` rooms, or `seconds` (0: any) are over."""
     campaign, began = Campaign(first_seed), time.monotonic()
-    while campaign.rooms < rooms and not (seconds and time.monotonic() - began > seconds):
-        run_one(campaign, plan(first_seed + campaign.seeds))
-        if campaign.violation is not None:
-            break
+    with suppress(KeyboardInterrupt):  # what was run until then is worth a report
+        while campaign.rooms < rooms and not (seconds and time.monotonic() - began > seconds):
+            run_one(campaign, plan(first_seed + campaign.seeds))
+            if campaign.violation is not None:
+                break
     return campaign
 
 
 def run_one(campaign: Campaign, plan: Plan) -> None:
     """Adds one run to a campaign."""
     world = World(plan)
-    campaign.seeds += 1
     try:
         campaign.last = world.run()
     except ViolationError as violation:
@@ -74,5 +76,7 @@ def run_one(campaign: Campaign, plan: Plan) -> None:
     else:
         campaign.rooms += campaign.last.rooms
         campaign.outcomes.update(campaign.last.outcomes)
+        campaign.faults.update(campaign.last.faults)
         campaign.providers[campaign.last.provider.value] += 1
+    campaign.seeds += 1
     campaign.trace = tuple(world.agenda.recent)

@@ -20,6 +20,8 @@ class Invariant(Enum):
     """What is answered was made from the KV of this prompt, all of it."""
     POOLS_BALANCE = "I6"
     """When all is over, every page and every metadata row is free."""
+    NO_SURPRISE = "the model"
+    """Nothing else is raised, such as by a machine that makes a move which its table does not have."""
 
 
 class ViolationError(Exception):

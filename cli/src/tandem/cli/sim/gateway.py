@@ -62,6 +62,7 @@ class Gateway:
         self._network = network
         self._workers = workers
         self._tally = tally
+        self.up = False
         self._view = ClusterView()
         self._running: dict[RoomId, Request] = {}
         self._open: list[Request] = []
@@ -79,6 +80,9 @@ class Gateway:
         """A client's request."""
         request = Request(number, chunks, self._agenda.now + TIMEOUT_S)
         self._open.append(request)
+        if not self.up:
+            self._end(request, f"error {ErrorReason.LINK_LOST.value}")
+            return request
         self._agenda.after(TIMEOUT_S, f"request {number} is out of time", lambda: self._out_of_time(request))
         self._agenda.after(TIMEOUT_S + OUTCOME_S, f"request {number} must have an outcome", lambda: _must_end(request))
         self._attempt(request)
@@ -92,6 +96,7 @@ class Gateway:
         """The process ends: workers notice that their sessions are gone, clients that their connections are."""
         for request in list(self._open):
             self._give_up(request, ErrorReason.LINK_LOST)
+        self.up, self._view = False, ClusterView()
 
     def _attempt(self, request: Request) -> None:
         if request.outcome:

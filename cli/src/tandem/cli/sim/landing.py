@@ -3,7 +3,8 @@
 tcp: the sender's process reads, the receiver's lands what its open grant allows. A chunk has moved when it is sent.
 cma: the receiver's process does both at once, while its grant is open and the sender has not cancelled.
 verbs: cards read and write by themselves, also while a process is stopped, and no grant is asked; the range was
-checked by the sender's library. Only a fence of the receiver's stops what is on its way.
+checked by the sender's library. A cancel stops what is not read yet; only a fence of the receiver's stops what is on
+its way.
 """
 
 from __future__ import annotations
@@ -80,14 +81,13 @@ class Mover:
         self._network = network
         self._weather = weather
         self._provider = provider
-        self.refused = 0
 
     def start(self, chunk: Chunk) -> None:
         """Begins to move a chunk. What becomes of it is told by its callbacks."""
         if self._provider is Provider.VERBS and self.enforces and not self._inside(chunk):
-            self._refuse(chunk, "a range is outside the grant")
+            chunk.broken("a range is outside the grant")
             return
-        breaks = self._agenda.chance(self._weather.lane_failure)
+        breaks = self._agenda.fault("lane_failure", self._weather.lane_failure)
         survivors = len(chunk.pairs) - 1 if breaks else len(chunk.pairs)
         for number, pair in enumerate(chunk.pairs):
             if number < survivors:
@@ -133,11 +133,13 @@ class Mover:
         if not grant.life.alive or (self._provider is Provider.VERBS and grant.fenced):
             chunk.broken("the peer is gone")
             return False
-        if self._provider is not Provider.VERBS and not grant.open:
-            self._refuse(chunk, "the grant is closed")
+        if self._provider is Provider.VERBS:
+            return True
+        if not grant.open:
+            chunk.broken("the grant is closed")
             return False
         if self.enforces and page not in grant.pages:
-            self._refuse(chunk, "a range is outside the grant")
+            chunk.broken("a range is outside the grant")
             return False
         return True
 
@@ -149,17 +151,13 @@ class Mover:
             raise ViolationError(Invariant.QUIET_ABORT, f"page {page} lands for room {chunk.room}, which has ended")
         if grant.life.pool.holder(page) != chunk.room:
             raise ViolationError(Invariant.ONE_WRITER, f"room {chunk.room} writes page {page}, held by another")
-        damaged = self._agenda.chance(self._weather.corrupt)
+        damaged = self._agenda.fault("corrupt", self._weather.corrupt)
         grant.life.pool.write(page, GARBAGE if damaged else chunk.read[pair[0]])
         chunk.landed += 1
         if chunk.landed == len(chunk.pairs):
             chunk.seen(checksum([grant.life.pool.peek(page) for _, page in chunk.pairs]))
             if self._provider is not Provider.TCP:
                 chunk.moved(checksum([chunk.read[page] for page, _ in chunk.pairs]))
-
-    def _refuse(self, chunk: Chunk, why: str) -> None:
-        self.refused += 1
-        chunk.broken(why)
 
     @staticmethod
     def _inside(chunk: Chunk) -> bool:

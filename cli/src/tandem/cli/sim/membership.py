@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Final
 
 from tandem.cli.sim.agenda import Agenda
 from tandem.cli.sim.life import Life
-from tandem.cli.sim.network import Network
+from tandem.cli.sim.network import DELAY_S, Network
 from tandem.cli.sim.worker import PAGES, Worker
 from tandem.core.cluster import ClusterView, RankEndpoint, WorkerInfo
 from tandem.core.errors import ErrorReason, TandemError
@@ -20,6 +19,7 @@ from tandem.core.version import CURRENT
 BOOTSTRAP: Final = "bootstrap"
 LIMITS: Final = RegistryLimits(lease_ttl_ms=1500, grace_ms=300)
 BEATS_PER_LEASE: Final = 3
+WATCH_AGAIN_S: Final = 0.3
 _LAYOUT: Final = KvLayout(16, "float32", 2, "nhd", 1, 1, (PoolLayout("kv", (4096, 4096), PAGES),))
 
 
@@ -40,14 +40,29 @@ def description(life: Life, role: Role) -> WorkerInfo:
     )
 
 
+class _Watcher:
+    """A gateway's view, through restarts of the store."""
+
+    def __init__(self, gateway: str, changed: Callable[[ClusterView], None]) -> None:
+        self.gateway = gateway
+        self.view = ClusterView()
+        self.newest = (0, 0)
+        """Life and revision of the store that was heard last: what is overtaken is dropped."""
+        self._changed = changed
+
+    def show(self, view: ClusterView) -> None:
+        """Another view."""
+        self.view = view
+        self._changed(view)
+
+
 class Bootstrap:
     """The registry, through restarts that empty it."""
 
     def __init__(self, agenda: Agenda, network: Network) -> None:
         self._agenda = agenda
         self._network = network
-        self._watchers: dict[str, Callable[[ClusterView], None]] = {}
-        self._views: dict[str, ClusterView] = {}
+        self._watchers: dict[str, _Watcher] = {}
         self._lives = 0
         self._registry: Registry | None = None
         self.restart()
@@ -65,12 +80,17 @@ class Bootstrap:
         """Starts with an empty registry."""
         self._lives += 1
         self._registry = Registry(LIMITS, self._changed)
+        for watcher in self._watchers.values():
+            self._tell(watcher)
 
     def watch(self, gateway: str, changed: Callable[[ClusterView], None]) -> None:
         """A gateway that is told of every view."""
-        self._watchers[gateway] = changed
-        self._views[gateway] = ClusterView()
-        self._publish(gateway)
+        watcher = self._watchers[gateway] = _Watcher(gateway, changed)
+        self._tell(watcher)
+
+    def forget(self, gateway: str) -> None:
+        """A gateway that is gone."""
+        del self._watchers[gateway]
 
     def enrol(self, worker: Worker, life: Life) -> None:
         """Registers a life and keeps its lease for as long as it lives."""
@@ -115,24 +135,30 @@ class Bootstrap:
         self._agenda.after(wait_s, "leases are looked at", look)
 
     def _changed(self, change: Change) -> None:
-        for gateway in self._watchers:
-            self._network.call(BOOTSTRAP, gateway, f"revision {change.revision}", partial(self._publish, gateway))
+        for watcher in self._watchers.values():
+            self._tell(watcher)
 
-    def _publish(self, gateway: str) -> None:
-        registry = self._registry
-        if registry is None or gateway not in self._watchers:
+    def _tell(self, watcher: _Watcher) -> None:
+        """Sends the workers of this moment. A watcher that is parted asks again until it hears of one."""
+        registry, store = self._registry, self._lives
+        if registry is None or self._watchers.get(watcher.gateway) is not watcher:
             return
-        view = self._views[gateway].with_snapshot(self._lives, registry.revision, registry.workers())
-        self._show(gateway, view)
-        if view.carried:
-            lease_s, shown = LIMITS.lease_ttl_ms / 1000, view.store_incarnation
-            self._agenda.after(lease_s, f"{gateway} drops carried workers", lambda: self._drop(gateway, shown))
+        revision, workers = registry.revision, registry.workers()
 
-    def _drop(self, gateway: str, store: int) -> None:
-        view = self._views[gateway]
-        if view.store_incarnation == store:
-            self._show(gateway, view.without_carried())
+        def arrive() -> None:
+            if self._watchers.get(watcher.gateway) is not watcher:
+                return
+            if not self._network.reaches(BOOTSTRAP, watcher.gateway):
+                self._agenda.after(WATCH_AGAIN_S, f"{watcher.gateway} watches again", lambda: self._tell(watcher))
+            elif (store, revision) >= watcher.newest:
+                watcher.newest = (store, revision)
+                watcher.show(watcher.view.with_snapshot(store, revision, workers))
+                if watcher.view.carried:
+                    lease_s = LIMITS.lease_ttl_ms / 1000
+                    self._agenda.after(lease_s, f"{watcher.gateway} drops carried workers", drop)
 
-    def _show(self, gateway: str, view: ClusterView) -> None:
-        self._views[gateway] = view
-        self._watchers[gateway](view)
+        def drop() -> None:
+            if watcher.view.store_incarnation == store:
+                watcher.show(watcher.view.without_carried())
+
+        self._agenda.soon(DELAY_S, f"{BOOTSTRAP} -> {watcher.gateway}: revision {revision}", arrive)

@@ -46,7 +46,8 @@ class Network:
 
     def cut(self, one: str, other: str, for_s: float) -> None:
         """Parts two nodes for a while."""
-        self._cut[frozenset((one, other))] = self._agenda.now + for_s
+        pair = frozenset((one, other))
+        self._cut[pair] = max(self._cut.get(pair, 0.0), self._agenda.now + for_s)
 
     def reaches(self, one: str, other: str) -> bool:
         """Whether they can reach each other now."""
@@ -54,13 +55,13 @@ class Network:
 
     def send(self, one: str, other: str, note: str, deliver: Callable[[], None]) -> None:
         """One message, which may be late, lost, or there twice."""
-        if not self._agenda.chance(self._weather.loss):
+        if not self._agenda.fault("loss", self._weather.loss):
             self._carry(one, other, note, deliver)
-            if self._agenda.chance(self._weather.repeat):
+            if self._agenda.fault("repeat", self._weather.repeat):
                 self._carry(one, other, note + " again", deliver)
 
     def call(self, one: str, other: str, note: str, deliver: Callable[[], None]) -> None:
-        """One message that is repeated by its transport until it is there, or the two are parted."""
+        """One message on a stream: it is late, but there, if the two are not parted then."""
         self._carry(one, other, note, deliver)
 
     def _carry(self, one: str, other: str, note: str, deliver: Callable[[], None]) -> None:

@@ -112,8 +112,6 @@ class Side:
         self.life.when_it_goes_on(lambda: self._step(event))
 
     def _step(self, event: ev.Input) -> None:
-        if self.ended:
-            return
         before = self.machine.phase
         for effect in self.machine.step(event, self.around.agenda.now):
             self.carry_out(effect)
@@ -145,12 +143,15 @@ class Side:
 
         def fenced() -> None:
             done()
-            self.step(ev.Quiet(why))
+            self._step(ev.Quiet(why))
 
-        self.around.agenda.soon(FENCE_S, f"{self.life}: room {self.ticket.room} is quiet", fenced)
+        note = f"{self.life}: room {self.ticket.room} is quiet"
+        self.around.agenda.soon(FENCE_S, note, lambda: self.life.when_it_goes_on(fenced))
 
     def end(self, why: ev.Why | None) -> None:
-        """The one end: pages go back, the gateway hears."""
+        """The one end: pages go back."""
+        if self.ended:
+            raise ViolationError(Invariant.ONE_END, f"room {self.ticket.room} ends again on {self.life}: {why}")
         self.ended = True
         self.closed(self.ticket.room)
         self.life.pool.release(self.ticket.room)
@@ -223,6 +224,10 @@ class PrefillSide(Side):
                 self.quiet(self._cancel)
             case ev.Ended(why):
                 self._ended(why)
+            case ev.Refused():
+                pass
+            case _:
+                raise AssertionError(f"prefill's shell does not know {effect}")
 
     @property
     def _grant_id(self) -> GrantId:
@@ -234,7 +239,7 @@ class PrefillSide(Side):
         first = sum(self.ticket.chunks[:index])
         numbers = range(first, first + self.ticket.chunks[index])
         pairs = [(self.source[number], grant.pages[number]) for number in numbers]
-        if self.around.agenda.chance(self.around.weather.stray_write):
+        if self.around.agenda.fault("stray_write", self.around.weather.stray_write):
             outside = [page for page in range(grant.life.pool.total) if page not in grant.pages]
             pairs[-1] = (pairs[-1][0], self.around.agenda.dice.choice(outside))
         size = len(pairs)
@@ -278,7 +283,7 @@ class DecodeSide(Side):
 
     def reserve(self) -> None:
         """Takes what it needs if that is there."""
-        if self.ended or self.machine.phase is not ev.Phase.WAITING:
+        if self.grant is not None or self.machine.phase is not ev.Phase.WAITING:
             return
         room, life = self.ticket.room, self.life
         row = life.rows.reserve(room, 1)
@@ -312,11 +317,15 @@ class DecodeSide(Side):
                 self.quiet(self._fenced)
             case ev.CloseGrant():
                 self._close()
-                lost = self.around.agenda.chance(self.around.weather.hand_in_failure)
+                lost = self.around.agenda.fault("hand_in_failure", self.around.weather.hand_in_failure)
                 why = ev.Why(ErrorReason.TRANSFER_FAILED, "no copy to the device") if lost else None
                 self.quiet(self._fenced, why)
             case ev.Ended(why):
                 self._ended(why)
+            case ev.Refused():
+                pass
+            case _:
+                raise AssertionError(f"decode's shell does not know {effect}")
 
     def _close(self) -> None:
         if self.grant is not None:
@@ -328,7 +337,7 @@ class DecodeSide(Side):
 
     def _ended(self, why: ev.Why | None) -> None:
         answer: list[Kv | None] = []
-        if self.grant is not None:
+        if self.grant is not None and not self.ended:
             self.grant.ended = True
             answer = [self.life.pool.read(self.ticket.room, page) for page in self.grant.pages]
         if why is None:

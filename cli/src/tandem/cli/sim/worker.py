@@ -29,7 +29,6 @@ class Worker:
         self._around: Surroundings | None = None
         self._lives = itertools.count(1)
         self.life: Life | None = None
-        self.refused = 0
         self._rooms: dict[RoomId, Side] = {}
         self._parked: dict[RoomId, Offered] = {}
         self._queue: deque[DecodeSide] = deque()
@@ -55,7 +54,6 @@ class Worker:
         """A leg of an attempt; refused if it is meant for another life."""
         life, wanted = self.life, ticket.prefill if self.role is Role.PREFILL else ticket.decode
         if life is None or life.incarnation != wanted.incarnation or ticket.room in self._rooms:
-            self.refused += 1
             report(ticket.room, ev.Why(ErrorReason.STALE_INCARNATION, f"{wanted} is not there"), ())
             return
         life.when_it_goes_on(lambda: self._open(life, ticket, report))
@@ -70,8 +68,6 @@ class Worker:
                 self._parked[room] = message
         elif side is not None:
             side.step(message)
-        else:
-            self.refused += 1
 
     def abort(self, room: RoomId, why: ev.Why) -> None:
         """The gateway gives an attempt up."""

@@ -15,7 +15,7 @@ from tandem.cli.sim.membership import BOOTSTRAP, Bootstrap
 from tandem.cli.sim.network import Network, Weather
 from tandem.cli.sim.sides import GRACE_S, Machines, Offered, Surroundings
 from tandem.cli.sim.worker import NOTICE_S, Worker
-from tandem.core.errors import ErrorReason
+from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import Role, RoomId, WorkerId
 from tandem.core.room import events as ev
 
@@ -69,6 +69,8 @@ class Outcome:
     """Attempts, each a room on a prefill and a decode worker."""
     outcomes: dict[str, int]
     """How many requests ended in which way."""
+    faults: dict[str, int]
+    """How often each kind of fault happened."""
     fingerprint: str
     """Of everything that happened; equal for equal seeds."""
 
@@ -102,17 +104,26 @@ class World:
     def run(self) -> Outcome:
         """Runs it to the end. Raises ViolationError."""
         for gateway in self._gateways:
-            self._bootstrap.watch(gateway.name, gateway.see)
+            self._start_gateway(gateway)
         for worker in self._workers.values():
             self._start(worker)
         for number in range(self._plan.requests):
             self.agenda.soon(SPAN_S, f"client {number} asks", partial(self._ask, number))
         self._plan_faults()
-        self.agenda.run(SPAN_S + SETTLE_S)
+        try:
+            self.agenda.run(SPAN_S + SETTLE_S)
+        except (AssertionError, KeyError, ValueError, TandemError) as error:
+            raise ViolationError(Invariant.NO_SURPRISE, repr(error)) from error
         self._check_pools()
         if sum(self._tally.outcomes.values()) != self._plan.requests:
             raise ViolationError(Invariant.ONE_END, f"{self._plan.requests} requests, outcomes {self._tally.outcomes}")
-        return Outcome(self._provider, self._tally.rooms, dict(self._tally.outcomes), self.agenda.fingerprint)
+        return Outcome(
+            self._provider,
+            self._tally.rooms,
+            dict(self._tally.outcomes),
+            dict(self.agenda.faults),
+            self.agenda.fingerprint,
+        )
 
     def _deliver(self, worker_id: WorkerId, room: RoomId, message: ev.Input | Offered) -> None:
         self._workers[worker_id].receive(room, message)
@@ -127,21 +138,25 @@ class World:
         chunks = tuple(dice.randint(1, MAX_CHUNK_PAGES) for _ in range(dice.randint(1, MAX_CHUNKS)))
         gateway = dice.choice(self._gateways)
         request = gateway.ask(number, chunks)
-        if self.agenda.chance(self.weather.cancel):
+        if request.outcome:
+            return
+        if self.agenda.fault("cancel", self.weather.cancel):
             self.agenda.soon(TIMEOUT_S, f"client {number} leaves", lambda: gateway.leave(request))
 
     def _plan_faults(self) -> None:
-        kinds: list[tuple[str, float, Callable[[], None]]] = [
-            ("crash", self.weather.crashes, self._crash),
-            ("stop", self.weather.stops, self._stop),
-            ("partition", self.weather.partitions, self._part),
-            ("link loss", self.weather.link_losses, self._lose_link),
-            ("bootstrap restart", self.weather.bootstrap_restarts, self._restart_bootstrap),
-            ("gateway restart", self.weather.gateway_restarts, self._restart_gateway),
-        ]
-        for name, per_minute, act in kinds:
+        kinds: dict[str, Callable[[], None]] = {
+            "crashes": self._crash,
+            "stops": self._stop,
+            "partitions": self._part,
+            "link_losses": self._lose_link,
+            "bootstrap_restarts": self._restart_bootstrap,
+            "gateway_restarts": self._restart_gateway,
+        }
+        for name, act in kinds.items():
+            per_minute = getattr(self.weather, name)
             for _ in range(round(per_minute * SPAN_S / 60 * 2 * self.agenda.dice.random())):
-                self.agenda.soon(SPAN_S, f"fault: {name}", act)
+                self.agenda.soon(SPAN_S, f"fault of {name}", act)
+                self.agenda.faults[name] += 1
 
     def _any_worker(self) -> Worker:
         return self.agenda.dice.choice(list(self._workers.values()))
@@ -185,7 +200,15 @@ class World:
             self.agenda.soon(DOWN_S, "bootstrap starts again", self._bootstrap.restart)
 
     def _restart_gateway(self) -> None:
-        self.agenda.dice.choice(self._gateways).crash()
+        gateway = self.agenda.dice.choice(self._gateways)
+        if gateway.up:
+            gateway.crash()
+            self._bootstrap.forget(gateway.name)
+            self.agenda.soon(DOWN_S, f"{gateway.name} starts again", lambda: self._start_gateway(gateway))
+
+    def _start_gateway(self, gateway: Gateway) -> None:
+        gateway.up = True
+        self._bootstrap.watch(gateway.name, gateway.see)
 
     def _check_pools(self) -> None:
         for worker in self._workers.values():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.rdma_guest import RUN_TIMEOUT_S, handed_over, passed, run_inside
+from tests.support.rdma_guest import RUN_TIMEOUT_S, handed_over, passed, pytest_inside, run_inside
 from tools.rdma_vm import fetch
 from tools.rdma_vm.settings import default_directory
 
@@ -22,7 +22,7 @@ def test_rdma_tests_pass_in_the_guest(
     assert tests, 'no test marked rdma is part of this run; try: pytest -m "rdma or rdma_guest"'
     with capfd.disabled():
         print(f"\n--- {len(tests)} tests in the RDMA guest", flush=True)
-        status = run_inside(fetch.ensure(default_directory()), tests, tmp_path)
+        status = run_inside(fetch.ensure(default_directory()), pytest_inside(tests), tmp_path)
         print("--- back from the RDMA guest", flush=True)
     assert status == 0
     assert passed(tmp_path) > 0, "every test was skipped in the guest"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.rdma_guest import RUN_TIMEOUT_S, passed, pytest_inside
+from tests.support.rdma_guest import RUN_TIMEOUT_S, passed, pytest_inside, run_inside
 from tools.rdma_vm import fetch, guest, newest
 from tools.rdma_vm.settings import default_directory
 
@@ -27,8 +27,7 @@ def test_what_debians_pyverbs_does_the_newest_does_too(capfd: pytest.CaptureFixt
         which = f"{shlex.join((sys.executable, '-c', WHICH))} > {guest.RESULTS_INSIDE}/which"
         script = f"{which} && exec {shlex.join(pytest_inside(TESTS))}"
         print(f"\n--- pyverbs {newest.VERSION} in the RDMA guest", flush=True)
-        machine = guest.Machine(cpus=2, timeout_s=RUN_TIMEOUT_S, results=tmp_path)
-        status = guest.run(kit, ("env", *variables, "sh", "-c", script), machine)
+        status = run_inside(kit, ("env", *variables, "sh", "-c", script), tmp_path)
         print("--- back from the RDMA guest", flush=True)
     assert status == 0
     assert (tmp_path / "which").read_text().strip() == str(built / "python" / "pyverbs")

@@ -20,7 +20,8 @@ from tandem.cli.sim.checks import Invariant, ViolationError
 from tandem.cli.sim.landing import Mover, Provider
 from tandem.cli.sim.memory import Pool
 from tandem.cli.sim.sides import DecodeSide, Machines
-from tandem.cli.sim.world import FAULTS, Plan
+from tandem.cli.sim.weather import FAULTS
+from tandem.cli.sim.world import Plan
 from tandem.core.errors import TandemError
 from tandem.core.ids import RoomId
 from tandem.core.room import events as ev

@@ -10,7 +10,7 @@ from typing import Final
 _HERE: Final = Path(__file__).resolve().parent
 _RECIPE: Final = ("fetch.py", "initrd.py", "guest/init.sh")
 _EMULATOR: Final = "qemu-system-x86_64"
-_LIBRARIES: Final = "usr/lib/x86_64-linux-gnu"
+LIBRARIES: Final = "usr/lib/x86_64-linux-gnu"
 
 
 class RdmaVmError(Exception):
@@ -66,9 +66,9 @@ class Kit:
 
     def emulator_variables(self) -> dict[str, str]:
         """What the environment of qemu needs."""
-        libraries = self.emulator_root / _LIBRARIES
+        libraries = self.emulator_root / LIBRARIES
         return {"LD_LIBRARY_PATH": str(libraries), "QEMU_MODULE_DIR": str(libraries / "qemu")}
 
     def layer_variables(self) -> dict[str, str]:
         """What the environment of a program of the layer needs when it runs on this machine."""
-        return {"LD_LIBRARY_PATH": str(self.layer / _LIBRARIES)}
+        return {"LD_LIBRARY_PATH": str(self.layer / LIBRARIES)}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from tools.rdma_vm.fetch import Apt, unpack
+from tools.rdma_vm.kit import LIBRARIES
 from tools.rdma_vm.steps import made_once, output, step
 
 VERSION: Final = "59.0"
@@ -21,7 +22,6 @@ _PACKAGES: Final = ("libnl-3-200", "libnl-3-dev", "libnl-route-3-200", "libnl-ro
 _TARGETS: Final = ("pyverbs/all", "libibverbs/all", "providers/rxe/all")
 _OPTIONS: Final = ("-DNO_MAN_PAGES=1", "-DCMAKE_INSTALL_SYSCONFDIR=/etc", "-DCMAKE_BUILD_TYPE=Release")
 """Drivers are named by Debian's /etc/libibverbs.d, and found where LD_LIBRARY_PATH says."""
-_LIBRARIES: Final = "usr/lib/x86_64-linux-gnu"
 
 
 def ensure(directory: Path) -> Path:
@@ -68,11 +68,10 @@ def _builders(work: Path) -> dict[str, str]:
     """The environment in which programs find compilers' helpers and headers, none of which is installed."""
     tools, root = work / "tools", work / "root"
     output(sys.executable, "-m", "pip", "install", "--quiet", "--target", str(tools), *_TOOLS)
-    (work / "apt").mkdir()
     apt = Apt(work / "apt")
     apt.update()
     unpack(apt.download("headers", [*_PACKAGES, *apt.missing("pkg-config")]), root)
-    libraries = root / _LIBRARIES
+    libraries = root / LIBRARIES
     return {
         "PATH": f"{tools / 'bin'}:{root / 'usr/bin'}:{sysconfig.get_path('scripts')}:/usr/bin:/bin",
         "PYTHONPATH": str(tools),

@@ -16,11 +16,6 @@ from tandem.cli.asking import GatewayClient, Question
 from tandem.cli.board import read_state
 from tandem.cli.cluster import members_of_bootstrap, members_of_gateway, set_draining, table_of
 from tandem.cli.plan import DeviceChoice, EngineChoice, Machine, ProviderChoice, UpOptions, make_plan, parse_ratio
-from tandem.cli.sim.campaign import new_seed, run_seeds
-from tandem.cli.sim.story import read as read_story
-from tandem.cli.sim.story import shrink as shortest
-from tandem.cli.sim.story import tell
-from tandem.cli.sim.world import Plan
 from tandem.cli.up import UpView, require_free_port, run_up
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.rpc.credentials import Credentials, TlsSettings
@@ -161,20 +156,17 @@ def sim_run(
     shrink: Annotated[Path | None, typer.Option(help="Write the shortest story of what breaks into this file.")] = None,
 ) -> None:
     """Runs one seed, or many; exit code 1 and the command that repeats it if an invariant is broken."""
-    campaign = run_seeds(new_seed() if seed is None else seed, rooms, seconds)
-    print(campaign.report(trace=trace))
-    if shrink is not None and (found := tell(Plan(campaign.last_seed))) is not None:
-        shrink.write_text(json.dumps(shortest(found).document(), indent=2), encoding="utf-8")
-        print(f"the shortest story: tandem sim tell {shrink}")
-    raise typer.Exit(ExitCode.FAILED if campaign.violation else ExitCode.OK)
+    from tandem.cli.sim.command import run as run_sim
+
+    raise typer.Exit(run_sim(seed, rooms, seconds, trace=trace, shrink=shrink))
 
 
 @sim.command("tell")
 def sim_tell(story: Annotated[Path, typer.Argument(help="A file that `sim run --shrink` wrote.")]) -> None:
     """Runs a story again, and prints what happens; exit code 1 if it still breaks an invariant."""
-    found = tell(read_story(story))
-    print("\n".join([*found.trace, str(found.violation)]) if found else "no invariant is broken any more")
-    raise typer.Exit(ExitCode.FAILED if found else ExitCode.OK)
+    from tandem.cli.sim.command import tell
+
+    raise typer.Exit(tell(story))
 
 
 @bench.command("kv", context_settings=_FORWARD)

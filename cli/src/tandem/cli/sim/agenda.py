@@ -6,7 +6,7 @@ import hashlib
 import heapq
 import itertools
 import random
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -22,8 +22,6 @@ class Agenda:
         self.dice = random.Random(seed)
         self.now = 0.0
         self.recent: deque[str] = deque(maxlen=RECENT)
-        self.faults: Counter[str] = Counter()
-        """How often each kind of fault happened."""
         self._due: list[tuple[float, int, str, Callable[[], None]]] = []
         self._tickets = itertools.count()
         self._digest = hashlib.blake2b(digest_size=16)
@@ -35,16 +33,6 @@ class Agenda:
     def soon(self, most_s: float, note: str, action: Callable[[], None]) -> None:
         """At a random moment within `most_s`."""
         self.after(self.dice.random() * most_s, note, action)
-
-    def chance(self, probability: float) -> bool:
-        """Whether something happens that does so with this probability."""
-        return self.dice.random() < probability
-
-    def fault(self, kind: str, probability: float) -> bool:
-        """Whether a fault happens that does so with this probability; it is counted."""
-        happens = self.chance(probability)
-        self.faults[kind] += happens
-        return happens
 
     def run(self, until_s: float) -> None:
         """Runs what is due until then."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -43,12 +44,8 @@ class Request:
 class Tally:
     """What became of the requests of a run."""
 
-    outcomes: dict[str, int] = field(default_factory=dict)
+    outcomes: Counter[str] = field(default_factory=Counter)
     rooms: int = 0
-
-    def count(self, outcome: str) -> None:
-        """One more of this kind."""
-        self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
 
 
 class Gateway:
@@ -83,7 +80,8 @@ class Gateway:
         if not self.up:
             self._end(request, f"error {ErrorReason.LINK_LOST.value}")
             return request
-        self._agenda.after(TIMEOUT_S, f"request {number} is out of time", lambda: self._out_of_time(request))
+        give_up = partial(self._give_up, request, ErrorReason.DEADLINE_EXCEEDED)
+        self._agenda.after(TIMEOUT_S, f"request {number} is out of time", give_up)
         self._agenda.after(TIMEOUT_S + OUTCOME_S, f"request {number} must have an outcome", lambda: _must_end(request))
         self._attempt(request)
         return request
@@ -160,9 +158,6 @@ class Gateway:
             note = f"room {room} Cancel"
             self._network.call(self.name, life.worker_id, note, partial(worker.abort, room, why))
 
-    def _out_of_time(self, request: Request) -> None:
-        self._give_up(request, ErrorReason.DEADLINE_EXCEEDED)
-
     def _give_up(self, request: Request, reason: ErrorReason) -> None:
         if request.outcome:
             return
@@ -175,7 +170,7 @@ class Gateway:
         self._open.remove(request)
         if request.room is not None:
             self._running.pop(request.room, None)
-        self._tally.count(outcome)
+        self._tally.outcomes[outcome] += 1
 
 
 def _must_end(request: Request) -> None:

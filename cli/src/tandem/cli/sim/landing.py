@@ -17,7 +17,8 @@ from tandem.cli.sim.agenda import Agenda
 from tandem.cli.sim.checks import Invariant, ViolationError
 from tandem.cli.sim.life import Life
 from tandem.cli.sim.memory import GARBAGE, Kv
-from tandem.cli.sim.network import Network, Weather
+from tandem.cli.sim.network import Network
+from tandem.cli.sim.weather import Faults
 from tandem.core.ids import ChunkIndex, GrantId, RoomId
 
 READ_S = 0.2
@@ -61,8 +62,6 @@ class Chunk:
     pairs: tuple[tuple[int, int], ...]
     moved: Callable[[int], None]
     """Tells the sender, with the checksum of what it read."""
-    seen: Callable[[int], None]
-    """Tells the receiver, with the checksum of what is in its memory."""
     broken: Callable[[str], None]
     """Tells the sender that the chunk will not arrive; more than once, perhaps."""
     cancelled: bool = False
@@ -76,10 +75,10 @@ class Mover:
     enforces = True
     """Whether ranges are held against the grant; a planted bug turns it off."""
 
-    def __init__(self, agenda: Agenda, network: Network, weather: Weather, provider: Provider) -> None:
+    def __init__(self, agenda: Agenda, network: Network, faults: Faults, provider: Provider) -> None:
         self._agenda = agenda
         self._network = network
-        self._weather = weather
+        self._faults = faults
         self._provider = provider
 
     def start(self, chunk: Chunk) -> None:
@@ -87,7 +86,7 @@ class Mover:
         if self._provider is Provider.VERBS and self.enforces and not self._inside(chunk):
             chunk.broken("a range is outside the grant")
             return
-        breaks = self._agenda.fault("lane_failure", self._weather.lane_failure)
+        breaks = self._faults.happens("lane_failure")
         survivors = len(chunk.pairs) - 1 if breaks else len(chunk.pairs)
         for number, pair in enumerate(chunk.pairs):
             if number < survivors:
@@ -130,18 +129,16 @@ class Mover:
     def _takes(self, chunk: Chunk, page: int) -> bool:
         """Whether a page may land now; if not, the sender hears of it where its connection lives."""
         grant = chunk.grant
-        if not grant.life.alive or (self._provider is Provider.VERBS and grant.fenced):
+        by_card = self._provider is Provider.VERBS
+        if not grant.life.alive or (by_card and grant.fenced):
             chunk.broken("the peer is gone")
-            return False
-        if self._provider is Provider.VERBS:
-            return True
-        if not grant.open:
+        elif not by_card and not grant.open:
             chunk.broken("the grant is closed")
-            return False
-        if self.enforces and page not in grant.pages:
+        elif not by_card and self.enforces and page not in grant.pages:
             chunk.broken("a range is outside the grant")
-            return False
-        return True
+        else:
+            return True
+        return False
 
     def _write(self, chunk: Chunk, pair: tuple[int, int]) -> None:
         grant, page = chunk.grant, pair[1]
@@ -151,11 +148,12 @@ class Mover:
             raise ViolationError(Invariant.QUIET_ABORT, f"page {page} lands for room {chunk.room}, which has ended")
         if grant.life.pool.holder(page) != chunk.room:
             raise ViolationError(Invariant.ONE_WRITER, f"room {chunk.room} writes page {page}, held by another")
-        damaged = self._agenda.fault("corrupt", self._weather.corrupt)
+        damaged = self._faults.happens("corrupt")
         grant.life.pool.write(page, GARBAGE if damaged else chunk.read[pair[0]])
         chunk.landed += 1
         if chunk.landed == len(chunk.pairs):
-            chunk.seen(checksum([grant.life.pool.peek(page) for _, page in chunk.pairs]))
+            found = checksum([grant.life.pool.peek(page) for _, page in chunk.pairs])
+            grant.seen(chunk.index, len(chunk.pairs), found)
             if self._provider is not Provider.TCP:
                 chunk.moved(checksum([chunk.read[page] for page, _ in chunk.pairs]))
 

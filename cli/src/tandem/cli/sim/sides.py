@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -11,7 +12,8 @@ from tandem.cli.sim.checks import Invariant, ViolationError
 from tandem.cli.sim.landing import Chunk, Grant, Mover
 from tandem.cli.sim.life import Life
 from tandem.cli.sim.memory import Kv
-from tandem.cli.sim.network import Network, Weather
+from tandem.cli.sim.network import Network
+from tandem.cli.sim.weather import Faults
 from tandem.core.errors import ErrorReason
 from tandem.core.ids import ChunkIndex, GrantId, RoomId, WorkerId, WorkerLife
 from tandem.core.room import events as ev
@@ -56,7 +58,7 @@ class Surroundings:
     agenda: Agenda
     network: Network
     mover: Mover
-    weather: Weather
+    faults: Faults
     machines: Machines
     post: Post
     succeeded: set[RoomId] = field(default_factory=set)
@@ -80,6 +82,11 @@ class Ticket:
         """Pages of the prompt."""
         return sum(self.chunks)
 
+    def pages_of(self, chunk: int) -> range:
+        """Which pages of the prompt a chunk has."""
+        first = sum(self.chunks[:chunk])
+        return range(first, first + self.chunks[chunk])
+
 
 class Report(Protocol):
     """What a leg tells its gateway; `answer` is what decode read from its pages."""
@@ -88,7 +95,7 @@ class Report(Protocol):
 
 
 @dataclass(slots=True)
-class Side:
+class Side(ABC):
     """What both sides have in common: one machine, fed in order, that ends once and in time."""
 
     around: Surroundings
@@ -118,13 +125,27 @@ class Side:
         if before is ev.Phase.BOOTSTRAPPING and self.machine.phase is ev.Phase.WAITING:
             self.engine_goes_on()
 
+    @abstractmethod
     def engine_goes_on(self) -> None:
         """What the engine does when the other side is ready."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def has_ended(self, why: ev.Why | None) -> None:
+        """What comes with the end that the machine has reached."""
 
     def carry_out(self, effect: ev.Effect) -> None:
-        """Does what the machine wants."""
-        raise NotImplementedError
+        """Does what the machine wants. Here: what both sides do alike."""
+        match effect:
+            case ev.SendAbort(why):
+                self.tell(ev.PeerAborted(why))
+            case ev.SendAbortAck():
+                self.tell(ev.PeerQuiet())
+            case ev.Ended(why):
+                self.has_ended(why)
+            case ev.Refused():
+                pass
+            case _:
+                raise AssertionError(f"{self.life}'s shell does not know {effect}")
 
     @property
     def peer(self) -> WorkerLife:
@@ -196,8 +217,7 @@ class PrefillSide(Side):
         def computed() -> None:
             if self.ended or self.machine.phase in (ev.Phase.SUCCESS, ev.Phase.FAILED):
                 return
-            first = sum(self.ticket.chunks[:number])
-            for index in range(first, first + self.ticket.chunks[number]):
+            for index in self.ticket.pages_of(number):
                 self.life.pool.write(self.source[index], Kv(self.ticket.request, index))
             last = number == len(self.ticket.chunks) - 1
             self.step(ev.ChunkReady(ChunkIndex(number), last))
@@ -208,7 +228,7 @@ class PrefillSide(Side):
         self.around.agenda.soon(COMPUTE_S, note, lambda: self.life.when_it_goes_on(computed))
 
     def carry_out(self, effect: ev.Effect) -> None:
-        """Moves, tells, fences, ends."""
+        """Moves, claims, cancels; the rest as both sides."""
         match effect:
             case ev.StartTransfer(chunk):
                 self._move(chunk)
@@ -216,18 +236,10 @@ class PrefillSide(Side):
                 self.tell(ev.ChunkClaimed(self._grant_id, chunk, size, checksum))
             case ev.SendComplete(chunks, size):
                 self.tell(ev.CompleteClaimed(self._grant_id, chunks, size))
-            case ev.SendAbort(why):
-                self.tell(ev.PeerAborted(why))
-            case ev.SendAbortAck():
-                self.tell(ev.PeerQuiet())
             case ev.Fence():
                 self.quiet(self._cancel)
-            case ev.Ended(why):
-                self._ended(why)
-            case ev.Refused():
-                pass
             case _:
-                raise AssertionError(f"prefill's shell does not know {effect}")
+                Side.carry_out(self, effect)
 
     @property
     def _grant_id(self) -> GrantId:
@@ -236,10 +248,8 @@ class PrefillSide(Side):
     def _move(self, index: ChunkIndex) -> None:
         grant = self.grant
         assert grant is not None, "a transfer before the offer"
-        first = sum(self.ticket.chunks[:index])
-        numbers = range(first, first + self.ticket.chunks[index])
-        pairs = [(self.source[number], grant.pages[number]) for number in numbers]
-        if self.around.agenda.fault("stray_write", self.around.weather.stray_write):
+        pairs = [(self.source[number], grant.pages[number]) for number in self.ticket.pages_of(index)]
+        if self.around.faults.happens("stray_write"):
             outside = [page for page in range(grant.life.pool.total) if page not in grant.pages]
             pairs[-1] = (pairs[-1][0], self.around.agenda.dice.choice(outside))
         size = len(pairs)
@@ -247,13 +257,10 @@ class PrefillSide(Side):
         def broken(why: str) -> None:
             self.step(ev.Broken(ev.Why(ErrorReason.TRANSFER_FAILED, why)))
 
-        def seen(checksum: int) -> None:
-            grant.seen(index, size, checksum)
-
         def moved(checksum: int) -> None:
             self.step(ev.ChunkMoved(index, size, checksum))
 
-        chunk = Chunk(index, self.ticket.room, self.life, grant, tuple(pairs), moved, seen, broken)
+        chunk = Chunk(index, self.ticket.room, self.life, grant, tuple(pairs), moved, broken)
         self.moving.append(chunk)
         self.around.mover.start(chunk)
 
@@ -261,7 +268,7 @@ class PrefillSide(Side):
         for chunk in self.moving:
             chunk.cancelled = True
 
-    def _ended(self, why: ev.Why | None) -> None:
+    def has_ended(self, why: ev.Why | None) -> None:
         if why is None and self.ticket.room not in self.around.succeeded:
             raise ViolationError(Invariant.ONE_END, f"prefill of room {self.ticket.room} succeeded, decode did not")
         self.end(why)
@@ -301,31 +308,23 @@ class DecodeSide(Side):
         self.step(ev.PagesReserved(self.grant.grant_id, len(pages)))
 
     def carry_out(self, effect: ev.Effect) -> None:
-        """Offers, tells, fences, ends."""
+        """Offers, closes, fences; the rest as both sides."""
         match effect:
             case ev.SendOffer():
                 assert self.grant is not None, "an offer of nothing"
                 self.tell(Offered(self.grant))
             case ev.SendLanded(grant_id):
                 self.tell(ev.LandedByPeer(grant_id))
-            case ev.SendAbort(why):
-                self.tell(ev.PeerAborted(why))
-            case ev.SendAbortAck():
-                self.tell(ev.PeerQuiet())
             case ev.Fence():
                 self._close()
                 self.quiet(self._fenced)
             case ev.CloseGrant():
                 self._close()
-                lost = self.around.agenda.fault("hand_in_failure", self.around.weather.hand_in_failure)
+                lost = self.around.faults.happens("hand_in_failure")
                 why = ev.Why(ErrorReason.TRANSFER_FAILED, "no copy to the device") if lost else None
                 self.quiet(self._fenced, why)
-            case ev.Ended(why):
-                self._ended(why)
-            case ev.Refused():
-                pass
             case _:
-                raise AssertionError(f"decode's shell does not know {effect}")
+                Side.carry_out(self, effect)
 
     def _close(self) -> None:
         if self.grant is not None:
@@ -335,7 +334,7 @@ class DecodeSide(Side):
         if self.grant is not None:
             self.grant.fenced = True
 
-    def _ended(self, why: ev.Why | None) -> None:
+    def has_ended(self, why: ev.Why | None) -> None:
         answer: list[Kv | None] = []
         if self.grant is not None and not self.ended:
             self.grant.ended = True

@@ -10,7 +10,8 @@ from typing import Any, Final
 
 from tandem.cli.sim.checks import ViolationError
 from tandem.cli.sim.landing import Provider
-from tandem.cli.sim.world import FAULTS, Plan, World
+from tandem.cli.sim.weather import FAULTS
+from tandem.cli.sim.world import Outcome, Plan, World
 from tandem.core.errors import ErrorReason, TandemError
 
 TRIES: Final = 200
@@ -27,6 +28,11 @@ class Story:
     violation: ViolationError
     trace: tuple[str, ...]
 
+    @classmethod
+    def of(cls, plan: Plan, outcome: Outcome) -> Story | None:
+        """What a run has shown, if it broke something."""
+        return cls(plan, outcome.violation, outcome.trace) if outcome.violation else None
+
     def document(self) -> dict[str, Any]:
         """For a file that `read` reads again."""
         plan = self.plan
@@ -42,12 +48,7 @@ class Story:
 
 def tell(plan: Plan) -> Story | None:
     """Runs a plan; the story of the invariant that it breaks, if it breaks one."""
-    world = World(plan)
-    try:
-        world.run()
-    except ViolationError as violation:
-        return Story(plan, violation, tuple(world.agenda.recent))
-    return None
+    return Story.of(plan, World(plan).run())
 
 
 def shrink(story: Story) -> Story:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-from collections import deque
 from collections.abc import Iterator
 from typing import Final
 
@@ -23,20 +21,18 @@ MAX_PARKED: Final = 64
 class Worker:
     """One worker of the cluster."""
 
-    def __init__(self, worker_id: WorkerId, role: Role) -> None:
+    def __init__(self, worker_id: WorkerId, role: Role, around: Surroundings) -> None:
         self.worker_id = worker_id
         self.role = role
-        self._around: Surroundings | None = None
-        self._lives = itertools.count(1)
+        self._around = around
         self.life: Life | None = None
         self._rooms: dict[RoomId, Side] = {}
         self._parked: dict[RoomId, Offered] = {}
-        self._queue: deque[DecodeSide] = deque()
+        self._queue: list[DecodeSide] = []
 
-    def start(self, around: Surroundings, instance: int) -> Life:
+    def start(self, instance: int) -> Life:
         """Begins a new life, with nothing in it."""
-        self._around = around
-        self.life = Life(around.agenda, self.worker_id, instance, PAGES, ROWS)
+        self.life = Life(self._around.agenda, self.worker_id, instance, PAGES, ROWS)
         return self.life
 
     def crash(self) -> None:
@@ -44,7 +40,7 @@ class Worker:
         if self.life is not None:
             self.life.alive = False
         self.life = None
-        self._rooms, self._parked, self._queue = {}, {}, deque()
+        self._rooms, self._parked, self._queue = {}, {}, []
 
     def rooms(self) -> Iterator[Side]:
         """Rooms that have not ended."""
@@ -82,7 +78,6 @@ class Worker:
 
     def _open(self, life: Life, ticket: Ticket, report: Report) -> None:
         around = self._around
-        assert around is not None, "a worker before its start"
         if self.role is Role.PREFILL:
             sender = around.machines.sender(ticket.deadline)
             prefill = PrefillSide(around, life, ticket, sender, report, self._close)
@@ -98,9 +93,7 @@ class Worker:
         around.agenda.soon(DIAL_S, f"{life} dials for room {ticket.room}", lambda: self._dialled(decode))
 
     def _dialled(self, side: DecodeSide) -> None:
-        around = self._around
-        assert around is not None, "a worker before its start"
-        if around.network.reaches(self.worker_id, side.peer.worker_id):
+        if self._around.network.reaches(self.worker_id, side.peer.worker_id):
             side.step(ev.LinkUp())
         else:
             side.step(ev.Broken(ev.Why(ErrorReason.PEER_LOST, "the peer does not answer")))
@@ -108,12 +101,12 @@ class Worker:
     def _close(self, room: RoomId) -> None:
         """Takes a room off; who waits for pages tries again when it has given its own back."""
         self._rooms.pop(room, None)
-        around, waiting = self._around, list(self._queue)
+        waiting = list(self._queue)
         self._queue.clear()
-        if around is not None and waiting:
-            around.agenda.after(0.0, f"{self.worker_id} has pages again", lambda: self._serve(waiting))
 
-    @staticmethod
-    def _serve(waiting: list[DecodeSide]) -> None:
-        for side in waiting:
-            side.reserve()
+        def serve() -> None:
+            for side in waiting:
+                side.reserve()
+
+        if waiting:
+            self._around.agenda.after(0.0, f"{self.worker_id} has pages again", serve)

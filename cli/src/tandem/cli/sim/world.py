@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,8 +14,9 @@ from tandem.cli.sim.checks import Invariant, ViolationError
 from tandem.cli.sim.gateway import OUTCOME_S, TIMEOUT_S, Gateway, Tally
 from tandem.cli.sim.landing import Mover, Provider
 from tandem.cli.sim.membership import BOOTSTRAP, Bootstrap
-from tandem.cli.sim.network import Network, Weather
+from tandem.cli.sim.network import Network
 from tandem.cli.sim.sides import GRACE_S, Machines, Offered, Surroundings
+from tandem.cli.sim.weather import FAULTS, Faults, Weather
 from tandem.cli.sim.worker import NOTICE_S, Worker
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import Role, RoomId, WorkerId
@@ -27,8 +30,6 @@ PART_S: Final = 4.0
 SETTLE_S: Final = TIMEOUT_S + OUTCOME_S + GRACE_S + STOP_S + 10.0
 MAX_CHUNKS: Final = 3
 MAX_CHUNK_PAGES: Final = 3
-FAULTS: Final = tuple(Weather.__dataclass_fields__)
-"""Kinds of fault."""
 _WORST: Final = Weather(
     loss=0.02,
     repeat=0.05,
@@ -62,17 +63,21 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a run that broke nothing."""
+    """What became of a run."""
 
     provider: Provider
     rooms: int
     """Attempts, each a room on a prefill and a decode worker."""
-    outcomes: dict[str, int]
+    outcomes: Counter[str]
     """How many requests ended in which way."""
-    faults: dict[str, int]
+    faults: Counter[str]
     """How often each kind of fault happened."""
     fingerprint: str
     """Of everything that happened; equal for equal seeds."""
+    trace: tuple[str, ...]
+    """What happened last."""
+    violation: ViolationError | None
+    """What broke, and so ended the run."""
 
 
 class World:
@@ -82,17 +87,17 @@ class World:
         self.agenda = agenda = Agenda(plan.seed)
         dice, self._plan = agenda.dice, plan
         provider = self._provider = plan.provider or dice.choice(list(Provider))
-        self.weather = _weather(dice.random, plan.without)
-        self._network = Network(agenda, self.weather)
-        self._mover = plan.mover(agenda, self._network, self.weather, provider)
+        self._faults = Faults(_weather(dice, plan.without), dice)
+        self._network = Network(agenda, self._faults)
+        mover = plan.mover(agenda, self._network, self._faults, provider)
+        around = Surroundings(agenda, self._network, mover, self._faults, plan.machines, self._deliver)
         counts = {role: dice.randint(1, 3) for role in Role}
         self._workers = {
-            name: Worker(name, role)
+            name: Worker(name, role, around)
             for role in Role
             for number in range(counts[role])
             for name in [WorkerId(f"{role.value}-{number}")]
         }
-        self._around = Surroundings(agenda, self._network, self._mover, self.weather, plan.machines, self._deliver)
         self._bootstrap = Bootstrap(agenda, self._network)
         self._tally = Tally()
         self._gateways = [
@@ -102,7 +107,26 @@ class World:
         self._instances = 0
 
     def run(self) -> Outcome:
-        """Runs it to the end. Raises ViolationError."""
+        """Runs it to the end, or until an invariant breaks."""
+        violation = None
+        try:
+            self._run()
+        except ViolationError as error:
+            violation = error
+        except (AssertionError, KeyError, ValueError, TandemError) as error:
+            violation = ViolationError(Invariant.NO_SURPRISE, repr(error))
+            violation.__cause__ = error
+        return Outcome(
+            provider=self._provider,
+            rooms=self._tally.rooms,
+            outcomes=self._tally.outcomes,
+            faults=self._faults.counts,
+            fingerprint=self.agenda.fingerprint,
+            trace=tuple(self.agenda.recent),
+            violation=violation,
+        )
+
+    def _run(self) -> None:
         for gateway in self._gateways:
             self._start_gateway(gateway)
         for worker in self._workers.values():
@@ -110,20 +134,10 @@ class World:
         for number in range(self._plan.requests):
             self.agenda.soon(SPAN_S, f"client {number} asks", partial(self._ask, number))
         self._plan_faults()
-        try:
-            self.agenda.run(SPAN_S + SETTLE_S)
-        except (AssertionError, KeyError, ValueError, TandemError) as error:
-            raise ViolationError(Invariant.NO_SURPRISE, repr(error)) from error
+        self.agenda.run(SPAN_S + SETTLE_S)
         self._check_pools()
-        if sum(self._tally.outcomes.values()) != self._plan.requests:
+        if self._tally.outcomes.total() != self._plan.requests:
             raise ViolationError(Invariant.ONE_END, f"{self._plan.requests} requests, outcomes {self._tally.outcomes}")
-        return Outcome(
-            self._provider,
-            self._tally.rooms,
-            dict(self._tally.outcomes),
-            dict(self.agenda.faults),
-            self.agenda.fingerprint,
-        )
 
     def _deliver(self, worker_id: WorkerId, room: RoomId, message: ev.Input | Offered) -> None:
         self._workers[worker_id].receive(room, message)
@@ -131,7 +145,7 @@ class World:
     def _start(self, worker: Worker) -> None:
         if worker.life is None:
             self._instances += 1
-            self._bootstrap.enrol(worker, worker.start(self._around, self._instances))
+            self._bootstrap.enrol(worker, worker.start(self._instances))
 
     def _ask(self, number: int) -> None:
         dice = self.agenda.dice
@@ -140,7 +154,7 @@ class World:
         request = gateway.ask(number, chunks)
         if request.outcome:
             return
-        if self.agenda.fault("cancel", self.weather.cancel):
+        if self._faults.happens("cancel"):
             self.agenda.soon(TIMEOUT_S, f"client {number} leaves", lambda: gateway.leave(request))
 
     def _plan_faults(self) -> None:
@@ -153,10 +167,10 @@ class World:
             "gateway_restarts": self._restart_gateway,
         }
         for name, act in kinds.items():
-            per_minute = getattr(self.weather, name)
+            per_minute = self._faults.rate(name)
             for _ in range(round(per_minute * SPAN_S / 60 * 2 * self.agenda.dice.random())):
                 self.agenda.soon(SPAN_S, f"fault of {name}", act)
-                self.agenda.faults[name] += 1
+                self._faults.counts[name] += 1
 
     def _any_worker(self) -> Worker:
         return self.agenda.dice.choice(list(self._workers.values()))
@@ -218,7 +232,7 @@ class World:
                 raise ViolationError(Invariant.POOLS_BALANCE, f"{life} keeps pages or rows, rooms {rooms}")
 
 
-def _weather(dice: Callable[[], float], without: frozenset[str]) -> Weather:
+def _weather(dice: random.Random, without: frozenset[str]) -> Weather:
     """Every kind of fault somewhere between never and its worst."""
-    drawn = {name: getattr(_WORST, name) * dice() for name in FAULTS}
+    drawn = {name: getattr(_WORST, name) * dice.random() for name in FAULTS}
     return Weather(**{name: 0.0 if name in without else value for name, value in drawn.items()})

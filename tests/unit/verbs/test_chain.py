@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tandem.core.errors import TandemError
-from tandem.rdma.verbs.chain import NO_IMM, Chain, Codes, WriteBatch, encode
+from tandem.rdma.verbs.chain import Chain, Codes, WriteBatch, encode
 from tandem.rdma.verbs.posting import BatchPoster, ReferencePoster, open_poster
 
 CODES = Codes(write=0, write_with_imm=1, signalled=2)
@@ -62,15 +62,17 @@ def walk(address: int | None) -> list[Seen]:
 
 def some_batch(count: int) -> WriteBatch:
     n = np.arange(count, dtype=np.uint64)
-    return encode(
+    batch = encode(
         CODES,
         local=np.uint64(2**63) + n,
         lengths=(np.uint64(2**31) - n).astype(np.uint32),
         lkeys=(np.uint64(2**32 - 1) - n).astype(np.uint32),
         remote=np.uint64(2**64 - 1) - n,
         rkeys=(np.uint64(2**31) + n).astype(np.uint32),
-        imm=np.where(n % 3 == 2, 0x01020300 + n.astype(np.int64), NO_IMM),
     )
+    tagged = np.arange(2, count, 3)
+    batch.tag(tagged, (0x01020300 + tagged).astype(np.uint32), CODES)
+    return batch
 
 
 def expected(first: int, count: int, first_id: int, signalled: tuple[int, ...] = ()) -> list[Seen]:

@@ -49,7 +49,12 @@ class Memory:
 
     def buffer_of(self, offsets: U64) -> npt.NDArray[np.intp]:
         """The buffer that each offset lies in."""
-        return np.searchsorted(self._starts, offsets, "right") - 1
+        return self._starts.searchsorted(offsets, "right") - 1
+
+    def buffer_of_whole(self, offsets: U64, lengths: U64) -> npt.NDArray[np.intp] | None:
+        """The buffer that each range lies in; None if one of them goes on into the next."""
+        buffers = self.buffer_of(offsets)
+        return None if bool((offsets + lengths > self._ends[buffers]).any()) else buffers
 
     def addresses(self, offsets: U64, buffers: npt.NDArray[np.intp]) -> U64:
         """Addresses of offsets that lie in these buffers."""
@@ -69,9 +74,9 @@ class Memory:
             offsets, lengths = offsets[lengths > 0], lengths[lengths > 0]
         if not offsets.size:
             return np.empty((0, 2), np.uint64)
-        buffer = self.buffer_of(offsets)
-        if bool((offsets + lengths > self._ends[buffer]).any()):
-            buffer, offsets, lengths = self._split(buffer, offsets, lengths)
+        buffer = self.buffer_of_whole(offsets, lengths)
+        if buffer is None:
+            buffer, offsets, lengths = self._split(self.buffer_of(offsets), offsets, lengths)
         return _merge_touching(self.addresses(offsets, buffer), lengths)
 
     def _split(self, first: npt.NDArray[np.intp], offsets: U64, lengths: U64) -> tuple[npt.NDArray[np.intp], U64, U64]:
@@ -93,6 +98,8 @@ def as_offsets(values: npt.ArrayLike) -> U64:
     Raises TandemError(INVALID_ARGUMENT) for negative, fractional or many-dimensional values.
     """
     array = np.array(values)
+    if array.ndim == 1 and array.dtype == np.uint64:
+        return array
     if array.ndim != 1 or (array.size and (array.dtype.kind not in "ui" or int(array.min()) < 0)):
         raise TandemError(ErrorReason.INVALID_ARGUMENT, "offsets and lengths are one-dimensional whole numbers from 0")
     return array.astype(np.uint64, copy=False)

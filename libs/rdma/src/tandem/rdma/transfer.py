@@ -18,6 +18,7 @@ from tandem.rdma.memory import Memory, as_offsets
 
 MAX_WRITES = 4096
 """Most writes that are under way on one lane; more are refused with OVERLOADED."""
+_NOTHING = IovCursor(np.empty((0, 2), np.uint64))
 
 
 class WriteTransfer:
@@ -29,7 +30,7 @@ class WriteTransfer:
         self.grant_id = grant_id
         self.chunk = chunk
         self.total = ranges.bytes
-        self.cursor = IovCursor(np.empty((0, 2), np.uint64))
+        self.cursor = _NOTHING
         self.hasher: ChunkHasher | None = None
         self.outstanding = 0
         """Pieces announced to the peer that it may still be reading."""
@@ -92,7 +93,7 @@ def checked_ranges(memory: Memory, src: U64, dst: U64, lengths: U64, grant_id: G
         )
     if not 1 <= grant_id <= MAX_ID or not 0 <= chunk <= MAX_ID:
         raise TandemError(ErrorReason.INVALID_ARGUMENT, f"grant {grant_id} or chunk {chunk} is out of range")
-    if ranges.lengths.size and int(ranges.lengths.min()) == 0:
+    if not ranges.lengths.all():
         some = ranges.lengths > 0
         ranges = Ranges(ranges.src[some], ranges.dst[some], ranges.lengths[some])
     return merge_ranges(ranges)

@@ -28,7 +28,7 @@ import numpy as np
 from tandem.core.errors import TandemError
 from tandem.rdma.bench.compiler import compile_c
 from tandem.rdma.verbs import library as pyverbs
-from tandem.rdma.verbs.chain import NO_IMM, Chain, Codes, WriteBatch, encode
+from tandem.rdma.verbs.chain import Chain, Codes, WriteBatch, encode
 from tandem.rdma.verbs.posting import BatchPoster, Poster, ReferencePoster
 
 _SIZES: Final = (1, 16, 64, 256, 512)
@@ -93,9 +93,9 @@ def some_batch(count: int) -> WriteBatch:
     """Writes of scattered pages; the last carries a tag."""
     steps = np.arange(count, dtype=np.uint64)
     keys = np.full(count, 0x1234, np.uint32)
-    imm = np.full(count, NO_IMM, np.int64)
-    imm[-1] = 7
-    return encode(_CODES, steps << np.uint64(12), keys, keys, steps << np.uint64(13), keys, imm)
+    batch = encode(_CODES, steps << np.uint64(12), keys, keys, steps << np.uint64(13), keys)
+    batch.tag(np.array([count - 1]), np.array([7], np.uint32), _CODES)
+    return batch
 
 
 def fastest_ns(call: Callable[[], object], repeats: int) -> float:

@@ -40,8 +40,6 @@ _FIXED_PART: Final = np.dtype(
     {"names": ["fixed"], "formats": [_WORDS_TOGETHER], "offsets": [_WORD * _FIXED], "itemsize": _WORD * REQUEST_WORDS}
 )
 
-NO_IMM: Final = -1
-
 
 @dataclass(frozen=True, slots=True)
 class Codes:
@@ -68,20 +66,20 @@ class WriteBatch:
         """Has one request ask for a completion."""
         self.fixed[index, _FLAGS - _FIXED] |= np.uint64(codes.signalled)
 
+    def tag(self, indices: I64, tags: U32, codes: Codes) -> None:
+        """Has requests show the receiver a tag each, as immediate data; not yet signalled ones [k]."""
+        self.fixed[indices, 0] = 1 | codes.write_with_imm << 32
+        self.fixed[indices, _FLAGS - _FIXED] = tags.byteswap().astype(np.uint64) << _HIGH  # in network order
 
-def encode(codes: Codes, local: U64, lengths: U32, lkeys: U32, remote: U64, rkeys: U32, imm: I64) -> WriteBatch:
-    """Encodes writes; arrays of equal length [n].
 
-    imm: what the receiver is shown, 0..2^32-1, or NO_IMM for a write that it does not notice.
-    """
+def encode(codes: Codes, local: U64, lengths: U32, lkeys: U32, remote: U64, rkeys: U32) -> WriteBatch:
+    """Encodes writes that the receiver does not notice; arrays of equal length [n]."""
     count = local.size
     pieces = np.empty((count, PIECE_WORDS), np.uint64)
     pieces[:, 0] = local
     pieces[:, 1] = lengths.astype(np.uint64) | lkeys.astype(np.uint64) << _HIGH
-    has_imm = imm != NO_IMM
-    fixed = np.empty((count, _FIXED_WORDS), np.uint64)
-    fixed[:, 0] = np.uint64(1) | np.where(has_imm, codes.write_with_imm, codes.write).astype(np.uint64) << _HIGH
-    fixed[:, 1] = imm.astype(np.uint32).byteswap().astype(np.uint64) << _HIGH  # it travels in network order
+    fixed = np.zeros((count, _FIXED_WORDS), np.uint64)
+    fixed[:, 0] = 1 | codes.write << 32
     fixed[:, 2] = remote
     fixed[:, 3] = rkeys
     return WriteBatch(pieces, fixed, fixed.view(_WORDS_TOGETHER)[:, 0])

@@ -48,6 +48,23 @@ def bytes_of_piece(total: int, piece_bytes: int, piece: int) -> int:
 
 def cut(ranges: Ranges, local: Memory, remote: Memory, piece_bytes: int) -> Segments:
     """Cuts ranges that lie inside both memories. piece_bytes: 1..MAX_PIECE_BYTES; none of the ranges is empty."""
+    local_buffer = local.buffer_of_whole(ranges.src, ranges.lengths)
+    remote_buffer = remote.buffer_of_whole(ranges.dst, ranges.lengths)
+    if local_buffer is None or remote_buffer is None or ranges.bytes > piece_bytes:
+        return _cut_anywhere(ranges, local, remote, piece_bytes)
+    count = ranges.lengths.size
+    return Segments(
+        local=local.addresses(ranges.src, local_buffer),
+        local_buffer=local_buffer,
+        remote=remote.addresses(ranges.dst, remote_buffer),
+        remote_buffer=remote_buffer,
+        lengths=ranges.lengths.astype(np.uint32),
+        piece_first=np.array([0, count] if count else [0], np.int64),
+    )
+
+
+def _cut_anywhere(ranges: Ranges, local: Memory, remote: Memory, piece_bytes: int) -> Segments:
+    """Cuts ranges of which some reach over a border, of a buffer or of a piece."""
     lengths = ranges.lengths.astype(np.int64)
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if ends.size else 0

@@ -24,7 +24,6 @@ from tandem.rdma.grants import MAX_OPEN_GRANTS, Extent
 from tandem.rdma.memory import Memory
 from tandem.rdma.transfer import MAX_WRITES, WriteTransfer, checked_ranges
 from tandem.rdma.verbs import control
-from tandem.rdma.verbs.chain import NO_IMM
 from tandem.rdma.verbs.completions import Completion
 from tandem.rdma.verbs.control import ControlConnection, Message, Side
 from tandem.rdma.verbs.hashing import ChunkHash
@@ -232,12 +231,9 @@ class VerbsSenderLane:
         assert self._remote is not None
         piece_bytes, ranges, memory = self._settings.piece_bytes, transfer.ranges, self._parts.memory
         segments = cut(ranges, memory, self._remote, piece_bytes)
-        pieces, count = piece_count(transfer.total, piece_bytes), segments.lengths.size
+        pieces = piece_count(transfer.total, piece_bytes)
         first_tag, self._next_tag = self._next_tag, (self._next_tag + pieces) % _TAGS
-        last = segments.piece_first[1:] - 1
-        imm = np.full(count, NO_IMM, np.int64)
-        imm[last] = (first_tag + np.arange(pieces)) % _TAGS
-        write = Write(transfer, segments, first_tag, None, pieces, imm)
+        write = Write(transfer, segments, first_tag, None, pieces)
         if self._parts.settings.checksum:
             write.checksum = ChunkHash(
                 self._parts.threads, memory, ranges.src, ranges.lengths, lambda: self._see_end(write)

@@ -6,8 +6,10 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
+import numpy as np
+
 from tandem.core.errors import TandemError
-from tandem.core.pages import I64, U32
+from tandem.core.pages import U32
 from tandem.rdma.api import TransferStatus
 from tandem.rdma.transfer import WriteTransfer
 from tandem.rdma.verbs.chain import WriteBatch, encode
@@ -26,9 +28,9 @@ class Write:
     transfer: WriteTransfer
     segments: Segments
     first_tag: int
+    """Of its first piece; those of the others follow, modulo 2^32."""
     checksum: ChunkHash | None
     pieces_left: int
-    imm: I64
     chains: int = 0
     """Chains of work requests that are posted and have not ended."""
     batches: dict[int, WriteBatch] = field(default_factory=dict)
@@ -138,16 +140,17 @@ class SenderRail:
     def _batch(self, write: Write) -> WriteBatch:
         batch = write.batches.get(self.rail.index)
         if batch is None:
-            segments = write.segments
+            segments, codes = write.segments, self.rail.device.library.codes
             batch = write.batches[self.rail.index] = encode(
-                self.rail.device.library.codes,
+                codes,
                 segments.local,
                 segments.lengths,
                 self._keys.local[segments.local_buffer],
                 segments.remote,
                 self._keys.remote[segments.remote_buffer],
-                write.imm,
             )
+            last = segments.piece_first[1:] - 1
+            batch.tag(last, np.uint32(write.first_tag) + np.arange(last.size, dtype=np.uint32), codes)
         return batch
 
     # ------------------------------------------------------------ endings

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
+import socket
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 
@@ -119,6 +121,25 @@ async def test_a_lost_acknowledgement_writes_twice_and_lands_once(fabric: Fabric
     assert len(lane.events) == 1
     assert lane.events[0].checksum == result.checksum  # type: ignore[union-attr]
     assert lane.holds(0, MIB)
+
+
+async def test_tags_begin_anew_after_the_last(fabric: Fabric, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def note(_: DoubleQp, request: SendRequest) -> str:
+        if request.opcode:
+            seen.append(socket.ntohl(request.imm_data))
+        return ""
+
+    fabric.fault = note
+    monkeypatch.setattr(secrets, "randbelow", lambda limit: limit - 2)
+    lane = await open_lane()
+    grant_all(lane)
+    assert [(await ended(lane.write(1, 0, count))).status for count in (4 * PIECE, PIECE)] == [TransferStatus.DONE] * 2
+    assert sorted(seen) == [0, 1, 2, 2**32 - 2, 2**32 - 1]
+    assert lane.holds(0, 4 * PIECE)
+    for end in reversed(lane.ends):
+        await end.close()
 
 
 async def test_a_refused_key_fails_its_write_alone(fabric: Fabric, lane: Lane) -> None:

@@ -61,7 +61,7 @@ MEANINGS: Final = {
     "TANDEM_BOOTSTRAP_LOG_FORMAT": "human or json",
     "TANDEM_GATEWAY_REQUEST_TIMEOUT_MS": "longest life of a request, over all its attempts",
     "TANDEM_GATEWAY_DRAIN_TIMEOUT_MS": "time for running requests at stop",
-    "TANDEM_GATEWAY_MAX_ATTEMPTS": "attempts of one sequence, while the client has seen nothing of it",
+    "TANDEM_GATEWAY_MAX_ATTEMPTS": "attempts of one sequence; each goes on from what the client has seen",
     "TANDEM_GATEWAY_RETRY_BACKOFF_MS": "wait before the next attempt, times the number of the last one",
     "TANDEM_GATEWAY_RETRY_AFTER_S": "Retry-After of answers 429 and 503",
     "TANDEM_GATEWAY_MAX_BODY_BYTES": "longest request body",

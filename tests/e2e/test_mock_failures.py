@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tandem.cli.cluster import set_draining
 from tandem.core.cluster import ClusterView
@@ -74,37 +75,60 @@ async def ask_until_served(client: httpx.AsyncClient, prompt: list[int]) -> Answ
         await asyncio.sleep(int(response.headers["Retry-After"]))
 
 
-async def test_another_decode_worker_serves_at_once_when_one_is_killed(tmp_path: Path, oracle: Oracle) -> None:
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_answer_goes_on_elsewhere_when_its_decode_worker_is_killed(
+    tmp_path: Path, oracle: Oracle, stream: bool
+) -> None:
+    with running_system(tmp_path, "--engine", "mock", "--ratio", "1:2", *SLOW) as system:
+        prompt = prompt_of(30)
+        ask = streamed if stream else generate
+        async with system.client() as client:
+            asked = asyncio.create_task(ask(client, prompt, 100, ignore_eos=True))
+            busy = await system.busy_decode()
+            await _said(system, 5)
+            system.kill(busy)
+            answer = await asked
+            pieces = oracle.pieces(prompt, answer.tokens, ignore_eos=True)
+            assert pieces is not None, "a token is wrong"
+            assert len(pieces) == 2, "it went on once"
+            assert pieces[0] >= 5
+            assert answer.text == "".join(oracle.word_text(token) for token in answer.tokens)
+            assert len(answer.tokens) == answer.meta["completion_tokens"] == 100
+            assert answer.meta["prompt_tokens"] == 30
+            assert answer.meta["finish_reason"] == {"type": "length", "length": 100}
+            assert await _metric(client, "tandem_gateway_resumed_total") == 1
+
+
+async def test_an_answer_with_a_stop_text_ends_with_its_worker_and_the_next_is_served_at_once(
+    tmp_path: Path, oracle: Oracle
+) -> None:
     with running_system(tmp_path, "--engine", "mock", "--ratio", "1:2", *SLOW) as system:
         async with system.client() as client:
-            # Whichever of the two serves the stream: the request that follows must go to the other one.
             begun = asyncio.Event()
-            stream = asyncio.create_task(last_event(client, body(prompt_of(30), 400, ignore_eos=True), begun))
+            request = body(prompt_of(30), 400, ignore_eos=True, stop=["never said"])
+            stream = asyncio.create_task(last_event(client, request, begun))
             await asyncio.wait_for(begun.wait(), 10)
-            busy = await _busy_decode(system)
+            busy = await system.busy_decode()
             system.kill(busy)
             last = await stream
-            assert "error" in last, last
+            assert last["error"]["code"] == "peer_lost", last
             prompt = prompt_of(50, seed=2)
             answer = await generate(client, prompt, 8)
             assert answer.tokens == oracle.predict(prompt, 8).tokens
 
 
-async def _busy_decode(system: System) -> str:
-    """The decode worker that runs a request; waits for it."""
-    members = {name: one for name, one in (await system.members()).items() if name.startswith("decode")}
+async def _said(system: System, tokens: int) -> None:
+    """Waits until the gateway has had so many tokens from its workers. Metrics are pulled: there is no event."""
+    async with asyncio.timeout(10), system.client() as client:
+        while True:
+            if await _metric(client, 'tandem_gateway_tokens_total{kind="completion"}') >= tokens:
+                return
+            await asyncio.sleep(0.02)
 
-    async def running(name: str) -> str:
-        async for status in watch_status(members[name].info):
-            if status.running:
-                return name
-        raise AssertionError(f"{name} ended its status")
 
-    tasks = [asyncio.create_task(running(name)) for name in members]
-    done, rest = await asyncio.wait(tasks, timeout=10, return_when=asyncio.FIRST_COMPLETED)
-    for task in rest:
-        task.cancel()
-    return done.pop().result()
+async def _metric(client: httpx.AsyncClient, name: str) -> float:
+    lines = (await client.get("/metrics")).text.splitlines()
+    return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(name)), 0.0)
 
 
 async def test_a_killed_prefill_worker_comes_back(tmp_path: Path, oracle: Oracle) -> None:
@@ -168,7 +192,7 @@ async def test_sigterm_lets_every_running_request_finish(tmp_path: Path, oracle:
         asked = [prompt_of(20, seed=seed) for seed in range(8)]
         async with system.client() as client:
             answers = asyncio.create_task(generate_all(client, asked, 60, at_once=8))
-            await _busy_decode(system)
+            await system.busy_decode()
             ended = asyncio.create_task(asyncio.to_thread(system.stop))
             found = await answers
         assert await ended == 0
@@ -180,7 +204,7 @@ async def test_a_worker_that_leaves_takes_nothing_even_if_it_is_undrained(tmp_pa
         info = (await system.members())["decode-0"].info
         async with system.client() as client:
             asked = asyncio.create_task(generate(client, prompt_of(30), 400, ignore_eos=True))
-            await _busy_decode(system)
+            await system.busy_decode()
             system.kill("decode-0", signal.SIGTERM)
             await _marked(system, "decode-0", draining=True)
             await set_draining(system.state.bootstrap, "decode-0", draining=False, credentials=PLAIN)

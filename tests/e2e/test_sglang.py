@@ -6,11 +6,13 @@ import asyncio
 import random
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tandem.v1 import bootstrap_pb2
-from tests.support.system.asking import Answer, body, generate, generate_all, last_event
+from tests.support.system.asking import Answer, body, events, generate, generate_all, last_event
 from tests.support.system.reference import References
 from tests.support.system.sockets import Listener, listeners
 from tests.support.system.system import System, is_idle, running_system, watch_status
@@ -206,6 +208,28 @@ async def test_a_killed_decode_worker_ends_its_stream_and_comes_back(chunked: Sy
     statuses = await chunked.wait_idle()
     assert sorted(statuses) == ["decode-0", "decode-1", "prefill-0"]
     assert all(is_idle(status) for status in statuses.values()), statuses
+
+
+# ---------------------------------------------------------------- an answer that goes on elsewhere
+
+
+async def test_an_answer_goes_on_token_for_token_when_its_decode_worker_is_killed(
+    tmp_path: Path, references: References
+) -> None:
+    number = 14
+    with running_system(tmp_path, "--ratio", "1:2") as system:
+        async with system.client() as client:
+            last: dict[str, Any] = {}
+            killed = 0
+            busy = asyncio.create_task(system.busy_decode())
+            async for last in events(client, "/generate", body(PROMPTS[number], NEW_TOKENS, ignore_eos=True)):
+                if not killed and len(last["output_ids"]) >= 5:
+                    killed = system.kill(await busy)
+        assert "error" not in last, last
+        assert last["output_ids"] == references.answers()[number]
+        assert last["meta_info"]["prompt_tokens"] == LENGTHS[number]
+        assert last["meta_info"]["completion_tokens"] == NEW_TOKENS
+        assert "attempt 1 on" in system.logs(200), "the answer was over before the worker was killed"
 
 
 # ---------------------------------------------------------------- two ranks on each side

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import httpx
@@ -45,6 +46,10 @@ class LetterEncoder:
     def token_text(self, token_id: int) -> str:
         """The letter."""
         return chr(token_id)
+
+    def text(self, ids: Iterable[int], skip_special_tokens: bool) -> str:
+        """The letters."""
+        return "".join(map(chr, ids))
 
 
 class NotingWorker:
@@ -133,7 +138,7 @@ def one_each() -> NotingWorkers:
 def router_of(workers: NotingWorkers, max_attempts: int = 3) -> Router:
     """A router that takes turns and does not wait between attempts."""
     policies = dict.fromkeys(Role, PolicyName.ROUND_ROBIN)
-    return Router(workers, RouterSettings(max_attempts, retry_backoff_ms=0), policies)
+    return Router(workers, RouterSettings(max_attempts, retry_backoff_ms=0), policies, LetterEncoder().text)
 
 
 def sequence(ids: tuple[int, ...] = (1, 2, 3), logprobs: session_pb2.LogprobOptions | None = None) -> Sequence:

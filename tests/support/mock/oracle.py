@@ -165,3 +165,20 @@ class Oracle:
                 place, order = min(hits)
                 return Prediction(sent, text[:place], "stop", matched_text=stop[order])
         return Prediction(sent, text, "length")
+
+    def pieces(self, prompt: Sequence[int], tokens: Sequence[int], **sampling: bool) -> list[int] | None:
+        """How an answer came about that may have gone on in other rooms: the tokens of each. None if it is wrong.
+
+        A room that goes on has the tokens before it in its prompt, so each room's answer is the one to that prompt.
+        """
+        pieces, told = [], 0
+        while told < len(tokens):
+            wanted = self.predict([*prompt, *tokens[:told]], len(tokens) - told, **sampling).tokens
+            same = 0
+            while same < len(wanted) and wanted[same] == tokens[told + same]:
+                same += 1
+            if not same:
+                return None
+            pieces.append(same)
+            told += same
+        return pieces

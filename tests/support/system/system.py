@@ -137,6 +137,22 @@ class System:
             finally:
                 await watcher.close()
 
+    async def busy_decode(self) -> str:
+        """The decode worker that runs a request; waits for it."""
+
+        async def running(name: str, member: Member) -> str:
+            async for status in watch_status(member.info):
+                if status.running:
+                    return name
+            raise AssertionError(f"{name} ended its status")
+
+        members = {name: one for name, one in (await self.members()).items() if name.startswith("decode")}
+        tasks = [asyncio.create_task(running(name, member)) for name, member in members.items()]
+        done, rest = await asyncio.wait(tasks, timeout=10, return_when=asyncio.FIRST_COMPLETED)
+        for task in rest:
+            task.cancel()
+        return done.pop().result()
+
     async def wait_idle(self) -> dict[str, session_pb2.WorkerStatus]:
         """Follows every worker until it has nothing to do; returns their last statuses."""
         members = await self.members()

@@ -1,4 +1,4 @@
-"""Choice of workers, and other attempts while the client has seen nothing."""
+"""Choice of workers, other attempts while the client has seen nothing, and answers that go on elsewhere."""
 
 from __future__ import annotations
 
@@ -12,9 +12,19 @@ import pytest
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import RequestId, Role
 from tandem.core.policies import PolicyName
+from tandem.gateway.calls import Sequence
 from tandem.gateway.router import Dice, Journey, Router, RouterSettings
 from tandem.v1 import session_pb2
-from tests.support.gateway.doubles import NotingWorker, NotingWorkers, finish, one_each, router_of, sequence, tokens
+from tests.support.gateway.doubles import (
+    LetterEncoder,
+    NotingWorker,
+    NotingWorkers,
+    finish,
+    one_each,
+    router_of,
+    sequence,
+    tokens,
+)
 
 LOST = TandemError(ErrorReason.PEER_LOST, "gone")
 
@@ -61,11 +71,109 @@ async def test_a_lost_worker_before_the_first_token_is_not_seen_by_the_client() 
     assert [list(delta.token_ids) for delta in got] == [[4], []]
 
 
-async def test_after_the_first_token_there_is_no_other_attempt() -> None:
+async def test_an_answer_goes_on_where_a_worker_was_lost() -> None:
+    workers, got, resumed = two_each(), [], []
+
+    def deliver(delta: session_pb2.Delta) -> bool:
+        got.append(delta)
+        return True
+
+    router = router_of(workers)
+    router._on_resume = lambda: resumed.append(1)
+    one = sequence(ids=(97, 98))
+    one.sampling.min_new_tokens = 2
+    task = await settled(router.run(replace(one, early_first_token=True), journey(), deliver))
+    [first] = workers.decodes[0].submits
+    workers.decodes[0].bring(tokens(first.room, 99, 100, 101, text="cde"))
+    workers.decodes[0].lose(LOST)
+    second = await workers.decodes[1].next_submit()
+    assert list(second.input_ids) == [97, 98, 99, 100, 101]
+    assert (second.sampling.max_new_tokens, second.sampling.min_new_tokens) == (5, 0)
+    assert second.early_first_token
+    workers.prefills[1].bring(tokens(second.room, 102, text="f"))
+    workers.decodes[1].bring(tokens(second.room, 102, text="f"))
+    workers.decodes[1].bring(tokens(second.room, 103, text="g"))
+    workers.decodes[1].bring(finish(second.room, prompt_tokens=5, completion_tokens=2, cached_tokens=4))
+    await task
+    assert [(list(delta.token_ids), delta.text) for delta in got] == [
+        ([99, 100, 101], "cde"),
+        ([102], "f"),
+        ([103], "g"),
+        ([], ""),
+    ]
+    last = got[-1].finish
+    assert (last.prompt_tokens, last.completion_tokens, last.cached_tokens) == (2, 5, 2)
+    assert resumed == [1]
+    assert (one.sampling.max_new_tokens, one.sampling.min_new_tokens) == (8, 2), "the sequence's own is not changed"
+
+
+async def test_an_answer_goes_on_from_the_token_that_prefill_said() -> None:
+    workers, got = two_each(), []
+
+    def deliver(delta: session_pb2.Delta) -> bool:
+        got.append(delta)
+        return True
+
+    task = await settled(router_of(workers).run(replace(sequence(), early_first_token=True), journey(), deliver))
+    [first] = workers.prefills[0].submits
+    workers.prefills[0].bring(tokens(first.room, 65, text="A"))
+    workers.prefills[0].lose(LOST)
+    second = await workers.decodes[1].next_submit()
+    assert list(second.input_ids) == [1, 2, 3, 65]
+    assert workers.prefills[1].submits[0].room == second.room, "the one that was lost is not asked again"
+    workers.decodes[1].bring(tokens(second.room, 66, text="B"))
+    workers.decodes[1].bring(finish(second.room))
+    await task
+    assert [delta.text for delta in got] == ["A", "B", ""], "whatever the dice say"
+
+
+async def test_an_answer_goes_on_as_often_as_there_are_attempts() -> None:
     workers = two_each()
     task = await settled(router_of(workers).run(sequence(), journey(), lambda _: True))
+    for number in range(3):
+        decode = workers.decodes[number % 2]
+        submit = await decode.next_submit()
+        assert len(submit.input_ids) == 3 + number
+        decode.bring(tokens(submit.room, 65, text="A"))
+        decode.lose(LOST)
+    with pytest.raises(TandemError) as failure:
+        await task
+    assert failure.value is LOST
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"stop": ["z"]},
+        {"regex": "a+"},
+        {"json_schema": "{}"},
+        {"ebnf": "root ::= x"},
+        {"frequency_penalty": 0.5},
+        {"presence_penalty": -0.5},
+        {"repetition_penalty": 1.1},
+        {"max_new_tokens": 1},
+    ],
+    ids=str,
+)
+async def test_an_answer_that_looks_back_does_not_go_on(sampling: dict[str, Any]) -> None:
+    workers, one = two_each(), sequence()
+    one.sampling.MergeFrom(session_pb2.Sampling(**sampling))
+    await assert_ends_with_its_worker(workers, one, text="A")
+
+
+async def test_an_answer_whose_text_lags_behind_does_not_go_on() -> None:
+    await assert_ends_with_its_worker(two_each(), sequence(), text="")
+
+
+async def test_an_answer_that_waits_for_the_prompts_log_probabilities_does_not_go_on() -> None:
+    one = sequence(logprobs=session_pb2.LogprobOptions(prompt=True))
+    await assert_ends_with_its_worker(two_each(), one, text="A")
+
+
+async def assert_ends_with_its_worker(workers: NotingWorkers, one: Sequence, text: str) -> None:
+    task = await settled(router_of(workers).run(one, journey(), lambda _: True))
     [submit] = workers.decodes[0].submits
-    workers.decodes[0].bring(tokens(submit.room, 1))
+    workers.decodes[0].bring(tokens(submit.room, 65, text=text))
     workers.decodes[0].lose(LOST)
     with pytest.raises(TandemError) as failure:
         await task
@@ -73,7 +181,18 @@ async def test_after_the_first_token_there_is_no_other_attempt() -> None:
     assert not workers.decodes[1].submits
 
 
-async def test_another_attempt_goes_on_from_the_first_token_that_prefill_said() -> None:
+async def test_a_client_that_is_too_slow_gets_no_other_attempt() -> None:
+    workers = two_each()
+    task = await settled(router_of(workers).run(sequence(), journey(), lambda _: False))
+    [submit] = workers.decodes[0].submits
+    workers.decodes[0].bring(tokens(submit.room, 65, text="A"))
+    with pytest.raises(TandemError) as failure:
+        await task
+    assert failure.value.reason is ErrorReason.OVERLOADED
+    assert not workers.decodes[1].submits
+
+
+async def test_another_attempt_begins_with_the_first_token_that_prefill_said() -> None:
     workers, got = two_each(), []
 
     def deliver(delta: session_pb2.Delta) -> bool:
@@ -119,7 +238,9 @@ class LoadedDice(Dice):
 async def test_another_attempt_prefers_workers_that_have_not_failed() -> None:
     workers = two_each()
     workers.decodes[0].refuses = LOST
-    router = Router(workers, RouterSettings(3, 0), dict.fromkeys(Role, PolicyName.RANDOM), dice=LoadedDice())
+    router = Router(
+        workers, RouterSettings(3, 0), dict.fromkeys(Role, PolicyName.RANDOM), LetterEncoder().text, dice=LoadedDice()
+    )
     task = asyncio.create_task(router.run(sequence(), journey(), lambda _: True))
     submit = await workers.decodes[1].next_submit()
     assert [one.room for one in workers.prefills[1].submits] == [submit.room]

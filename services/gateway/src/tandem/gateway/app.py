@@ -88,7 +88,9 @@ class Gateway:
             self._pool,
             RouterSettings(settings.max_attempts, settings.retry_backoff_ms),
             {Role.PREFILL: policy_named(settings.prefill_policy), Role.DECODE: policy_named(settings.decode_policy)},
+            encoder.text,
             on_retry=counted.count_retry,
+            on_resume=counted.resumed.inc,
         )
         self._admin = GrpcServer(credentials=credentials, on_call=metrics.count_rpc)
         servicer = AdminServicer(self._pool, router, self._bootstrap)

@@ -61,8 +61,9 @@ class Attempt:
         self._last: session_pb2.Delta | None = None
         self.delivered = False
         """Whether the client may have seen more of it than a first token, so that it cannot be repeated."""
-        self.contradicts = False
-        """Whether decode began otherwise than the client was told: no further attempt can be better."""
+        self.final = False
+        """Whether no further attempt can be better: decode began otherwise than the client was told, or the client
+        is too slow."""
         self._kv_arrived = False
 
     async def run(self) -> TandemError | None:
@@ -94,7 +95,7 @@ class Attempt:
         try:
             news = self._first_token.from_decode(delta)
         except TandemError as error:
-            self.contradicts = True
+            self.final = True
             self._fail(error)
             return
         if news.HasField("finish") and self._awaits_prompt:
@@ -143,6 +144,7 @@ class Attempt:
             self._pass_on(last)
 
     def _fail_slow(self) -> None:
+        self.final = True
         self._fail(TandemError(ErrorReason.OVERLOADED, "The client reads too slowly; the answer was given up."))
 
     def _fail(self, error: TandemError) -> None:

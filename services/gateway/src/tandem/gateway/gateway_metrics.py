@@ -27,6 +27,9 @@ class GatewayMetrics:
         self.retries = metrics.counter(
             "tandem_gateway_retries", "Attempts that were repeated, by the reason they failed for.", ("reason",)
         )
+        self.resumed = metrics.counter(
+            "tandem_gateway_resumed", "Answers that went on, on other workers, after a part of them was told."
+        )
         self.in_flight = metrics.gauge("tandem_gateway_sequences_in_flight", "Sequences being generated.")
         self.tokens = metrics.counter("tandem_gateway_tokens", "Tokens, by kind: prompt or completion.", ("kind",))
         self.ttft = metrics.histogram(

@@ -1,4 +1,4 @@
-"""Brings one sequence to its end: chooses workers, and tries again on others while the client has seen nothing."""
+"""Brings one sequence to its end: chooses workers, and where they fail tries again, or goes on, on others."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from tandem.core.policies import Candidate, PolicyName, Turn, choose
 from tandem.gateway.attempt import Attempt, Worker
 from tandem.gateway.calls import Sequence
 from tandem.gateway.first_token import FirstToken
+from tandem.gateway.resume import TextOf, Told
 from tandem.v1 import session_pb2
 
 log = logging.getLogger(__name__)
@@ -87,15 +88,19 @@ class Router:
         workers: Workers,
         settings: RouterSettings,
         policies: dict[Role, PolicyName],
+        text_of: TextOf,
         *,
         dice: Dice | None = None,
         on_retry: Callable[[ErrorReason], None] = lambda _: None,
+        on_resume: Callable[[], None] = lambda: None,
     ) -> None:
         self._workers = workers
         self._settings = settings
         self._choosers = {role: _Chooser(policies[role]) for role in Role}
+        self._text_of = text_of
         self._dice = dice or Dice()
         self._on_retry = on_retry
+        self._on_resume = on_resume
 
     def set_policy(self, policy: PolicyName) -> PolicyName:
         """Takes another policy for both roles from now on; returns decode's former one."""
@@ -119,21 +124,29 @@ class Router:
         self, sequence: Sequence, journey: Journey, deliver: Callable[[session_pb2.Delta], bool]
     ) -> None:
         avoid: set[WorkerLife] = set()
-        first_token, cause = FirstToken(), None
+        told, first_token, cause = Told(sequence, self._text_of), FirstToken(), None
+        asked = sequence
         for number in range(1, self._settings.max_attempts + 1):
             decode, prefill = self._pick(sequence.model, avoid)
-            submit = self._submit(sequence, journey, decode, prefill)
-            attempt = Attempt(submit, prefill, decode, deliver, first_token)
+            submit = self._submit(asked, journey, decode, prefill)
+            attempt = Attempt(submit, prefill, decode, lambda delta: deliver(told.add(delta)), first_token)
             failure = await attempt.run()
             if failure is None:
                 return
             cause = cause or failure
             log.warning("attempt %d on %s and %s failed: %s", number, prefill.life, decode.life, failure)
-            if attempt.contradicts:
+            if attempt.final:
                 raise cause
-            if attempt.delivered or not failure.spec.retryable or number == self._settings.max_attempts:
+            if not failure.spec.retryable or number == self._settings.max_attempts:
                 raise failure
-            avoid |= {prefill.life, decode.life}
+            avoid.add(decode.life)
+            if not attempt.delivered:
+                avoid.add(prefill.life)
+            if told.can_go_on():
+                asked, first_token, cause = told.rest(), FirstToken(), failure
+                self._on_resume()
+            elif attempt.delivered:
+                raise failure
             self._on_retry(failure.reason)
             await asyncio.sleep(self._settings.retry_backoff_ms * number / 1000)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Protocol, TypeVar
 
@@ -34,6 +34,9 @@ class Encoder(Protocol):
 
     def token_text(self, token_id: int) -> str:
         """Text of one token; a lone part of a character becomes U+FFFD."""
+
+    def text(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
+        """Text of tokens, with or without special ones."""
 
 
 class HuggingFaceEncoder:
@@ -90,6 +93,10 @@ class HuggingFaceEncoder:
         """Token ids of a text."""
         [encoding] = self._backend.encode_batch([text], add_special_tokens=add_special_tokens)
         return list(encoding.ids)
+
+    def text(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
+        """Text of tokens."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
     def _token_text(self, token_id: int) -> str:
         return str(self._tokenizer.decode([token_id]))

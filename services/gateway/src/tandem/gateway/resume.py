@@ -1,0 +1,73 @@
+"""What a client was told of one answer, and whether another room can go on from there.
+
+A room that goes on has the prompt and the tokens told so far as its prompt. To an engine that is a longer prompt: it
+does not know what these tokens did to a grammar, a penalty or a stop text, so answers with one of those do not go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
+from dataclasses import replace
+from typing import Final
+
+from tandem.gateway.calls import Sequence
+from tandem.v1 import session_pb2
+
+TextOf = Callable[[SequenceOf[int], bool], str]
+"""Text of tokens; the flag says whether special ones are left out."""
+
+_LEAD_TOKENS: Final = 5
+"""Tokens of the prompt that the answer's text is read together with, as engines do."""
+
+
+class Told:
+    """Follows one sequence over all its attempts."""
+
+    def __init__(self, sequence: Sequence, text_of: TextOf) -> None:
+        self._sequence = sequence
+        self._text_of = text_of
+        self._tokens: list[int] = []
+        self._text: list[str] = []
+
+    def add(self, delta: session_pb2.Delta) -> session_pb2.Delta:
+        """Takes news that go to the client; returns them with the counts of the whole answer, if they are its last."""
+        self._tokens.extend(delta.token_ids)
+        self._text.append(delta.text)
+        if delta.HasField("finish"):
+            prompt_tokens = len(self._sequence.input_ids)
+            delta.finish.prompt_tokens = prompt_tokens
+            delta.finish.completion_tokens = len(self._tokens)
+            delta.finish.cached_tokens = min(delta.finish.cached_tokens, prompt_tokens)
+        return delta
+
+    def can_go_on(self) -> bool:
+        """Whether something was told, and another room can carry on from there without the client noticing."""
+        logprobs, sampling = self._sequence.item.logprobs, self._sequence.sampling
+        if not 0 < len(self._tokens) < sampling.max_new_tokens:
+            return False
+        prompt_wanted = logprobs is not None and logprobs.prompt
+        return not prompt_wanted and not _looks_back(sampling) and self._text_is_whole()
+
+    def rest(self) -> Sequence:
+        """What is still to be generated, as a sequence of its own."""
+        told, one = len(self._tokens), self._sequence
+        sampling = session_pb2.Sampling()
+        sampling.CopyFrom(one.sampling)
+        sampling.max_new_tokens -= told
+        sampling.min_new_tokens = max(0, sampling.min_new_tokens - told)
+        early = one.early_first_token and sampling.max_new_tokens > 1
+        return replace(one, input_ids=(*one.input_ids, *self._tokens), sampling=sampling, early_first_token=early)
+
+    def _text_is_whole(self) -> bool:
+        """Whether the text told is that of all tokens told: the bytes of a character may be spread over several."""
+        skip, lead = self._sequence.sampling.skip_special_tokens, list(self._sequence.input_ids[-_LEAD_TOKENS:])
+        return self._text_of(lead + self._tokens, skip) == self._text_of(lead, skip) + "".join(self._text)
+
+
+def _looks_back(sampling: session_pb2.Sampling) -> bool:
+    """Whether the next token depends on more than the tokens before it, or on where the answer began."""
+    grammar = sampling.json_schema or sampling.regex or sampling.ebnf
+    penalties = sampling.frequency_penalty or sampling.presence_penalty
+    repetition = sampling.HasField("repetition_penalty") and sampling.repetition_penalty != 1
+    return bool(grammar or penalties or repetition or sampling.stop)

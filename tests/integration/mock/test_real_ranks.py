@@ -57,6 +57,19 @@ async def test_oracle_predicts_answers_over_real_links(start_pair: StartPair, pr
     assert decode.links == {"prefill-1": provider}
 
 
+async def test_oracle_predicts_answers_pushed_layer_by_layer(start_pair: StartPair) -> None:
+    pair = await start_pair(tp_size=2, layers=3, chunk_tokens=16, layers_per_push=1, max_waiting=32)
+    oracle = oracle_of(pair.settings)
+    prompts = [prompt_of(seed, 1 + 9 * seed) for seed in range(6)]
+    rooms = [await pair.ask(prompt, Sampling(max_new_tokens=20, ignore_eos=True)) for prompt in prompts]
+    for room, prompt in zip(rooms, prompts, strict=True):
+        assert (await room.decode.finish()).kind is FinishKind.LENGTH, room.decode
+        assert room.decode.tokens == oracle.predict(prompt, 20, ignore_eos=True).tokens
+    _, decode = await pair.idle()
+    chunks = sum(-(-len(prompt) // 16) for prompt in prompts)
+    assert decode.kv_chunks == chunks * 3 * 2, "each chunk in three pushes, on two ranks"
+
+
 async def test_a_flipped_byte_fails_and_does_not_answer(start_pair: StartPair) -> None:
     pair = await start_pair({"fault_flip_chunk": 1}, chunk_tokens=8)
     room = await pair.ask(prompt_of(1, 30), Sampling(max_new_tokens=20, ignore_eos=True))

@@ -67,6 +67,58 @@ async def test_kv_metadata_and_state_arrive(provider: str) -> None:
         assert counters.links == {"prefill-0": provider}
 
 
+@pytest.mark.parametrize("provider", ["tcp", "cma"])
+async def test_buffers_may_take_turns_however_they_like(provider: str) -> None:
+    async with pair(provider) as ranks:
+        _fill(ranks)
+        await ranks.open(13)
+        sender, receiver = ranks.prefill.agent.sender(13), ranks.decode.agent.receiver(13)
+        await reached(receiver, Phase.WAITING)
+        receiver.offer(TARGET, [STATE_TARGET], metadata_row=3)
+        sender.push(SOURCE[:2], last=False, kv_buffers=[0])
+        sender.push(SOURCE[2:3], last=False, kv_buffers=[0])
+        sender.push(SOURCE[:3], last=False, kv_buffers=[1])
+        sender.push(SOURCE[3:], [STATE_SOURCE], last=True, metadata_row=1)
+        assert await reached(sender, Phase.SUCCESS, Phase.FAILED) is Phase.SUCCESS, sender.why
+        assert receiver.phase is Phase.SUCCESS
+        for ours, theirs in zip(ranks.prefill.memory.kv, ranks.decode.memory.kv, strict=True):
+            np.testing.assert_array_equal(theirs[TARGET], ours[SOURCE])
+        assert _untouched_elsewhere(ranks)
+        assert ranks.decode.agent.counters.kv_chunks == 4
+
+
+@pytest.mark.parametrize(
+    ("pushes", "said"),
+    [
+        pytest.param([([0], 2, False), ([0, 1], 3, True)], "not at the same entry", id="buffers that stand apart"),
+        pytest.param([([0], 5, True)], "unwritten", id="a buffer that is left out"),
+        pytest.param([([0, 0], 5, True)], "buffers", id="a buffer twice"),
+        pytest.param([([2], 5, True)], "buffers", id="no such buffer"),
+        pytest.param([([-1], 5, True)], "buffers", id="a negative one"),
+        pytest.param([([], 5, True)], "buffers", id="none at all"),
+        pytest.param([(None, 5, False), ([1], 1, True)], "granted", id="a page over"),
+    ],
+)
+async def test_buffers_that_are_not_pushed_in_order_fail_the_room(
+    pushes: list[tuple[list[int] | None, int, bool]], said: str
+) -> None:
+    async with pair() as ranks:
+        _fill(ranks)
+        await ranks.open(14)
+        sender, receiver = ranks.prefill.agent.sender(14), ranks.decode.agent.receiver(14)
+        await reached(receiver, Phase.WAITING)
+        receiver.offer(TARGET, [STATE_TARGET], metadata_row=3)
+        for buffers, count, last in pushes:
+            states = [STATE_SOURCE] if last else []
+            sender.push(SOURCE[:count], states, last=last, metadata_row=1 if last else None, kv_buffers=buffers)
+        assert await reached(sender, Phase.SUCCESS, Phase.FAILED) is Phase.FAILED
+        assert await reached(receiver, Phase.SUCCESS, Phase.FAILED) is Phase.FAILED
+        assert sender.why is not None
+        assert said in sender.why.message
+        assert sender.why.reason is ErrorReason.PROTOCOL_VIOLATION
+        assert _untouched_elsewhere(ranks)
+
+
 async def test_chunks_may_come_before_the_offer() -> None:
     async with pair() as ranks:
         _fill(ranks)

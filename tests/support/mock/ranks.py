@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -150,7 +150,8 @@ class RoomDouble:
         self.on_change: Callable[[], None] | None = None
         self.decode_prefix_len = 0
         self.offered: tuple[np.ndarray, int] | None = None
-        self.filled = 0
+        self.filled = [0] * len(host.pools[0].buffers)
+        """Granted entries that are written, per buffer."""
         self.cleared = False
         self.giving_up = False
 
@@ -175,27 +176,29 @@ class RoomDouble:
         if (sender := self.wire.other(self)) is not None:
             self.wire.soon(lambda: sender.turn(Phase.WAITING, None))
 
-    def push(self, kv_pages, state_pages=(), *, last: bool, metadata_row: int | None = None) -> None:
+    def push(self, kv_pages, state_pages=(), *, last: bool, metadata_row=None, kv_buffers=None) -> None:
         pages = np.asarray(kv_pages).copy()
         self.wire.pushes.append((self.room, self.host.rank, pages.size, last))
         self.turn(Phase.TRANSFERRING, None)
         self.wire.holding = self.wire.holding or self.wire.hold_pushes
-        self.wire.soon(lambda: self._land(pages, last, metadata_row))
+        buffers = range(len(self.host.pools[0].buffers)) if kv_buffers is None else kv_buffers
+        self.wire.soon(lambda: self._land(pages, last, metadata_row, buffers))
 
-    def _land(self, pages: np.ndarray, last: bool, row: int | None) -> None:
+    def _land(self, pages: np.ndarray, last: bool, row: int | None, buffers: Iterable[int]) -> None:
         receiver = self.wire.other(self)
         if receiver is None or receiver.phase in OVER or self.phase in OVER:
             return
         receiver.turn(Phase.TRANSFERRING, None)
         granted, granted_row = receiver.offered
-        theirs = granted[receiver.filled : receiver.filled + pages.size]
-        receiver.filled += pages.size
-        for buffer in range(len(self.host.pools[0].buffers)):
+        for buffer in buffers:
+            first = receiver.filled[buffer]
+            receiver.filled[buffer] = first + pages.size
+            theirs = granted[first : receiver.filled[buffer]]
             view(receiver.host.pools[0], buffer)[theirs] = view(self.host.pools[0], buffer)[pages]
         receiver.host.counters.kv_chunks += 1
-        receiver.host.counters.kv_bytes += pages.size * self.host.pools[0].layout.entry_bytes
+        receiver.host.counters.kv_bytes += pages.size * sum(self.host.pools[0].item_bytes[one] for one in buffers)
         if last:
-            assert receiver.filled == granted.size
+            assert set(receiver.filled) == {granted.size}
             rows = view(receiver.host.pools[1], 0)
             rows[granted_row] = view(self.host.pools[1], 0)[row]
             if self.wire.spoil is not None:

@@ -39,6 +39,19 @@ async def test_oracle_predicts_every_answer(start_pair, tokens: int, tp_size: in
     await pair.idle()
 
 
+@pytest.mark.parametrize("layers_per_push", [1, 2, 3, 5])
+@pytest.mark.parametrize("chunk_tokens", [64, 4, 7])
+async def test_oracle_predicts_answers_whose_layers_are_pushed_one_by_one(
+    start_pair, chunk_tokens: int, layers_per_push: int
+) -> None:
+    pair = await start_pair(tp_size=2, layers=5, chunk_tokens=chunk_tokens, layers_per_push=layers_per_push)
+    for tokens in (1, 4, 23, 61):
+        prompt = prompt_of(tokens, tokens)
+        predicted = oracle_of(pair.settings).predict(prompt, 12, ignore_eos=True)
+        assert await answer(pair, prompt) == (predicted.tokens, predicted.text)
+    await pair.idle()
+
+
 async def test_prefill_says_the_first_token_before_the_kv_has_landed(start_pair, wire: Wire) -> None:
     pair = await start_pair()
     predicted = oracle_of(pair.settings).predict(PROMPT, 12, ignore_eos=True)

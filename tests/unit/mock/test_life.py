@@ -172,6 +172,13 @@ async def test_chunks_are_pushed_as_they_are_finished(start_pair, wire: Wire) ->
     assert [(pages, last) for _, _, pages, last in wire.pushes] == [(1, False), (2, False), (1, False), (1, True)]
 
 
+async def test_layers_are_pushed_as_they_are_finished(start_pair, wire: Wire) -> None:
+    pair = await start_pair(chunk_tokens=12, layers=3, layers_per_push=2)
+    room = await pair.ask(prompt_of(3, 20), LONG)
+    await room.decode.finish()
+    assert [(pages, last) for _, _, pages, last in wire.pushes] == [(3, False), (3, False), (2, False), (2, True)]
+
+
 async def test_pages_come_back_only_when_every_rank_is_quiet(start_pair, wire: Wire) -> None:
     pair = await start_pair(tp_size=2, pages=12)
     wire.holding = True

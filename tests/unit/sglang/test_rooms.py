@@ -64,7 +64,10 @@ def test_chunks_go_out_in_order_and_the_last_carries_the_row(manager):
     room.send(table[2:5], None, num_kv_tokens=3)
     room.send(table[5:7], [None, [np.array([8])]], num_kv_tokens=2)
     table[:] = 0
-    (_, first, states, last, row), (_, second, last_states, really_last, last_row) = manager.rank.rooms.pushed
+    (_, first, states, last, row, layers), (_, second, last_states, really_last, last_row, _) = (
+        manager.rank.rooms.pushed
+    )
+    assert layers is None, "SGLang computes all of them before it sends"
     assert (first.tolist(), states, last, row) == ([2, 3, 4], [], False, None), "a copy, not SGLang's table"
     assert (second.tolist(), really_last, last_row) == ([5, 6], True, 3)
     assert last_states[0] is None

@@ -34,7 +34,7 @@ class StandIns:
         return importlib.util.spec_from_file_location(fullname, Path(__file__).with_name(FILES[fullname]))
 
 
-def push(self, room, kv_pages, state_pages, last, metadata_row):
+def push(self, room, kv_pages, state_pages, last, metadata_row, kv_buffers):
     """Prefill's last chunk of a spoiled prompt: without its states, or with one byte of them changed."""
     shell = self._rooms.get(room)
     tokens = shell.ticket.prompt_tokens if last and isinstance(shell, SenderRoom) else 0
@@ -46,7 +46,7 @@ def push(self, room, kv_pages, state_pages, last, metadata_row):
         ctypes.c_ubyte.from_address(
             pool.buffers[0].address + int(state_pages[0][-1]) * pool.item_bytes[0] + 3
         ).value = 68
-    original_push(self, room, kv_pages, state_pages, last, metadata_row)
+    original_push(self, room, kv_pages, state_pages, last, metadata_row, kv_buffers)
 
 
 sys.meta_path.insert(0, StandIns)

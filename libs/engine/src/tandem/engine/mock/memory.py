@@ -55,18 +55,24 @@ class RankMemory:
             Pool("metadata", (rows,), (_ROW_WORDS * _WORD_BYTES,), self.rows.shape[0]),
         )
 
-    def write(self, pages: I64, start: int, seeds: U64) -> None:
-        """Computes the KV of tokens start .. start + len(seeds) of a prompt that lies in `pages`."""
+    def buffers_of(self, layers: range) -> list[int]:
+        """K and V of some layers."""
+        half = self.kv.shape[0] // 2
+        return [first + layer for first in (0, half) for layer in layers]
+
+    def write(self, pages: I64, start: int, seeds: U64, layers: range) -> None:
+        """Computes the KV of tokens start .. start + len(seeds) of a prompt that lies in `pages`, in some layers."""
         place = np.arange(start, start + seeds.size)
-        self._slots[:, pages[place // self._page_size], place % self._page_size] = arithmetic.slot_words(
-            seeds, self._salts
+        buffers = np.array(self.buffers_of(layers))
+        self._slots[buffers[:, None], pages[place // self._page_size], place % self._page_size] = arithmetic.slot_words(
+            seeds, self._salts[buffers]
         )
 
-    def blank_tail(self, pages: I64, tokens: int) -> None:
+    def blank_tail(self, pages: I64, tokens: int, layers: range) -> None:
         """Zeroes the slots of the last page that the prompt does not fill: they are granted, so they count."""
         used = tokens % self._page_size
         if used:
-            self._slots[:, pages[-1], used:] = 0
+            self._slots[self.buffers_of(layers), pages[-1], used:] = 0
 
     def digest(self, pages: I64) -> int:
         """Folds every byte of `pages`, in this order."""

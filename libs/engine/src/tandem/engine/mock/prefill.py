@@ -1,8 +1,9 @@
-"""Prefill: computes prompts chunk by chunk, pushes each finished chunk, keeps the pages until they have landed."""
+"""Prefill: computes prompts chunk by chunk, pushes what is finished, keeps the pages until they have landed."""
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.engine.mock import arithmetic
@@ -15,6 +16,17 @@ from tandem.engine.mock.vocabulary import Vocabulary
 from tandem.engine.port import Delta, Finish, FinishKind, Job
 
 _Leg = Leg[SenderPort]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What was computed of a prompt in one go: the tokens start..end in some layers."""
+
+    start: int
+    end: int
+    layers: range
+    last: bool
+    """Whether nothing is left to compute."""
 
 
 class PrefillScheduler:
@@ -65,23 +77,28 @@ class PrefillScheduler:
             await self._wake.wait()
 
     async def _compute(self, leg: _Leg, lease: Lease) -> None:
-        tokens = len(leg.job.input_ids)
+        tokens, settings = len(leg.job.input_ids), self._settings
         seeds = arithmetic.prompt_seeds(leg.job.input_ids, self._powers)
-        for start in range(0, tokens, self._settings.chunk_tokens):
-            end = min(start + self._settings.chunk_tokens, tokens)
-            await asyncio.sleep((end - start) * self._settings.prefill_us_per_token / 1e6)
-            if not leg.alive:
-                return  # its pages may belong to another room by now
-            for memory in self._memories:
-                memory.write(lease.pages, start, seeds[start:end])
-            if end == tokens:
-                self._hand_over(leg, lease)
-            self._push(leg, lease, start, end)
+        together = settings.layers_per_push or settings.layers
+        for start in range(0, tokens, settings.chunk_tokens):
+            end = min(start + settings.chunk_tokens, tokens)
+            for first_layer in range(0, settings.layers, together):
+                layers = range(first_layer, min(first_layer + together, settings.layers))
+                share = len(layers) / settings.layers
+                await asyncio.sleep((end - start) * settings.prefill_us_per_token * share / 1e6)
+                if not leg.alive:
+                    return  # its pages may belong to another room by now
+                for memory in self._memories:
+                    memory.write(lease.pages, start, seeds[start:end], layers)
+                    if end == tokens:
+                        memory.blank_tail(lease.pages, tokens, layers)
+                last = end == tokens and layers.stop == settings.layers
+                if last:
+                    self._hand_over(leg, lease)
+                self._push(leg, lease, _Part(start, end, layers, last))
 
     def _hand_over(self, leg: _Leg, lease: Lease) -> None:
         tokens = len(leg.job.input_ids)
-        for memory in self._memories:
-            memory.blank_tail(lease.pages, tokens)
         first = arithmetic.first_token(digest_over(self._memories, lease.pages), self._vocabulary.choices)
         for memory in self._memories:
             memory.write_row(lease.row, Metadata(leg.room, first, tokens, cached_tokens=0))
@@ -89,14 +106,19 @@ class PrefillScheduler:
             [text] = self._vocabulary.texts([first], skip_special=leg.job.sampling.skip_special_tokens)
             leg.sink(Delta(leg.room, (first,), text))
 
-    def _push(self, leg: _Leg, lease: Lease, start: int, end: int) -> None:
-        last = end == len(leg.job.input_ids)
+    def _push(self, leg: _Leg, lease: Lease, part: _Part) -> None:
         size = self._settings.page_size
-        first_page, end_page = start // size, lease.pages.size if last else end // size
-        for sender in leg.handles:
+        first_page = part.start // size
+        end_page = lease.pages.size if part.end == len(leg.job.input_ids) else part.end // size
+        for sender, memory in zip(leg.handles, self._memories, strict=True):
             pages = lease.pages[max(first_page, sender.decode_prefix_len // size) : end_page]
-            if last or pages.size:
-                sender.push(pages, last=last, metadata_row=lease.row if last else None)
+            if part.last or pages.size:
+                sender.push(
+                    pages,
+                    last=part.last,
+                    metadata_row=lease.row if part.last else None,
+                    kv_buffers=memory.buffers_of(part.layers) if self._settings.layers_per_push else None,
+                )
 
     def _changed(self, leg: _Leg) -> None:
         if leg.stage is Stage.CONNECTING and leg.handles.ready:

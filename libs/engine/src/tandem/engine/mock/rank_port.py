@@ -45,8 +45,9 @@ class SenderPort(RoomPort, Protocol):
         *,
         last: bool,
         metadata_row: int | None = None,
+        kv_buffers: Sequence[int] | None = None,
     ) -> None:
-        """One finished chunk, in token order."""
+        """One finished chunk, in token order. kv_buffers: those of the KV pool that it is of; None = all."""
 
 
 class ReceiverPort(RoomPort, Protocol):

@@ -21,6 +21,9 @@ class MockSettings(Settings, env_prefix="TANDEM_MOCK_"):
     head_bytes: int = Field(64, ge=8, le=65_536, multiple_of=8, description="bytes of K, or V, per token, layer, rank")
     context_tokens: int = Field(8_192, ge=2, le=1 << 22, description="longest prompt plus answer, in tokens")
     chunk_tokens: int = Field(2_048, ge=1, le=1 << 22, description="prompt tokens that prefill computes at once")
+    layers_per_push: int = Field(
+        0, ge=0, le=4_096, description="layers that prefill pushes as soon as they are computed; 0 = all of a chunk"
+    )
     max_running: int = Field(256, ge=1, le=65_536, description="rooms that hold pages at the same time")
     max_waiting: int = Field(4_096, ge=1, le=65_536, description="rooms that may wait for a peer or for pages")
     vocab: int = Field(32_768, ge=2, le=1 << 20, description="tokens of the built-in vocabulary; token 0 ends the text")

@@ -8,7 +8,7 @@ import itertools
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -227,12 +227,14 @@ class RankAgent:
         state_pages: Sequence[npt.ArrayLike | None],
         last: bool,
         metadata_row: int | None,
+        kv_buffers: Sequence[int] | None,
     ) -> None:
         """A chunk of a sender's room is finished."""
         shell = self._rooms.get(room)
         if isinstance(shell, SenderRoom):
             states = [None if pages is None else _index(pages) for pages in state_pages]
-            shell.push(chunk_of(_index(kv_pages), states, metadata_row, len(self.setup.pools), last=last))
+            chunk = chunk_of(_index(kv_pages), states, metadata_row, len(self.setup.pools), last=last)
+            shell.push(chunk if kv_buffers is None else replace(chunk, kv_buffers=_index(kv_buffers)))
 
     def reserve(
         self,

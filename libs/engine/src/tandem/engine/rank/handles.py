@@ -25,6 +25,7 @@ class Rooms(Protocol):
         state_pages: Sequence[npt.ArrayLike | None],
         last: bool,
         metadata_row: int | None,
+        kv_buffers: Sequence[int] | None,
     ) -> None:
         """A chunk of a sender's room is finished."""
 
@@ -93,9 +94,14 @@ class SenderHandle(RoomHandle):
         *,
         last: bool,
         metadata_row: int | None = None,
+        kv_buffers: Sequence[int] | None = None,
     ) -> None:
-        """One finished chunk, in token order. The last one carries the states and the metadata row."""
-        self._post(self._rooms.push, self.room, kv_pages, state_pages, last, metadata_row)
+        """One finished chunk, in token order. The last one carries the states and the metadata row.
+
+        kv_buffers: those of the KV pool that it is of, which is how an engine pushes layer by layer; None = all. Each
+        buffer gets its pages in token order, however the buffers take turns.
+        """
+        self._post(self._rooms.push, self.room, kv_pages, state_pages, last, metadata_row, kv_buffers)
 
 
 class ReceiverHandle(RoomHandle):

@@ -74,9 +74,19 @@ class PoolMap:
         """Bytes of one entry over all buffers of one pool."""
         return self._pools[pool].entry_bytes
 
-    def move(self, other: PoolMap, pool: int, ours: I64, theirs: I64) -> Ranges:
-        """Byte ranges that move entries `ours` of this map to entries `theirs` of another, in order."""
-        return expand(ours, theirs, self._bases[pool], other._bases[pool], self._items[pool])
+    def buffers(self, pool: int) -> int:
+        """Buffers of one pool."""
+        return self._items[pool].size
+
+    def move(self, other: PoolMap, pool: int, ours: I64, theirs: I64, buffers: I64 | None = None) -> Ranges:
+        """Byte ranges that move entries `ours` of this map to entries `theirs` of another, in order.
+
+        buffers: those of the pool that are moved; None = all.
+        """
+        bases, other_bases, items = self._bases[pool], other._bases[pool], self._items[pool]
+        if buffers is not None:
+            bases, other_bases, items = bases[buffers], other_bases[buffers], items[buffers]
+        return expand(ours, theirs, bases, other_bases, items)
 
     def own(self, entries: Sequence[I64]) -> Ranges:
         """Byte ranges of entries of this map: entries[p] for pool p."""

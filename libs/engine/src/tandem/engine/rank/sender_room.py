@@ -29,7 +29,7 @@ from tandem.core.version import Feature
 from tandem.engine.port import Ticket
 from tandem.engine.rank.handles import SenderHandle
 from tandem.engine.rank.link import KvLink
-from tandem.engine.rank.pools import METADATA_POOL, concat
+from tandem.engine.rank.pools import KV_POOL, METADATA_POOL, concat
 from tandem.engine.rank.rooms import RoomHost, RoomShell
 from tandem.rdma.api import Transfer, TransferStatus
 from tandem.v1 import kv_link_pb2
@@ -41,6 +41,8 @@ class Chunk:
 
     entries: tuple[I64, ...]
     last: bool
+    kv_buffers: I64 | None = None
+    """Buffers of the KV pool that it is of; None = all."""
 
 
 class SenderRoom(RoomShell):
@@ -51,7 +53,8 @@ class SenderRoom(RoomShell):
         super().__init__(ticket, self._sender, host)
         self._chunks: list[Chunk] = []
         self._granted: list[I64] = []
-        self._used: list[int] = []
+        self._used: list[I64] = []
+        """Granted entries that are written, per pool and buffer."""
         self._transfers: set[Transfer] = set()
         self.decode_prefix_len = 0
         """Prompt tokens that decode holds already; valid once it has offered."""
@@ -69,7 +72,7 @@ class SenderRoom(RoomShell):
         self.link = link
         link.rooms.add(self.room)
         self._granted = list(granted)
-        self._used = [0] * len(self._granted)
+        self._used = [np.zeros(self._host.pools.buffers(pool), np.int64) for pool in range(len(self._granted))]
         self.decode_prefix_len = decode_prefix_len
         self.feed(Offer(grant_id))
 
@@ -132,16 +135,31 @@ class SenderRoom(RoomShell):
         for pool, source in enumerate(chunk.entries):
             if not source.size:
                 continue
-            first = self._used[pool]
-            self._used[pool] = first + source.size
-            target = self._granted[pool][first : self._used[pool]]
-            parts.append(self._host.pools.move(link.peer_pools, pool, source, target))
-        left = [int(granted.size) - used for granted, used in zip(self._granted, self._used, strict=True)]
+            buffers = chunk.kv_buffers if pool == KV_POOL else None
+            target = self._next_granted(pool, source.size, buffers)
+            parts.append(self._host.pools.move(link.peer_pools, pool, source, target, buffers))
+        left = [granted.size - int(used.min()) for granted, used in zip(self._granted, self._used, strict=True)]
         if chunk.last and any(left):
             raise TandemError(
                 ErrorReason.PROTOCOL_VIOLATION, f"the last chunk leaves granted entries unwritten, per pool: {left}"
             )
         return concat(parts)
+
+    def _next_granted(self, pool: int, count: int, buffers: I64 | None) -> I64:
+        """The granted entries that come next in these buffers, which all stand at the same one."""
+        used = self._used[pool]
+        chosen = np.arange(used.size) if buffers is None else buffers
+        if not chosen.size or np.unique(chosen).size != chosen.size or not np.isin(chosen, np.arange(used.size)).all():
+            raise TandemError(
+                ErrorReason.PROTOCOL_VIOLATION, f"buffers {chosen.tolist()} of the {used.size} of pool {pool}"
+            )
+        first = int(used[chosen[0]])
+        if (used[chosen] != first).any():
+            raise TandemError(
+                ErrorReason.PROTOCOL_VIOLATION, f"buffers {chosen.tolist()} of pool {pool} are not at the same entry"
+            )
+        used[chosen] = first + count
+        return self._granted[pool][first : first + count]
 
     async def _finish(self, transfer: Transfer, index: ChunkIndex) -> None:
         result = await transfer.wait()

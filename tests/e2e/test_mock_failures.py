@@ -7,6 +7,7 @@ import contextlib
 import random
 import signal
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import httpx
@@ -75,28 +76,34 @@ async def ask_until_served(client: httpx.AsyncClient, prompt: list[int]) -> Answ
         await asyncio.sleep(int(response.headers["Retry-After"]))
 
 
-@pytest.mark.parametrize("stream", [True, False])
-async def test_an_answer_goes_on_elsewhere_when_its_decode_worker_is_killed(
-    tmp_path: Path, oracle: Oracle, stream: bool
+@pytest.mark.parametrize(
+    ("ask", "stop", "rooms"),
+    [
+        pytest.param(streamed, [], 2, id="a stream goes on"),
+        pytest.param(generate, [], 2, id="a whole answer goes on"),
+        pytest.param(generate, ["never said"], 1, id="a whole answer that can't go on begins anew"),
+    ],
+)
+async def test_an_answer_is_not_lost_with_its_decode_worker(
+    tmp_path: Path, oracle: Oracle, ask: Callable[..., Awaitable[Answer]], stop: list[str], rooms: int
 ) -> None:
     with running_system(tmp_path, "--engine", "mock", "--ratio", "1:2", *SLOW) as system:
         prompt = prompt_of(30)
-        ask = streamed if stream else generate
         async with system.client() as client:
-            asked = asyncio.create_task(ask(client, prompt, 100, ignore_eos=True))
+            asked = asyncio.create_task(ask(client, prompt, 100, ignore_eos=True, stop=stop))
             busy = await system.busy_decode()
             await _said(system, 5)
             system.kill(busy)
             answer = await asked
             pieces = oracle.pieces(prompt, answer.tokens, ignore_eos=True)
             assert pieces is not None, "a token is wrong"
-            assert len(pieces) == 2, "it went on once"
+            assert len(pieces) == rooms
             assert pieces[0] >= 5
             assert answer.text == "".join(oracle.word_text(token) for token in answer.tokens)
             assert len(answer.tokens) == answer.meta["completion_tokens"] == 100
             assert answer.meta["prompt_tokens"] == 30
             assert answer.meta["finish_reason"] == {"type": "length", "length": 100}
-            assert await _metric(client, "tandem_gateway_resumed_total") == 1
+            assert await _metric(client, "tandem_gateway_resumed_total") == rooms - 1
 
 
 async def test_an_answer_with_a_stop_text_ends_with_its_worker_and_the_next_is_served_at_once(

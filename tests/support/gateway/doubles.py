@@ -145,7 +145,7 @@ def sequence(ids: tuple[int, ...] = (1, 2, 3), logprobs: session_pb2.LogprobOpti
     """A sequence of 8 tokens at most."""
     sampling = session_pb2.Sampling(max_new_tokens=8)
     item = Item(IdsPrompt(ids), "prompt", sampling, logprobs=logprobs)
-    return Sequence(0, item, 0, MODEL, ids, sampling)
+    return Sequence(0, item, 0, MODEL, ids, sampling, streamed=True)
 
 
 def tokens(room: int, *ids: int, text: str = "") -> session_pb2.Delta:

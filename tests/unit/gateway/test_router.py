@@ -161,6 +161,29 @@ async def test_an_answer_that_looks_back_does_not_go_on(sampling: dict[str, Any]
     await assert_ends_with_its_worker(workers, one, text="A")
 
 
+async def test_an_answer_that_nobody_has_seen_begins_anew_instead() -> None:
+    workers, got = two_each(), []
+
+    def deliver(delta: session_pb2.Delta | None) -> bool:
+        got.append(delta)
+        return True
+
+    one = replace(sequence(), streamed=False)
+    one.sampling.regex = "a+"
+    task = await settled(router_of(workers).run(one, journey(), deliver))
+    [first] = workers.decodes[0].submits
+    workers.decodes[0].bring(tokens(first.room, 65, text="A"))
+    workers.decodes[0].lose(LOST)
+    second = await workers.decodes[1].next_submit()
+    assert list(second.input_ids) == [1, 2, 3]
+    assert second.sampling == first.sampling
+    workers.decodes[1].bring(tokens(second.room, 66, text="B"))
+    workers.decodes[1].bring(finish(second.room))
+    await task
+    assert [delta and delta.text for delta in got] == ["A", None, "B", ""]
+    assert got[-1].finish.completion_tokens == 1
+
+
 async def test_an_answer_whose_text_lags_behind_does_not_go_on() -> None:
     await assert_ends_with_its_worker(two_each(), sequence(), text="")
 

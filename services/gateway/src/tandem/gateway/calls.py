@@ -103,5 +103,7 @@ class Sequence:
     input_ids: tuple[int, ...]
     sampling: session_pb2.Sampling
     """The item's, with `max_new_tokens` settled and a seed of its own."""
+    streamed: bool = False
+    """Whether the client sees the answer as it comes."""
     early_first_token: bool = False
     """Whether prefill is to say the first token ahead of decode; see tandem.gateway.first_token."""

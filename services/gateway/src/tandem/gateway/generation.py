@@ -150,6 +150,8 @@ class GenerationEndpoint:
                 await reply.write(answer.events(news))
             else:
                 for one in news:
+                    if one.void:
+                        transcripts[one.index].clear()
                     transcripts[one.index].add(one.delta)
         if call.stream:
             await reply.write(answer.end(), more=False)

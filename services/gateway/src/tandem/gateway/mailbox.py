@@ -16,6 +16,8 @@ class News:
     index: int
     """Sequence.index."""
     delta: session_pb2.Delta
+    void: bool = False
+    """Whether what came before of this sequence is void: it begins anew."""
 
 
 class Mailbox:
@@ -30,12 +32,13 @@ class Mailbox:
         self._closed = False
         self._reader: asyncio.Future[None] | None = None
 
-    def put(self, index: int, delta: session_pb2.Delta) -> bool:
-        """Leaves news for the reader; False if it is too far behind."""
+    def put(self, index: int, delta: session_pb2.Delta | None) -> bool:
+        """Leaves news for the reader, None: what came before is void. False if the reader is too far behind."""
+        void, delta = delta is None, delta or session_pb2.Delta()
         tokens = len(delta.token_ids)
         if self._waiting and self._tokens + tokens > self._max_tokens:
             return False
-        self._waiting.append(News(index, delta))
+        self._waiting.append(News(index, delta, void))
         self._tokens += tokens
         self._wake()
         return True

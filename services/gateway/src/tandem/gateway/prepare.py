@@ -79,7 +79,7 @@ class Preparer:
             early = comes_early(sampling, item.logprobs, stream=call.stream)
             for choice in range(item.n):
                 own = _own_seed(sampling, choice)
-                sequences.append(Sequence(len(sequences), item, choice, model, ids, own, early))
+                sequences.append(Sequence(len(sequences), item, choice, model, ids, own, call.stream, early))
         return tuple(sequences)
 
     def _new_tokens(self, item: Item, prompt_tokens: int, context: int) -> int:

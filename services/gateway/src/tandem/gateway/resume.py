@@ -41,6 +41,11 @@ class Told:
             delta.finish.cached_tokens = min(delta.finish.cached_tokens, prompt_tokens)
         return delta
 
+    def forget(self) -> None:
+        """The answer begins anew."""
+        self._tokens.clear()
+        self._text.clear()
+
     def can_go_on(self) -> bool:
         """Whether something was told, and another room can carry on from there without the client noticing."""
         logprobs, sampling = self._sequence.item.logprobs, self._sequence.sampling

@@ -24,6 +24,9 @@ from tandem.v1 import session_pb2
 
 log = logging.getLogger(__name__)
 
+Deliver = Callable[[session_pb2.Delta | None], bool]
+"""Takes news for the client; None makes void what came before. False if the client is too far behind."""
+
 
 class RoutableWorker(Worker, Protocol):
     """A Session as the router sees it."""
@@ -109,7 +112,7 @@ class Router:
             chooser.policy = policy
         return previous
 
-    async def run(self, sequence: Sequence, journey: Journey, deliver: Callable[[session_pb2.Delta], bool]) -> None:
+    async def run(self, sequence: Sequence, journey: Journey, deliver: Deliver) -> None:
         """Returns when the sequence is complete; its news went to `deliver`. Raises TandemError where it failed.
 
         Cancelling it, and the deadline, end both legs of the room that runs.
@@ -120,9 +123,7 @@ class Router:
         except TimeoutError:
             raise TandemError(ErrorReason.DEADLINE_EXCEEDED, "The request ran out of time.") from None
 
-    async def _attempts(
-        self, sequence: Sequence, journey: Journey, deliver: Callable[[session_pb2.Delta], bool]
-    ) -> None:
+    async def _attempts(self, sequence: Sequence, journey: Journey, deliver: Deliver) -> None:
         avoid: set[WorkerLife] = set()
         told, first_token, cause = Told(sequence, self._text_of), FirstToken(), None
         asked = sequence
@@ -146,7 +147,11 @@ class Router:
                 asked, first_token, cause = told.rest(), FirstToken(), failure
                 self._on_resume()
             elif attempt.delivered:
-                raise failure
+                if sequence.streamed:
+                    raise failure
+                told.forget()
+                asked = sequence
+                deliver(None)
             self._on_retry(failure.reason)
             await asyncio.sleep(self._settings.retry_backoff_ms * number / 1000)
 

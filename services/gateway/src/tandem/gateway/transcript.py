@@ -19,6 +19,12 @@ class Transcript:
     prompt_logprobs: list[session_pb2.TokenLogprob] = field(default_factory=list)
     finish: session_pb2.Finish | None = None
 
+    def clear(self) -> None:
+        """Forgets all of it."""
+        self.text = ""
+        for taken in (self.token_ids, self.logprobs, self.prompt_logprobs):
+            taken.clear()
+
     def add(self, delta: session_pb2.Delta) -> None:
         """Takes one delta."""
         self.text += delta.text

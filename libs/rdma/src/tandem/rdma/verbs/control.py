@@ -36,6 +36,7 @@ from tandem.core.ids import ChunkIndex, GrantId
 from tandem.core.pages import U32
 from tandem.rdma.api import MAX_RANGES, U64, Buffer
 from tandem.rdma.memory import MAX_BUFFERS, Memory
+from tandem.rdma.stream import tune
 from tandem.rdma.verbs.plan import MAX_PIECE_BYTES
 from tandem.rdma.wire import Welcome
 
@@ -325,6 +326,7 @@ class ControlConnection:
         self._unsent: deque[bytes] = deque()
         self._writer: asyncio.StreamWriter | None = None
         self._sock = sock
+        tune(sock)  # asyncio does so only for sockets that were made with the number of TCP
         self._ended = False
         self._task = asyncio.get_running_loop().create_task(self._run())
 

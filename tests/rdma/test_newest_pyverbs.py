@@ -13,7 +13,10 @@ from tools.rdma_vm import fetch, guest, newest
 from tools.rdma_vm.settings import default_directory
 
 BUILD_TIMEOUT_S = 3600
-TESTS = ("tests/integration/rdma", "tests/rdma/test_verbs_faults.py", "tests/rdma/test_leaks.py")
+TESTS = (
+    "tests/integration/rdma",
+    *(f"tests/rdma/test_{name}.py" for name in ("verbs_faults", "verbs_links", "leaks")),
+)
 WHICH = "import pyverbs; print(pyverbs.__path__[0])"
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from tandem.rdma import (
     VerbsSettings,
     open_endpoint,
 )
-from tests.support.rdma.double import DoubleContext, DoubleQp, Fabric, SendRequest, use_double
+from tests.support.rdma.double import DoubleContext, DoubleError, DoubleQp, Fabric, SendRequest, use_double
 from tests.support.rdma.pools import Bytes, buffers_of, random_pool, u64
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -68,11 +69,13 @@ class Lane:
         return np.array_equal(self.pool[offset : offset + count], self.source[offset : offset + count])
 
 
-async def open_lane(verbs: VerbsSettings = VERBS, fence_ms: int = 100) -> Lane:
+async def open_lane(senders: tuple[str, ...] = (), receivers: tuple[str, ...] = (), **others: int) -> Lane:
+    """A lane over these devices of each end, or over all."""
     source, pool = random_pool(POOL, 5), np.zeros(POOL, np.uint8)
     ends = []
-    for memory, direction in ((source, Direction.SEND), (pool, Direction.RECEIVE)):
-        settings = EndpointSettings(("verbs",), direction=direction, verbs=verbs, fence_ms=fence_ms)
+    for memory, direction, devices in ((source, Direction.SEND, senders), (pool, Direction.RECEIVE, receivers)):
+        verbs = replace(VERBS, devices=devices)
+        settings = EndpointSettings(("verbs",), direction=direction, verbs=verbs, **{"fence_ms": 100, **others})
         end = open_endpoint(buffers_of(memory), settings)
         await end.start()
         ends.append(end)
@@ -96,6 +99,13 @@ async def lane(fabric: Fabric) -> AsyncIterator[Lane]:
 
 async def ended(transfer: Transfer) -> TransferResult:
     return await asyncio.wait_for(transfer.wait(), 10)
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Waits a while for what makes no event."""
+    async with asyncio.timeout(5):
+        while not true():  # noqa: ASYNC110
+            await asyncio.sleep(0)
 
 
 def grant_all(lane: Lane, grant_id: int = 1) -> None:
@@ -258,6 +268,13 @@ async def test_a_sender_writes_without_remote_rights_and_a_receiver_has_but_one(
     assert all(pair.init.sq_sig_all == 0 for pair in fabric.pairs.values())
 
 
+async def test_control_messages_do_not_wait_for_acknowledgements(lane: Lane) -> None:
+    """Each grant that is taken back took 40 ms otherwise: TCP holds a second small message back."""
+    for end in (lane.sender, lane.receiver):
+        sock = end._control._sock  # type: ignore[attr-defined]
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 async def test_both_ends_hear_of_a_lost_lane(fabric: Fabric, lane: Lane) -> None:
     grant_all(lane)
     fabric.fault = lambda *_: "hold"
@@ -287,3 +304,179 @@ async def test_verbs_is_not_offered_if_every_port_is_down(fabric: Fabric) -> Non
     assert [offer.name for offer in endpoint.offer()] == []
     assert not fabric.open
     await endpoint.close()
+
+
+@pytest.mark.parametrize("depth", [1, VERBS.receive_depth], ids=["sender", "receiver"])
+@pytest.mark.parametrize("step", ["__post_init__", "to_rts"])
+async def test_a_rail_that_can_not_be_made_twice_in_a_row_comes_back(
+    fabric: Fabric, lane: Lane, monkeypatch: pytest.MonkeyPatch, step: str, depth: int
+) -> None:
+    """Its queue pair is refused, or can't be connected, at either end."""
+    monkeypatch.setattr("tandem.rdma.verbs.receiver._AGAIN_S", 0.01)
+    grant_all(lane)
+    refusals, work = [step] * 2, getattr(DoubleQp, step)
+
+    def refuse(pair: DoubleQp, *arguments: object) -> None:
+        if pair.pd.device == "dbl0" and pair.init.cap.max_recv_wr == depth and refusals:
+            refusals.pop()
+            raise DoubleError("not now")
+        work(pair, *arguments)
+
+    monkeypatch.setattr(DoubleQp, step, refuse)
+    fabric.fault = lambda pair, _: "drop" if pair.pd.device == "dbl0" else ""
+    assert (await ended(lane.write(1, 0, MIB))).status is TransferStatus.DONE
+    await until(lambda: all(rail.rail.up for rail in lane.sender._rails))  # type: ignore[attr-defined]
+    assert not refusals
+    assert lane.lost.empty()
+
+
+# ---------------------------------------------------------------- asynchronous events
+
+
+async def close(lane: Lane) -> None:
+    for end in reversed(lane.ends):
+        await end.close()
+
+
+def watch(fabric: Fabric, silent: str = "") -> Counter[str]:
+    """Counts the writes of each device from now on; those of one wait for ever, as if its way were silent."""
+    used: Counter[str] = Counter()
+
+    def see(pair: DoubleQp, _: SendRequest) -> str:
+        used[pair.pd.device] += 1
+        return "hold" if pair.pd.device == silent else ""
+
+    fabric.fault = see
+    return used
+
+
+@pytest.mark.parametrize("end", ["both", "sender", "receiver"])
+async def test_a_port_that_goes_down_moves_its_pieces_and_is_used_again_when_it_is_up(
+    monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """No write of the silent rail ever ends by itself: only the event takes its pieces away, at whichever end it is."""
+    with use_double(monkeypatch, devices=("s0", "s1", "r0", "r1")) as fabric:
+        lane = await open_lane(("s0", "s1"), ("r0", "r1"))
+        grant_all(lane)
+        used = watch(fabric, silent="s0")
+        transfer = lane.write(1, 0, 2 * MIB)
+        await until(lambda: used["s0"] > 0)
+        down = {"both": ("s0", "r0"), "sender": ("s0",), "receiver": ("r0",)}[end]
+        for name in down:
+            fabric.port(name, up=False)
+        rails = {"s0": lane.sender._rails[0].rail, "r0": lane.receiver._rails[0]}  # type: ignore[attr-defined]
+        rail = rails["s0"]
+        await until(lambda: not all(each.up for each in rails.values()))
+        assert not rails[down[0]].up, "it does not wait to be told by its peer"
+        assert (await ended(transfer)).status is TransferStatus.DONE
+        assert lane.holds(0, 2 * MIB)
+        assert used["s0"] == 1
+        used = watch(fabric)
+        assert (await ended(lane.write(1, 2 * MIB, MIB, 1))).status is TransferStatus.DONE
+        assert not used["s0"], "nothing goes over it while it is down"
+        assert (rail.up, rail.life) == (False, 1 if "s0" in down else 2), "nobody tries to connect meanwhile"
+        for name in down:
+            fabric.port(name, up=True)
+        await until(lambda: rail.up)
+        assert (await ended(lane.write(1, 3 * MIB, MIB, 2))).status is TransferStatus.DONE
+        assert used["s0"] > 0, "it is not left out"
+        assert lane.lost.empty()
+        await close(lane)
+    assert not fabric.open
+
+
+async def test_a_port_that_comes_up_is_tried_before_the_delay_of_a_broken_rail_is_over(
+    fabric: Fabric, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tandem.rdma.verbs.sender._FIRST_DELAY_S", 3600.0)
+    monkeypatch.setattr("tandem.rdma.verbs.sender._LAST_DELAY_S", 3600.0)
+    lane = await open_lane()
+    grant_all(lane)
+    fabric.fault = lambda pair, _: "drop" if pair.pd.device == "dbl0" else ""
+    assert (await ended(lane.write(1, 0, MIB))).status is TransferStatus.DONE
+    rail = lane.sender._rails[0].rail  # type: ignore[attr-defined]
+    assert not rail.up
+    fabric.port("dbl0", up=False)
+    await asyncio.sleep(0.01)
+    fabric.port("dbl0", up=True)
+    await until(lambda: rail.up)
+    await close(lane)
+
+
+async def test_a_lane_outlives_a_link_that_is_down_for_a_moment(fabric: Fabric) -> None:
+    lane = await open_lane(("dbl0",), ("dbl0",))
+    grant_all(lane)
+    used = watch(fabric, silent="dbl0")
+    transfer = lane.write(1, 0, MIB)
+    await until(lambda: used["dbl0"] > 0)
+    fabric.port("dbl0", up=False)
+    await asyncio.sleep(0.05)
+    watch(fabric)
+    fabric.port("dbl0", up=True)
+    assert (await ended(transfer)).status is TransferStatus.DONE
+    assert lane.holds(0, MIB)
+    assert lane.lost.empty()
+    await close(lane)
+
+
+async def test_a_link_that_stays_down_loses_a_lane_without_another_in_the_time_of_the_settings(fabric: Fabric) -> None:
+    lane = await open_lane(("dbl0",), ("dbl0",), connect_timeout_ms=200)
+    grant_all(lane)
+    fabric.port("dbl0", up=False)
+    result = await ended(lane.write(1, 0, MIB))
+    assert (result.status, result.error and result.error.reason) == (TransferStatus.FAILED, ErrorReason.LINK_LOST)
+    assert isinstance(await asyncio.wait_for(lane.lost.get(), 5), LaneLost)
+    await close(lane)
+
+
+@pytest.mark.parametrize(
+    ("event", "words"), [("DEVICE_FATAL", "the device failed"), ("CQ_ERR", "its completion queue failed")]
+)
+async def test_a_device_that_fails_ends_its_rails_for_good(
+    fabric: Fabric, lane: Lane, caplog: pytest.LogCaptureFixture, event: str, words: str
+) -> None:
+    grant_all(lane)
+    used = watch(fabric, silent="dbl0")
+    transfer = lane.write(1, 0, 2 * MIB)
+    await until(lambda: used["dbl0"] > 0)
+    fabric.fail("dbl0", event)
+    assert (await ended(transfer)).status is TransferStatus.DONE
+    assert lane.holds(0, 2 * MIB)
+    assert f"dbl0: {words}" in caplog.text
+    rail = lane.sender._rails[0].rail  # type: ignore[attr-defined]
+    await asyncio.sleep(0.1)
+    assert (rail.up, rail.life) == (False, 2), "it is not tried again"
+    looked = [part.looked for part in fabric.open if isinstance(part, DoubleContext) and part.name == "dbl0"]
+    assert looked == [1, 1], "what is readable for ever is not watched any more"
+    fabric.fail("dbl1", event)
+    lost = await asyncio.wait_for(lane.lost.get(), 5)
+    assert isinstance(lost, LaneLost)
+    assert words in lost.error.message
+
+
+async def test_other_events_are_told_and_break_nothing(
+    fabric: Fabric, lane: Lane, caplog: pytest.LogCaptureFixture
+) -> None:
+    grant_all(lane)
+    with caplog.at_level("DEBUG", "tandem.rdma"):
+        fabric.happen("dbl0", "QP_ACCESS_ERR")
+        fabric.happen("dbl0", "PORT_ERR")  # of another port: ours is still active
+        fabric.happen("dbl0", "COMM_EST")
+        fabric.happen("dbl0", "COMM_EST")
+        assert (await ended(lane.write(1, 0, MIB))).status is TransferStatus.DONE
+    assert "dbl0: a queue pair got a request that has no right (QP_ACCESS_ERR, 1 so far)" in caplog.text
+    assert "(COMM_EST, 2 so far)" in caplog.text
+    assert [sender_rail.rail.life for sender_rail in lane.sender._rails] == [1, 1]  # type: ignore[attr-defined]
+
+
+async def test_without_a_descriptor_of_events_one_line_says_so_and_lanes_work(
+    fabric: Fabric, caplog: pytest.LogCaptureFixture
+) -> None:
+    fabric.watched = False
+    with caplog.at_level("INFO", "tandem.rdma"):
+        lane = await open_lane(("dbl0",), ("dbl1",))
+    assert caplog.text.count("no descriptor of its events was found") == 2, "one for each end's device"
+    grant_all(lane)
+    fabric.happen("dbl0", "DEVICE_FATAL")
+    assert (await ended(lane.write(1, 0, MIB))).status is TransferStatus.DONE
+    await close(lane)

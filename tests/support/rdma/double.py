@@ -23,6 +23,7 @@ import pytest
 
 from tandem.rdma.verbs import device, library
 from tandem.rdma.verbs.chain import Codes
+from tests.support.rdma.double_values import Completion, QpAttr, Sge
 
 GID = b"\0" * 10 + b"\xff\xff\x0a\x00\x00\x01"
 
@@ -39,18 +40,6 @@ sender does not hear of it, 'access' its key is refused."""
 
 class DoubleError(Exception):
     """Stands for PyverbsError."""
-
-
-@dataclass
-class Sge:
-    """One piece of local memory."""
-
-    addr: int
-    length: int
-    lkey: int
-
-    def close(self) -> None:
-        """Nothing to free."""
 
 
 @dataclass
@@ -74,17 +63,6 @@ class SendRequest:
         """Nothing to free."""
 
 
-@dataclass
-class Completion:
-    """Stands for WC."""
-
-    wr_id: int
-    status: int
-    opcode: int = 0
-    imm_data: int = 0
-    qp_num: int = 0
-
-
 class Fabric:
     """What connects the devices of one test."""
 
@@ -96,6 +74,10 @@ class Fabric:
         self.fault: Fault = lambda _qp, _request: ""
         self.open: list[object] = []
         """Everything that was made and not closed."""
+        self.failed: set[str] = set()
+        """Devices that are gone."""
+        self.watched = True
+        """Whether descriptors of asynchronous events are found."""
         self.writes = 0
         self._random = random.Random(seed)
         self._numbers = itertools.count(17)
@@ -111,6 +93,26 @@ class Fabric:
     def key(self) -> int:
         """A key for a new region."""
         return next(self._keys)
+
+    def happen(self, name: str, event: str) -> None:
+        """An asynchronous event on a device, for everyone who has it open."""
+        for part in list(self.open):
+            if isinstance(part, DoubleContext) and part.name == name:
+                part.events.append(event)
+                os.eventfd_write(part.event_fd, 1)
+
+    def port(self, name: str, up: bool) -> None:
+        """A port goes down or comes up."""
+        self.down = self.down - {name} if up else self.down | {name}
+        self.happen(name, "PORT_ACTIVE" if up else "PORT_ERR")
+
+    def fail(self, name: str, event: str) -> None:
+        """A device fails: it moves nothing, and its descriptor of events stays readable."""
+        self.failed.add(name)
+        for pair in self.pairs.values():
+            pair.held |= pair.pd.device == name
+        self.happen(name, event)
+        self.happen(name, "")
 
     def schedule(self) -> None:
         """Has something move soon."""
@@ -229,6 +231,10 @@ class DoubleContext:
             raise DoubleError(f"no device {name}")
         self.fabric = fabric
         self.name = name
+        self.events: deque[str] = deque()
+        self.looked = 0
+        """How often an event was asked for."""
+        self.event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_SEMAPHORE)
         fabric.open.append(self)
 
     def query_port(self, port: int) -> SimpleNamespace:
@@ -241,28 +247,8 @@ class DoubleContext:
 
     def close(self) -> None:
         """Frees it."""
+        os.close(self.event_fd)
         self.fabric.open.remove(self)
-
-
-@dataclass
-class QpAttr:
-    """Stands for QPAttr."""
-
-    port_num: int = 1
-    qp_state: int = 0
-    qp_access_flags: int = 0
-    dest_qp_num: int = 0
-    rq_psn: int = 0
-    sq_psn: int = 0
-    pkey_index: int = 0
-    path_mtu: int = 0
-    max_rd_atomic: int = 0
-    max_dest_rd_atomic: int = 0
-    timeout: int = 0
-    retry_cnt: int = 0
-    rnr_retry: int = 0
-    min_rnr_timer: int = 0
-    ah_attr: object = None
 
 
 @dataclass
@@ -298,6 +284,8 @@ class DoubleQp:
         """Connects."""
         if self._failed or self._attr is not None:
             raise DoubleError("the queue pair is not in RESET")
+        if self.pd.device in self._fabric.down:
+            raise DoubleError("there is no way to the peer")
         self._attr = attr
         self._fabric.schedule()
 
@@ -390,6 +378,8 @@ class DoubleQp:
         """Destroys it."""
         del self._fabric.pairs[self.qp_num]
         self._fabric.open.remove(self)
+        if self.pd.device in self._fabric.failed:
+            raise DoubleError("the kernel has destroyed it before")
 
 
 class DoubleLibrary:
@@ -414,9 +404,19 @@ class DoubleLibrary:
     def __init__(self, fabric: Fabric) -> None:
         self.fabric = fabric
 
-    def Context(self, name: str) -> DoubleContext:  # noqa: N802
-        """Opens a device."""
-        return DoubleContext(self.fabric, name)
+    def open_device(self, name: str) -> tuple[DoubleContext, int | None]:
+        """Opens a device; with the descriptor of its events."""
+        context = DoubleContext(self.fabric, name)
+        return context, context.event_fd if self.fabric.watched else None
+
+    @staticmethod
+    def next_event(context: DoubleContext) -> str | None:
+        """Takes an event."""
+        context.looked += 1
+        if not context.events or not context.events[0]:
+            return None
+        os.eventfd_read(context.event_fd)
+        return context.events.popleft()
 
     @staticmethod
     def QPInitAttr(**values: Any) -> SimpleNamespace:  # noqa: N802

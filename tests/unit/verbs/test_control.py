@@ -26,6 +26,7 @@ MESSAGES: list[Message] = [
     control.Side((RailAddress(bytes(16), 0, 1),)),
     control.QueuePairReady(15, 2**32 - 1, 2**24 - 1, 2**24 - 1),
     control.RailReady(0, 1),
+    control.RailDown(15, 2**32 - 1),
     control.GrantOpened(GRANT, U64S, U64S),
     control.GrantOpened(GRANT, U64S[:0], U64S[:0]),
     control.GrantRevoked(GRANT),

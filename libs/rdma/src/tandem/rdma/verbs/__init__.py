@@ -2,6 +2,7 @@
 
 library       what differs between releases of pyverbs, and nothing else knows pyverbs
 device        a context, a protection domain, a completion queue, registered memory
+events        what a device's asynchronous events mean
 dmabuf        registration of a GPU's memory
 queue_pair    one queue pair, from RESET to destroyed
 posting       work requests, at the speed of C where that is possible

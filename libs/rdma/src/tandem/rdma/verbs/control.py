@@ -3,6 +3,7 @@
     both ways            Side                 devices of this end; the receiver's with its buffers and their keys
                          QueuePairReady       a queue pair of this life of a rail is made: connect yours to it
                          RailReady            mine is connected to yours: it can receive
+                         RailDown             mine is out of use, as its device is: leave yours, the next may take time
     receiver -> sender   GrantOpened          these bytes may be written
                          GrantRevoked         ... not any more: answer GrantQuiet once no write can land
                          GrantUnknown         the answer to GrantAsked, if there is no such grant
@@ -35,6 +36,7 @@ from tandem.core.ids import ChunkIndex, GrantId
 from tandem.core.pages import U32
 from tandem.rdma.api import MAX_RANGES, U64, Buffer
 from tandem.rdma.memory import MAX_BUFFERS, Memory
+from tandem.rdma.stream import tune
 from tandem.rdma.verbs.plan import MAX_PIECE_BYTES
 from tandem.rdma.wire import Welcome
 
@@ -53,7 +55,7 @@ _HEAD = struct.Struct("<B3xI")
 _RAIL_COUNT = struct.Struct("<HxxI")
 _RAIL = struct.Struct("<16sHBx")
 _QUEUE_PAIR = struct.Struct("<HxxIII")
-_READY = struct.Struct("<HxxI")
+_LIFE = struct.Struct("<HxxI")
 _GRANT = struct.Struct("<Q")
 _WRITE = struct.Struct("<QQIIQ")
 _ENDED = struct.Struct("<QQIB3x32s")
@@ -135,20 +137,28 @@ class QueuePairReady:
 
 
 @dataclass(frozen=True, slots=True)
-class RailReady:
-    """A queue pair was connected to the peer's."""
-
+class _AboutLife:
     rail: int
     life: int
 
     def pack(self) -> bytes:
         """The body."""
-        return _READY.pack(self.rail, self.life)
+        return _LIFE.pack(self.rail, self.life)
 
     @classmethod
-    def unpack(cls, body: bytes) -> RailReady:
+    def unpack(cls, body: bytes) -> Self:
         """See `Message.unpack`."""
-        return cls(*_READY.unpack(body))
+        return cls(*_LIFE.unpack(body))
+
+
+@dataclass(frozen=True, slots=True)
+class RailReady(_AboutLife):
+    """A queue pair was connected to the peer's."""
+
+
+@dataclass(frozen=True, slots=True)
+class RailDown(_AboutLife):
+    """A queue pair is out of use, and the next one may take time."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -288,6 +298,7 @@ _KINDS: Final[tuple[type[Message], ...]] = (
     WriteOpened,
     WriteEnded,
     Credit,
+    RailDown,
 )
 _NUMBERS: Final[dict[type, int]] = {kind: number for number, kind in enumerate(_KINDS)}
 
@@ -315,6 +326,7 @@ class ControlConnection:
         self._unsent: deque[bytes] = deque()
         self._writer: asyncio.StreamWriter | None = None
         self._sock = sock
+        tune(sock)  # asyncio does so only for sockets that were made with the number of TCP
         self._ended = False
         self._task = asyncio.get_running_loop().create_task(self._run())
 

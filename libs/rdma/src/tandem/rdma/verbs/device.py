@@ -7,10 +7,11 @@ import ctypes
 import itertools
 import logging
 import mmap
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from tandem.rdma.memory import Memory
 from tandem.rdma.verbs.completions import Completion, poll
 from tandem.rdma.verbs.control import RailAddress
 from tandem.rdma.verbs.dmabuf import DmaBufRegion
+from tandem.rdma.verbs.events import Effect, meaning_of
 from tandem.rdma.verbs.library import Library
 from tandem.rdma.verbs.queue_pair import QueuePair, QueueShape, serial_of
 
@@ -82,6 +84,13 @@ def numa_node(device: str) -> int:
         return -1
 
 
+class Watcher(Protocol):
+    """What is connected through a device."""
+
+    def device_down(self) -> None:
+        """Its port is not active any more, or it has failed: nothing goes through it."""
+
+
 class Device:
     """Open while its endpoint lives. Used on the loop only."""
 
@@ -91,10 +100,21 @@ class Device:
         self.name = name
         self.settings = settings
         self.node = numa_node(name)
+        self.active = True
+        """Whether its port is, as far as events have told."""
+        self.failure: TandemError | None = None
+        """Why it can't be used any more."""
+        self.changed = asyncio.Event()
+        """Set for a moment when `active` or `failure` changes: it wakes who waits, and is never found set."""
+        self.watchers: set[Watcher] = set()
+        self.events: Counter[str] = Counter()
+        """Asynchronous events so far, by name."""
         self._serials = itertools.count(1)
         self._pairs: dict[int, QueuePair] = {}
         self._places = 0
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._watched: list[int] = []
+        """Descriptors that the loop looks at."""
         self._again: asyncio.Handle | None = None
         self._parts: list[Any] = []
         """What was opened, in order: each holds on to those before it."""
@@ -109,7 +129,12 @@ class Device:
 
     def _open(self) -> None:
         library, settings = self.library, self.settings
-        self.context = self._opened(library.Context(name=self.name))
+        self.context, self._event_fd = library.open_device(self.name)
+        self._opened(self.context)
+        if self._event_fd is None:
+            _log.info(
+                "%s: no descriptor of its events was found; only time-outs tell of a port that is down", self.name
+            )
         port = self.context.query_port(settings.port)
         if port.state != library.IBV_PORT_ACTIVE:
             raise TandemError(ErrorReason.NOT_SUPPORTED, f"port {settings.port} of {self.name} is not active")
@@ -165,6 +190,8 @@ class Device:
 
     def queue_pair(self, shape: QueueShape, on_completion: Callable[[Completion], None]) -> QueuePair:
         """Makes a queue pair. Raises TandemError: OVERLOADED if the completion queue is full, or TRANSFER_FAILED."""
+        if self.failure is not None:
+            raise self.failure
         if self._places + shape.completions > self._capacity:
             raise TandemError(
                 ErrorReason.OVERLOADED,
@@ -184,10 +211,17 @@ class Device:
     # ------------------------------------------------------------ events
 
     def start(self) -> None:
-        """Watches the completion queue from now on, on the running loop."""
+        """Watches the completion queue and the device's own events from now on, on the running loop."""
         self._loop = asyncio.get_running_loop()
         self.cq.req_notify()
-        self._loop.add_reader(self._fd, self._readable)
+        self._watch(self._fd, self._readable)
+        if self._event_fd is not None:
+            self._watch(self._event_fd, self._happened)
+
+    def _watch(self, fd: int, on_readable: Callable[[], None]) -> None:
+        assert self._loop is not None
+        self._loop.add_reader(fd, on_readable)
+        self._watched.append(fd)
 
     def _readable(self) -> None:
         # pyverbs holds the GIL while it waits for an event: here one is there for certain.
@@ -207,11 +241,61 @@ class Device:
         if found and self._loop is not None:
             self._again = self._loop.call_soon(self.take)
 
-    def close(self) -> None:
-        """Frees everything, in order. No queue pair may be left. Idempotent."""
-        if self._loop is not None:
-            self._loop.remove_reader(self._fd)
+    def _happened(self) -> None:
+        name = self.library.next_event(self.context)
+        if name is None:
+            return
+        self.events[name] += 1
+        meaning = meaning_of(name)
+        _log.log(meaning.level, "%s: %s (%s, %d so far)", self.name, meaning.words, name, self.events[name])
+        match meaning.effect:
+            case Effect.PORT:
+                self._look_at_port()
+            case Effect.END:
+                self._unwatch()  # of a device that is gone both descriptors are readable for ever
+                self.failure = TandemError(ErrorReason.TRANSFER_FAILED, f"{self.name}: {meaning.words} ({name})")
+                self._change(active=False)
+
+    def _look_at_port(self) -> None:
+        """The event may be of another port, or of a state that is over."""
+        try:
+            active = self.context.query_port(self.settings.port).state == self.library.IBV_PORT_ACTIVE
+        except self.library.PyverbsError:
+            active = False
+        if active != self.active:
+            self._change(active)
+
+    def _change(self, active: bool) -> None:
+        self.active = active
+        self.changed.set()
+        self.changed.clear()
+        if not active:
+            for watcher in list(self.watchers):
+                watcher.device_down()
+
+    async def until_active(self) -> None:
+        """Waits while the port is down; returns also if the device fails."""
+        while not self.active and self.failure is None:
+            await self.changed.wait()
+
+    # ------------------------------------------------------------ ending
+
+    def free(self, part: Any) -> None:
+        """Closes something of pyverbs. Of a device that failed the kernel may have freed it before."""
+        try:
+            part.close()
+        except self.library.PyverbsError:
+            if self.failure is None:
+                raise
+
+    def _unwatch(self) -> None:
+        while self._loop is not None and self._watched:
+            self._loop.remove_reader(self._watched.pop())
         if self._again is not None:
             self._again.cancel()
+
+    def close(self) -> None:
+        """Frees everything, in order. No queue pair may be left. Idempotent."""
+        self._unwatch()
         while self._parts:
-            self._parts.pop().close()
+            self.free(self._parts.pop())

@@ -28,6 +28,7 @@ PATHS: Final = ("auto", "batch", "reference")
 _DISTRIBUTION: Final = Path("/usr/lib/python3/dist-packages/pyverbs")
 _INSTALL: Final = "Debian: apt install python3-pyverbs ibverbs-providers; elsewhere: the rdma-core of your system"
 _EVENT_FD: Final = "infinibandevent"
+_EVENT: Final = "IBV_EVENT_"
 _CLASSES: Final = {
     "pyverbs.device": ("Context",),
     "pyverbs.pd": ("PD",),
@@ -83,6 +84,34 @@ class Library:
             return sorted(device.name.decode() for device in self._device.get_device_list())
         except self.PyverbsError:
             return []
+
+    def open_device(self, name: str) -> tuple[Any, int | None]:
+        """A context, and the descriptor of its asynchronous events, which does not block.
+
+        No release shows that descriptor: it is the one that is new. None if there is not just one.
+        """
+        before = _event_fds()
+        context = self.Context(name=name)
+        new = _event_fds() - before
+        if len(new) != 1:
+            return context, None
+        (fd,) = new
+        os.set_blocking(fd, False)
+        return context, fd
+
+    def next_event(self, context: Any) -> str | None:
+        """Takes an asynchronous event: its name, without IBV_EVENT_; None if there is none.
+
+        It is acknowledged at once, as destroying the queue pair or queue that it is about waits for that.
+        """
+        try:
+            event = context.get_async_event()
+        except self.PyverbsError:
+            return None
+        code = int(event.event_type)
+        event.ack()
+        names = (name for name, value in vars(self).items() if name.startswith(_EVENT) and value == code)
+        return next(names, f"{_EVENT}{code}").removeprefix(_EVENT)
 
     def completion_channel(self, context: Any) -> tuple[Any, int]:
         """A completion channel, and its descriptor. Releases before 57 do not show that: it is the one that is new."""

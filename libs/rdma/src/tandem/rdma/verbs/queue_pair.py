@@ -159,7 +159,7 @@ class QueuePair:
         if self._poster is not None:
             self._poster.close()
         self._receive_request.close()
-        self._qp.close()
+        self._device.free(self._qp)
         self._device.forget(self._serial, self.shape)
         self.flushed.set()
         self.destroyed.set()

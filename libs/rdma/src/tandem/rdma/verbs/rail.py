@@ -3,18 +3,22 @@
 A queue pair has a number of its life on the rail, from 1, the same at both ends. Whoever finds its queue pair broken,
 or has to fence it, makes the next life; the other end follows. The old queue pair is moved to the error state, flushed
 and destroyed before that, so whatever was posted on it can neither read nor write any memory from then on.
+
+An end whose port goes down takes the rail out of use and tells the other end, so neither waits for time-outs. It makes
+the next life when the port is active again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from dataclasses import dataclass
 from typing import Protocol
 
 from tandem.core.errors import TandemError
 from tandem.rdma.verbs.completions import Completion
-from tandem.rdma.verbs.control import Message, QueuePairReady, RailAddress, RailReady
+from tandem.rdma.verbs.control import Message, QueuePairReady, RailAddress, RailDown, RailReady
 from tandem.rdma.verbs.device import Device
 from tandem.rdma.verbs.queue_pair import QueuePair, QueueShape
 
@@ -78,10 +82,11 @@ class Rail:
 
     def open(self) -> None:
         """Makes the first queue pair."""
+        self.device.watchers.add(self)
         self._renew()
 
     def renew(self, delay_s: float = 0.0) -> None:
-        """Takes the queue pair out of use now, fences it and makes the next, after a delay."""
+        """Takes the queue pair out of use now, fences it and makes the next: after a delay, or once its port is up."""
         self._wanted = max(self._wanted, self.life + 1)
         self._delay_s = delay_s
         self._renew()
@@ -96,10 +101,22 @@ class Rail:
     async def close(self) -> None:
         """Fences for good. Idempotent."""
         self._closed = True
+        self.device.watchers.discard(self)
         if self._renewal is not None:
             self._renewal.cancel()
             await asyncio.wait([self._renewal])
         await self._fence()
+
+    def device_down(self) -> None:
+        """See `Watcher`."""
+        self._user.send(RailDown(self.index, self.life))
+        self.renew()
+
+    def on_down(self, message: RailDown) -> None:
+        """The peer's queue pair is out of use."""
+        if message.life >= self.life:
+            self._wanted = max(self._wanted, message.life + 1)
+            self._renew()
 
     def on_queue_pair(self, message: QueuePairReady) -> None:
         """The peer made a queue pair."""
@@ -127,19 +144,27 @@ class Rail:
     async def _renewing(self) -> None:
         while self.life < self._wanted:
             await self._fence()
-            delay_s, self._delay_s = self._delay_s, 0.0
-            if delay_s:
-                await asyncio.sleep(delay_s)
+            await self._until_due()
             self.life = self._wanted
             self._connected = False
             try:
                 self.queue_pair = self.device.queue_pair(self._shape, self._complete)
             except TandemError as error:
                 self._user.rail_lost(self, error)
-                return
+                if self.device.failure is not None:
+                    return
+                continue
             pair = self.queue_pair
             self._user.send(QueuePairReady(self.index, self.life, pair.number, pair.psn))
             self._connect()
+
+    async def _until_due(self) -> None:
+        delay_s, self._delay_s = self._delay_s, 0.0
+        if delay_s:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(delay_s):
+                    await self.device.changed.wait()
+        await self.device.until_active()
 
     def _connect(self) -> None:
         pair, theirs = self.queue_pair, self._theirs

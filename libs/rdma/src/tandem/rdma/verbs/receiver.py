@@ -32,6 +32,8 @@ from tandem.rdma.verbs.queue_pair import QueueShape
 from tandem.rdma.verbs.rail import Rail, RailParts
 
 _TAGS: Final = 1 << 32
+_AGAIN_S: Final = 1.0
+"""A rail that could not be connected is made anew after this delay, if there is another."""
 
 _log = logging.getLogger(__name__)
 
@@ -175,6 +177,8 @@ class VerbsReceiverLane:
                 self._rail(rail).on_queue_pair(message)
             case control.RailReady(rail):
                 self._rail(rail).on_ready(message)
+            case control.RailDown(rail):
+                self._rail(rail).on_down(message)
             case control.GrantAsked(grant_id):
                 if not self._grants.has(grant_id):
                     self.send(control.GrantUnknown(grant_id))
@@ -324,11 +328,13 @@ class VerbsReceiverLane:
         """See `RailUser`: what has landed there has landed."""
 
     def rail_lost(self, rail: Rail, error: TandemError) -> None:
-        """See `RailUser`: the sender tries it again, as long as there is another."""
+        """See `RailUser`: it is tried again, as long as there is another."""
         _log.warning("rail %d of %s can't be connected: %s", rail.index, rail.device.name, error.message)
         self._unconnected.add(rail.index)
         if len(self._unconnected) == len(self._rails):
             self._lose(error)
+        else:
+            rail.renew(_AGAIN_S)
 
     # ------------------------------------------------------------ ending
 

@@ -143,6 +143,8 @@ class VerbsSenderLane:
                 self._rail(rail).rail.on_queue_pair(message)
             case control.RailReady(rail):
                 self._rail(rail).rail.on_ready(message)
+            case control.RailDown(rail):
+                self._rail(rail).rail.on_down(message)
             case control.Credit(rail, life, count):
                 if life == self._rail(rail).rail.life:
                     self._rail(rail).give_credit(count)
@@ -328,6 +330,7 @@ class VerbsSenderLane:
         if len(self._unconnected) == len(self._rails):
             self._lose(error)
         else:
+            self._rails[rail.index].broke = None  # that was an earlier life
             self._break(self._rails[rail.index], error)
 
     # ------------------------------------------------------------ endings of writes

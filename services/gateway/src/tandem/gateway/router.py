@@ -7,6 +7,7 @@ import logging
 import secrets
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Protocol
@@ -40,6 +41,9 @@ class Workers(Protocol):
     def sessions(self, role: Role, model: str) -> SequenceOf[RoutableWorker]:
         """Those that can take a room of a model now."""
 
+    async def wait_changed(self) -> None:
+        """Returns when `sessions` may have others to offer."""
+
 
 class Dice:
     """Every random number of the router, so that a test can load it."""
@@ -59,6 +63,7 @@ class RouterSettings:
 
     max_attempts: int = 3
     retry_backoff_ms: int = 20
+    retry_wait_ms: int = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +126,7 @@ class Router:
         avoid: set[WorkerLife] = set()
         first_token, cause = FirstToken(), None
         for number in range(1, self._settings.max_attempts + 1):
-            decode, prefill = self._pick(sequence.model, avoid)
+            decode, prefill = await self._pick_in_time(sequence.model, avoid)
             submit = self._submit(sequence, journey, decode, prefill)
             attempt = Attempt(submit, prefill, decode, deliver, first_token)
             failure = await attempt.run()
@@ -136,6 +141,20 @@ class Router:
             avoid |= {prefill.life, decode.life}
             self._on_retry(failure.reason)
             await asyncio.sleep(self._settings.retry_backoff_ms * number / 1000)
+
+    async def _pick_in_time(self, model: str, avoid: set[WorkerLife]) -> tuple[RoutableWorker, RoutableWorker]:
+        """As `_pick`; but what failed an attempt may have hit every Session, so that another one waits for them."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + (self._settings.retry_wait_ms / 1000 if avoid else 0)
+        while True:
+            try:
+                return self._pick(model, avoid)
+            except TandemError:
+                if loop.time() >= until:
+                    raise
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(until):
+                    await self._workers.wait_changed()
 
     def _pick(self, model: str, avoid: set[WorkerLife]) -> tuple[RoutableWorker, RoutableWorker]:
         """A decode and a prefill worker whose layouts fit, others than `avoid` where there are any."""

@@ -31,6 +31,8 @@ from tests.support.system.system import System, running_system, watch_status
 BOUND_S: Final = 3.0
 """From the fault to the last outcome."""
 MOMENT_TIMEOUT_S: Final = 10.0
+TRIES: Final = 5
+"""Of new requests, until the fault strikes some at their moment."""
 HUNG_S: Final = 15.0
 """After the bound: a request that has not ended by then hangs."""
 WHOLE_TIMEOUT_S: Final = 40.0
@@ -73,12 +75,10 @@ class Experiment:
         members = await system.members()
         lives = {name: Incarnation(one.info.worker.incarnation) for name, one in members.items()}
         process = psutil.Process(system.pid(cell.victim.value))
-        requests = [self._draw(stream=stream) for stream in STREAMED]
-        late = [self._draw(stream=False) for _ in range(LATE)]
         async with system.client() as client:
             before = await repeated_attempts(client)
             with PREPARED[cell.fault](system, cell.victim.value) as strike:
-                await self._strike(strike, client, [one.info for one in members.values()], requests, late)
+                requests = await self._strike(strike, client, [one.info for one in members.values()])
             if cell.fault.ends_process:
                 await asyncio.to_thread(process.wait, WHOLE_TIMEOUT_S)
             await self._wait_registered(lives)
@@ -86,36 +86,34 @@ class Experiment:
             whole_s = time.monotonic() - self._struck
             repeated = max(0, await repeated_attempts(client) - before)
         leaked, stuck = await self._left_over()
-        asked_for = [*requests, *late]
         return Finding(
             cell=cell,
-            outcomes=outcomes_of(asked_for),
-            reasons=reasons_of(asked_for),
+            outcomes=outcomes_of(requests),
+            reasons=reasons_of(requests),
             repeated=repeated,
-            seconds=self._seconds(asked_for),
+            seconds=self._seconds(requests),
             bound_s=self._bound_s,
             leaked=leaked,
             stuck=stuck,
             whole_s=whole_s,
         )
 
-    async def _strike(
-        self,
-        strike: Strike,
-        client: httpx.AsyncClient,
-        workers: Sequence[WorkerInfo],
-        requests: Sequence[Request],
-        late: Sequence[Request],
-    ) -> None:
-        """Strikes when the requests are at the moment, and sees them and the late ones to their end."""
-        async with self._following(workers), asyncio.TaskGroup() as group:
-            asked = [group.create_task(ask(client, one, self._changed.set)) for one in requests]
-            await self._wait_for_moment(requests)
-            self._struck = time.monotonic()
-            striking = group.create_task(strike())
-            asked += [group.create_task(ask(client, one)) for one in late]
-            await self._outcomes(asked)
-            await striking
+    async def _strike(self, strike: Strike, client: httpx.AsyncClient, workers: Sequence[WorkerInfo]) -> list[Request]:
+        """Strikes when requests are at the moment; returns them and those sent right after it, when all have ended."""
+        late = [self._draw(stream=False) for _ in range(LATE)]
+        for _ in range(TRIES):
+            requests = [self._draw(stream=stream) for stream in STREAMED]
+            async with self._following(workers), asyncio.TaskGroup() as group:
+                asked = [group.create_task(ask(client, one, self._changed.set)) for one in requests]
+                if not await self._moment_comes(requests):
+                    continue
+                self._struck = time.monotonic()
+                striking = group.create_task(strike())
+                asked += [group.create_task(ask(client, one)) for one in late]
+                await self._outcomes(asked)
+                await striking
+                return [*requests, *late]
+        raise AssertionError(f"{self._cell}: the moment was missed {TRIES} times")
 
     def _draw(self, *, stream: bool) -> Request:
         return draw(self._dice, self._oracle, self._arrangement.new_tokens, stream=stream)
@@ -130,6 +128,7 @@ class Experiment:
                     self._statuses[info.worker.worker_id] = status
                     self._changed.set()
 
+        self._statuses.clear()
         tasks = [asyncio.create_task(follow(info)) for info in workers]
         try:
             yield
@@ -138,12 +137,15 @@ class Experiment:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _wait_for_moment(self, requests: Sequence[Request]) -> None:
+    async def _moment_comes(self, requests: Sequence[Request]) -> bool:
+        """Waits for the moment. False if a request has ended before: on a busy machine it may pass unseen."""
         async with asyncio.timeout(MOMENT_TIMEOUT_S):
             while len(self._statuses) < WORKERS or not self._arrangement.has_come(self._statuses, requests):
-                assert not any(one.ended for one in requests), f"{self._cell}: a request ended before its moment"
+                if any(one.ended for one in requests):
+                    return False
                 self._changed.clear()
                 await self._changed.wait()
+        return not any(one.ended for one in requests)
 
     async def _outcomes(self, asked: Sequence[asyncio.Task[None]]) -> None:
         """Waits for every request; one that does not end is given up, and stays HUNG."""

@@ -73,5 +73,5 @@ ARRANGEMENTS: Final[Mapping[Moment, Arrangement]] = {
     Moment.BEFORE_GRANT: Arrangement({"decode_us_per_admission": "300000"}, {}, 4, _before_grant),
     Moment.MID_TRANSFER: Arrangement({"chunk_tokens": "64"}, {"TANDEM_RANK_FAULT_PACE_MS": "60"}, 4, _mid_transfer),
     Moment.AFTER_COMPLETE: Arrangement({"decode_us_per_step": "200000"}, {}, 3, _after_complete),
-    Moment.MID_DECODE: Arrangement({"decode_us_per_step": "15000"}, {}, 30, _mid_decode),
+    Moment.MID_DECODE: Arrangement({"decode_us_per_step": "15000"}, {}, 40, _mid_decode),
 }

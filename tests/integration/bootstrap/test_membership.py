@@ -111,6 +111,23 @@ async def _register_only(stub, worker_id: str, incarnation: int = 0) -> int:
     return (await stub.Register(pb.RegisterRequest(info=info, instance_id=instance(9)))).incarnation
 
 
+async def test_a_suspended_worker_is_gone_and_comes_back_as_the_same_life():
+    async with (
+        bootstrap(lease_ttl_ms=600) as process,
+        connect(process.address) as (channel, _),
+        watching(channel) as watcher,
+        keeping(channel) as keeper,
+    ):
+        await watcher.wait_for(holds("p0"), WAIT_MS)
+        life = keeper.life
+        for _ in range(2):
+            await keeper.suspend()
+            await watcher.wait_for(holds(), WAIT_MS)
+            keeper.resume()
+            view = await watcher.wait_for(holds("p0"), WAIT_MS)
+            assert view.find(life) is not None
+
+
 async def test_kill_9_expires_the_worker_and_a_new_life_of_it_joins():
     async with (
         bootstrap(lease_ttl_ms=1500) as process,

@@ -34,6 +34,11 @@ async def first_event(response: httpx.Response) -> tuple[bytes, asyncio.Task[byt
     return first, asyncio.create_task(rest())
 
 
+def streams_fed() -> int:
+    """Tasks of gRPC that take messages for a stream."""
+    return sum("_consume_request_iterator" in repr(task.get_coro()) for task in asyncio.all_tasks())
+
+
 @pytest.mark.parametrize("side", ["prefills", "decodes"])
 async def test_a_failure_before_the_first_token_is_invisible(side: str) -> None:
     pair = Handover()
@@ -112,10 +117,12 @@ async def test_a_lost_session_fails_its_rooms_and_is_opened_again() -> None:
     async with cluster(decode=[first_then_wait()]) as now:
         async with now.http.stream("POST", "/v1/completions", json={**PROMPT, "stream": True}) as response:
             _, rest = await first_event(response)
+            before = streams_fed()
             now.decodes[0].hang_up()
             assert b"peer_lost" in await asyncio.wait_for(rest, 10)
         await now.decodes[0].wait_until(lambda worker: worker.welcomes == 2)
         await now.wait_ready()
+        assert streams_fed() == before, "nobody feeds the lost stream any more"
         now.decodes[0].script = count_up
         answer = await now.client.completions.create(**PROMPT)
         assert answer.choices[0].text == "t0 t1 t2 t3 "

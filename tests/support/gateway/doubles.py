@@ -116,10 +116,16 @@ class NotingWorkers:
 
     prefills: list[NotingWorker] = field(default_factory=list)
     decodes: list[NotingWorker] = field(default_factory=list)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def sessions(self, role: Role, model: str) -> list[NotingWorker]:
         """All of a role."""
         return self.prefills if role is Role.PREFILL else self.decodes
+
+    async def wait_changed(self) -> None:
+        """They change only where a test says so."""
+        await self.changed.wait()
+        self.changed.clear()
 
     def models(self) -> tuple[str, ...]:
         """One."""

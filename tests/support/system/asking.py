@@ -12,6 +12,20 @@ from typing import Any
 import httpx
 
 
+class Refused(AssertionError):
+    """The gateway answered with an error."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+        """The reason, as clients see it."""
+
+    @classmethod
+    def by(cls, response: httpx.Response) -> Refused:
+        """What a response that is not 200 says; its body has been read."""
+        return cls(response.json()["error"]["code"], response.text)
+
+
 @dataclass(frozen=True)
 class Answer:
     """An answer of /generate."""
@@ -90,9 +104,11 @@ async def last_event(client: httpx.AsyncClient, request: dict[str, Any], begun: 
 
 
 async def events(client: httpx.AsyncClient, path: str, request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-    """The events of a streamed answer, each with the time `at` which it came; "[DONE]" ends them."""
+    """The events of a streamed answer, each with the time `at` which it came; "[DONE]" ends them. Raises Refused."""
     async with client.stream("POST", path, json={**request, "stream": True}) as response:
-        assert response.status_code == 200, await response.aread()
+        if response.status_code != 200:
+            await response.aread()
+            raise Refused.by(response)
         async for line in response.aiter_lines():
             if line == "data: [DONE]":
                 return

@@ -119,6 +119,14 @@ def test_variables_that_are_mentioned_exist(path: Path) -> None:
     assert not found - known - prefixes - NOT_OF_SETTINGS
 
 
+def test_times_of_reliability_are_the_defaults() -> None:
+    defaults = {row.variable: row.default for settings in settings_doc.classes() for row in settings_doc.rows(settings)}
+    told = [row for row in rows(text_of("docs/reliability.md")) if VARIABLE.search(row[1]) and row[-1].isdigit()]
+    assert len(told) > 5, "the test sees no times at all"
+    for _, variables, value in told:
+        assert {defaults[name].strip("`") for name in VARIABLE.findall(variables)} == {value}, variables
+
+
 def test_errors_are_those_of_the_catalogue() -> None:
     listed = [row[:4] for row in rows(text_of("docs/errors.md")) if row[0] in ErrorReason.__members__]
     wanted = [

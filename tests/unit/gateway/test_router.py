@@ -283,6 +283,34 @@ async def test_attempts_are_counted() -> None:
     assert tried == [ErrorReason.PEER_LOST] * 2
 
 
+async def test_another_attempt_waits_for_workers_to_come_back() -> None:
+    workers = two_each()
+    task = await settled(router_of(workers).run(sequence(), journey(), lambda _: True))
+    [first] = workers.decodes[0].submits
+    lost, workers.decodes = workers.decodes, []
+    lost[0].lose(LOST)
+    workers.changed.set()  # of no help
+    await asyncio.sleep(0)
+    workers.decodes = lost
+    workers.changed.set()
+    second = await lost[1].next_submit()
+    assert second.room != first.room
+    lost[1].bring(finish(second.room))
+    await task
+
+
+async def test_another_attempt_does_not_wait_for_long_and_the_first_does_not_wait() -> None:
+    workers = one_each()
+    router = Router(workers, RouterSettings(3, 0, retry_wait_ms=50), dict.fromkeys(Role, PolicyName.RANDOM))
+    task = await settled(router.run(sequence(), journey(), lambda _: True))
+    [lost], workers.decodes = workers.decodes, []
+    lost.lose(LOST)
+    for attempt in (task, asyncio.create_task(router.run(sequence(), journey(), lambda _: True))):
+        with pytest.raises(TandemError) as failure:
+            await asyncio.wait_for(attempt, 5)
+        assert failure.value.reason is ErrorReason.NO_WORKER
+
+
 async def test_what_another_worker_cannot_do_better_is_not_tried_again() -> None:
     workers = two_each()
     workers.prefills[0].refuses = TandemError(ErrorReason.INVALID_ARGUMENT, "bad grammar")

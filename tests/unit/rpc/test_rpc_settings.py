@@ -100,5 +100,5 @@ def test_credentials_show_no_key():
 def test_bootstrap_settings(monkeypatch):
     settings = BootstrapSettings.load()
     assert settings.address.startswith("127.0.0.1:")
-    assert settings.lease_ttl_ms == 3000
+    assert settings.lease_ttl_ms == 1500
     assert BootstrapSettings.load(host="::1", port=5).address == "[::1]:5"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import pytest
 
@@ -48,6 +49,14 @@ async def test_close_waits_for_what_a_task_does_last():
     await started.wait()
     await tasks.close()
     assert done == [True]
+
+
+async def test_a_task_that_ends_before_it_began_is_no_reason_to_warn(recwarn):
+    tasks = TaskSupervisor()
+    tasks.spawn(asyncio.Event().wait(), "never began")
+    await tasks.close()
+    gc.collect()
+    assert not recwarn.list
 
 
 async def test_there_is_a_bound_and_an_end():

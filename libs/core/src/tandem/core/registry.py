@@ -29,7 +29,7 @@ REMEMBERED_WORKERS_FACTOR: Final = 4
 class RegistryLimits:
     """Bounds of one registry."""
 
-    lease_ttl_ms: int = 3000
+    lease_ttl_ms: int = 1500
     grace_ms: int = 500
     """A lease ends this long after its TTL. When the shell was held up, and so could not read the
     heartbeats that had come in time, it has this long to do so."""

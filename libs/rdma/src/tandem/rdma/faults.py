@@ -33,6 +33,11 @@ class Faults:
             _log.warning("fault: flipped a byte of chunk %d", chunk)
 
     @property
+    def pace_ms(self) -> int:
+        """How long to wait before each piece."""
+        return self._plan.pace_ms
+
+    @property
     def stalled(self) -> bool:
         """Whether the receiver is to stop reading now."""
         limit = self._plan.stall_after_bytes

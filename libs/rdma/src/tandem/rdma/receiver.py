@@ -137,6 +137,7 @@ class ReceiverStream(StreamThread):
         write = self._write
         if write is None or frame.size > min(write.left, MAX_PIECE_BYTES):
             raise TandemError(ErrorReason.PROTOCOL_VIOLATION, f"a piece of {frame.size} bytes is too large")
+        self._pause_if_planned()
         self._parts.sink.take_piece(self, write, frame.size)
         write.left -= frame.size
         self._finish_if_whole(write)
@@ -190,6 +191,12 @@ class ReceiverStream(StreamThread):
             self.checkpoint()
             if self.channel.wait(select.POLLRDHUP):
                 raise hung_up()
+
+    def _pause_if_planned(self) -> None:
+        """Thread: a planted fault; whoever wakes the thread, or hangs up, cuts it short."""
+        if self._parts.faults.pace_ms:
+            self.channel.wait(select.POLLRDHUP, self._parts.faults.pace_ms)
+            self.checkpoint()
 
     def wait_readable(self) -> None:
         """Thread: waits for more bytes."""

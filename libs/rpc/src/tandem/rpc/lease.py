@@ -78,6 +78,7 @@ class LeaseKeeper:
         self._lease_ttl_ms = 0
         self._first: asyncio.Future[WorkerLife] = asyncio.get_running_loop().create_future()
         self._tasks = TaskSupervisor(on_crash=self._crashed, max_tasks=1)
+        self._keeping: asyncio.Task[None] | None = None
 
     @property
     def life(self) -> WorkerLife:
@@ -100,7 +101,7 @@ class LeaseKeeper:
         Tries until bootstrap answers. Raises what bootstrap refuses with (see FATAL), or
         DEADLINE_EXCEEDED after `timeout_ms`.
         """
-        self._tasks.spawn(self._run(), "lease")
+        self.resume()
         try:
             async with asyncio.timeout(timeout_ms / 1000):
                 return await asyncio.shield(self._first)
@@ -113,11 +114,25 @@ class LeaseKeeper:
         await self._mark_draining()
         self._heard_draining(True)
 
+    async def suspend(self) -> None:
+        """Leaves the cluster until `resume`. Where bootstrap is out of reach, the lease ends by itself."""
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.wait({self._keeping})
+        await self._leave()
+
+    def resume(self) -> None:
+        """Registers, after `suspend` as the same life, and keeps the lease in the background."""
+        self._keeping = self._tasks.spawn(self._run(), "lease")
+
     async def close(self) -> None:
         """Stops the heartbeats and leaves the cluster. A bootstrap that is out of reach is not waited for."""
         await self._tasks.close()
         if not self._first.done():
             self._first.cancel()
+        await self._leave()
+
+    async def _leave(self) -> None:
         if not self.incarnation:
             return
         try:

@@ -35,6 +35,8 @@ class TaskSupervisor:
         task = asyncio.create_task(self._guard(coroutine, name), name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        # Python warns of a coroutine that never began, as one does not whose task is cancelled at once.
+        task.add_done_callback(lambda _: coroutine.close())
         return task
 
     async def _guard(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:

@@ -86,7 +86,7 @@ class Gateway:
         self._tokenizer = PromptTokenizer(encoder, threads=settings.tokenizer_threads)
         router = Router(
             self._pool,
-            RouterSettings(settings.max_attempts, settings.retry_backoff_ms),
+            RouterSettings(settings.max_attempts, settings.retry_backoff_ms, settings.retry_wait_ms),
             {Role.PREFILL: policy_named(settings.prefill_policy), Role.DECODE: policy_named(settings.decode_policy)},
             encoder.text,
             on_retry=counted.count_retry,

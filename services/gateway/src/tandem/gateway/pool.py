@@ -129,9 +129,12 @@ class SessionPool:
 
     async def close(self) -> None:
         """Ends every Session; rooms that still run fail."""
-        for life in list(self._members):
-            self._remove(life)
+        members = list(self._members.values())
+        self._members.clear()
+        for member in members:
+            member.session.leave()
         await self._tasks.close()
+        await asyncio.gather(*(member.channel.close() for member in members))
 
     def _note_change(self) -> None:
         """Drops what was kept through a loss of bootstrap and is of no use any more; wakes who waits."""

@@ -7,6 +7,7 @@ import logging
 import secrets
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Protocol
@@ -44,6 +45,9 @@ class Workers(Protocol):
     def sessions(self, role: Role, model: str) -> SequenceOf[RoutableWorker]:
         """Those that can take a room of a model now."""
 
+    async def wait_changed(self) -> None:
+        """Returns when `sessions` may have others to offer."""
+
 
 class Dice:
     """Every random number of the router, so that a test can load it."""
@@ -63,6 +67,7 @@ class RouterSettings:
 
     max_attempts: int = 3
     retry_backoff_ms: int = 20
+    retry_wait_ms: int = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +133,7 @@ class Router:
         told, first_token, cause = Told(sequence, self._text_of), FirstToken(), None
         asked = sequence
         for number in range(1, self._settings.max_attempts + 1):
-            decode, prefill = self._pick(sequence.model, avoid)
+            decode, prefill = await self._pick_in_time(sequence.model, avoid)
             submit = self._submit(asked, journey, decode, prefill)
             attempt = Attempt(submit, prefill, decode, lambda delta: deliver(told.add(delta)), first_token)
             failure = await attempt.run()
@@ -154,6 +159,20 @@ class Router:
                 deliver(None)
             self._on_retry(failure.reason)
             await asyncio.sleep(self._settings.retry_backoff_ms * number / 1000)
+
+    async def _pick_in_time(self, model: str, avoid: set[WorkerLife]) -> tuple[RoutableWorker, RoutableWorker]:
+        """As `_pick`; but what failed an attempt may have hit every Session, so that another one waits for them."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + (self._settings.retry_wait_ms / 1000 if avoid else 0)
+        while True:
+            try:
+                return self._pick(model, avoid)
+            except TandemError:
+                if loop.time() >= until:
+                    raise
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(until):
+                    await self._workers.wait_changed()
 
     def _pick(self, model: str, avoid: set[WorkerLife]) -> tuple[RoutableWorker, RoutableWorker]:
         """A decode and a prefill worker whose layouts fit, others than `avoid` where there are any."""

@@ -50,6 +50,13 @@ class _Outbox:
         """Messages; those of one entry follow each other."""
         self._ready = asyncio.Event()
         self._ready.set()
+        self._closed = False
+
+    def close(self) -> None:
+        """Ends `messages`: gRPC goes on waiting for the next one even when its stream is lost."""
+        self._closed = True
+        self.waiting.clear()
+        self._ready.set()
 
     def put(self, messages: Iterable[session_pb2.SessionRequest]) -> None:
         """messages: taken one by one, as the stream has room for them."""
@@ -57,7 +64,7 @@ class _Outbox:
         self._ready.set()
 
     async def messages(self) -> AsyncIterator[session_pb2.SessionRequest]:
-        while True:
+        while not self._closed:
             await self._ready.wait()
             while self.waiting:
                 for message in self.waiting.popleft():
@@ -169,6 +176,7 @@ class Session:
             log.warning("Session with %s refused: %s", self.life, error)
             return str(error)
         finally:
+            outbox.close()
             call.cancel()
         return "the worker ended it"
 

@@ -34,6 +34,9 @@ class GatewaySettings(Settings):
     drain_timeout_ms: int = Field(default=30_000, ge=0, le=3_600_000)
     max_attempts: int = Field(default=3, ge=1, le=10)
     retry_backoff_ms: int = Field(default=20, ge=0, le=10_000)
+    retry_wait_ms: int = Field(
+        default=1000, ge=0, le=60_000, description="longest wait for workers that can take another attempt"
+    )
     retry_after_s: int = Field(default=1, ge=1, le=3600)
 
     max_concurrent: int = Field(default=1024, ge=1, le=100_000, description="sequences in flight")

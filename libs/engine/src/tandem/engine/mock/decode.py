@@ -96,7 +96,7 @@ class DecodeScheduler:
         # Not at once: this is called from within changes of rooms, and admitting changes others.
         if self._queue and not self._admitting:
             self._admitting = True
-            asyncio.get_running_loop().call_soon(self._admit)
+            asyncio.get_running_loop().call_later(self._settings.decode_us_per_admission / 1e6, self._admit)
 
     def _admit(self) -> None:
         self._admitting = False

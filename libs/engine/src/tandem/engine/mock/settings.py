@@ -29,6 +29,9 @@ class MockSettings(Settings, env_prefix="TANDEM_MOCK_"):
     vocab: int = Field(32_768, ge=2, le=1 << 20, description="tokens of the built-in vocabulary; token 0 ends the text")
     tokenizer_path: Path | None = Field(None, description="folder with a tokenizer.json whose tokens to emit instead")
     prefill_us_per_token: float = Field(10.0, ge=0, le=1e6, description="prefill's time per prompt token")
+    decode_us_per_admission: float = Field(
+        0.0, ge=0, le=1e8, description="decode's time before it gives pages to the rooms that wait for them"
+    )
     decode_us_per_step: float = Field(2_000.0, ge=0, le=1e8, description="decode's time per step")
     decode_us_per_sequence: float = Field(10.0, ge=0, le=1e6, description="decode's time per step and sequence")
     close_timeout_ms: int = Field(5_000, ge=0, le=600_000, description="longest wait for open rooms to end at close")

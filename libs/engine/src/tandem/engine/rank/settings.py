@@ -82,6 +82,7 @@ class RankSettings(Settings, env_prefix="TANDEM_RANK_"):
     fault_stall_bytes: int = Field(default=-1, ge=-1, description="tests only: stop reading a lane after these bytes")
     fault_stall_chunk: int = Field(default=-1, ge=-1, description="tests only: stop reading a lane in these chunks")
     fault_stall_tp: int = Field(default=-1, ge=-1, description="tests only: stop on this tp rank only, -1 = on all")
+    fault_pace_ms: int = Field(default=0, ge=0, description="tests only: wait before each piece of a chunk; not verbs")
 
     @property
     def host(self) -> str:
@@ -120,6 +121,7 @@ class RankSettings(Settings, env_prefix="TANDEM_RANK_"):
             flip_times=self.fault_flip_times,
             stall_after_bytes=self.fault_stall_bytes if stalls and self.fault_stall_bytes >= 0 else None,
             stall_at_chunk=self.fault_stall_chunk if stalls and self.fault_stall_chunk >= 0 else None,
+            pace_ms=self.fault_pace_ms,
         )
         return None if plan == FaultPlan(flip_times=self.fault_flip_times) else plan
 

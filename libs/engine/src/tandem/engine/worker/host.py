@@ -16,6 +16,7 @@ from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import Incarnation, RankId, Role, RoomId, WorkerId, WorkerLife
 from tandem.engine.port import Engine, EngineFacts
 from tandem.engine.rank import status, wire
+from tandem.engine.worker.progress import ProgressWatch
 from tandem.engine.worker.session import Session
 from tandem.engine.worker.settings import WorkerSettings
 from tandem.rpc import convert
@@ -50,6 +51,8 @@ class WorkerHost:
         self._leaving = False
         self._marked = False
         """Whether bootstrap has marked the worker as draining, as last heard."""
+        self._stuck = False
+        """Whether the engine does not answer."""
         self._sessions = 0
         self._open_rooms = 0
         self._submitted = 0
@@ -90,15 +93,23 @@ class WorkerHost:
         announce(self._settings.worker_id, address)
         failed = asyncio.ensure_future(self.engine.wait_failed())
         stopped = asyncio.ensure_future(stop.wait())
+        progress = ProgressWatch(self.engine.status, lease, self._set_stuck, self._settings.progress_timeout_ms)
+        watching = asyncio.ensure_future(progress.run())
         try:
-            await asyncio.wait({failed, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({failed, stopped, watching}, return_when=asyncio.FIRST_COMPLETED)
             if failed.done():
                 raise failed.result()
+            if watching.done():
+                watching.result()  # raises what it crashed with
+            watching.cancel()
             await server.drain()
             await self._drain(lease)
         finally:
-            failed.cancel()
-            stopped.cancel()
+            for part in (failed, stopped, watching):
+                part.cancel()
+
+    def _set_stuck(self, stuck: bool) -> None:
+        self._stuck = stuck
 
     async def _watch(self, channel: Any, stack: contextlib.AsyncExitStack) -> None:
         def joined(info: WorkerInfo) -> None:
@@ -168,7 +179,7 @@ class WorkerHost:
     @property
     def draining(self) -> bool:
         """Whether new rooms are refused."""
-        return self._leaving or self._marked
+        return self._leaving or self._marked or self._stuck
 
     def take_room(self) -> None:
         """Counts a room in. Raises TandemError(OVERLOADED) if there are too many."""

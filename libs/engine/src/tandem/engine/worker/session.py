@@ -78,12 +78,13 @@ class Session:
         try:
             await asyncio.wait({writer, reader}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            writer.cancel()
-            reader.cancel()
-            await asyncio.gather(writer, reader, return_exceptions=True)
-            await asyncio.shield(asyncio.ensure_future(self._end(gateway)))
+            # All of it shielded: gRPC cancels the call of a client that has gone, maybe after the reader has seen that.
+            await asyncio.shield(asyncio.ensure_future(self._end(gateway, reader, writer)))
 
-    async def _end(self, gateway: str) -> None:
+    async def _end(self, gateway: str, *parts: asyncio.Future[None]) -> None:
+        for part in parts:
+            part.cancel()
+        await asyncio.gather(*parts, return_exceptions=True)
         why = Why(ErrorReason.CANCELLED, f"the session with {gateway} ended")
         log.info("%s; %d rooms were open", why.message, len(self._rooms))
         await self._tasks.close()

@@ -50,6 +50,12 @@ class WorkerSettings(Settings):
     register_timeout_ms: int = Field(
         default=60_000, ge=100, le=3_600_000, description="longest wait for bootstrap at start"
     )
+    progress_timeout_ms: int = Field(
+        default=1_500,
+        ge=100,
+        le=600_000,
+        description="silence of a rank of the engine after which the worker leaves until that answers again",
+    )
     drain_timeout_ms: int = Field(
         default=30_000, ge=0, le=3_600_000, description="longest wait for rooms to end at stop"
     )

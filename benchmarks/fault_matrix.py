@@ -1,0 +1,68 @@
+"""Every fault on every process at every moment: `python -m benchmarks.fault_matrix --out docs/reliability.md`.
+
+Real processes with the mock engine, two prefill and two decode workers. All 128 cells over tcp and cma take about a
+quarter of an hour. Exit code 0: every cell is as it should be. `--out` writes the tables between the markers of a page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import Final, TypeVar
+
+from tests.support.faults.cells import Fault, Moment, Victim, cells
+from tests.support.faults.matrix import run_matrix
+from tests.support.faults.table import tables
+
+BEGIN: Final = "<!-- faults: made by benchmarks/fault_matrix.py -->"
+END: Final = "<!-- /faults -->"
+
+Kind = TypeVar("Kind", bound=Enum)
+
+
+def filled(page: str, body: str) -> str:
+    """A page with something else between its markers. Raises ValueError if they are missing."""
+    before, _, rest = page.partition(BEGIN)
+    _, found, after = rest.partition(END)
+    if not found:
+        raise ValueError(f"the page has no {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n{body}\n{END}{after}"
+
+
+def names(kind: type[Kind]) -> Callable[[str], list[Kind]]:
+    """Reads a list such as `SIGKILL,SIGTERM`."""
+
+    def read(text: str) -> list[Kind]:
+        return [kind(name) for name in text.split(",")]
+
+    return read
+
+
+def main() -> int:
+    """Reads the arguments, runs the cells."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--providers", type=lambda text: text.split(","), default=["tcp", "cma"])
+    for kind in (Victim, Fault, Moment):
+        allowed = ", ".join(one.value for one in kind)
+        parser.add_argument(
+            f"--{kind.__name__.lower()}s", type=names(kind), default=list(kind), help=f"comma-separated: {allowed}"
+        )
+    parser.add_argument("--out", type=Path, help="page to write the tables to")
+    parser.add_argument("--logs", type=Path, help="where logs go; default: a new folder")
+    given = parser.parse_args()
+    folder = given.logs or Path(tempfile.mkdtemp(prefix="tandem-faults-"))
+    chosen = cells(given.providers, given.moments, given.victims, given.faults)
+    findings = list(run_matrix(chosen, folder, lambda text: print(text, flush=True)))
+    if given.out:
+        given.out.write_text(filled(given.out.read_text(encoding="utf-8"), tables(findings)), encoding="utf-8")
+    problems = sum(bool(finding.problems) for finding in findings)
+    print(f"{len(findings)} cells, {problems} with problems; logs are in {folder}")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

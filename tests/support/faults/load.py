@@ -1,0 +1,87 @@
+"""The requests that are in flight when a fault strikes, and what became of each."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
+
+import httpx
+
+from tests.support.mock.oracle import Oracle
+from tests.support.system.asking import Refused, body, events
+
+PROMPT_TOKENS: Final = 128
+CONNECTION: Final = "connection"
+"""Why a request failed whose connection to the gateway broke, or could not be opened."""
+
+
+class Outcome(Enum):
+    """What became of a request."""
+
+    ANSWERED = "answered"
+    """As the oracle foretells."""
+    ERROR = "error"
+    """With a reason, and nothing before it was wrong."""
+    WRONG = "wrong"
+    """A token that the oracle does not foretell, or an end that comes too soon and without an error."""
+    HUNG = "hung"
+
+
+@dataclass(slots=True)
+class Request:
+    """One request of /generate."""
+
+    prompt: list[int]
+    wanted: list[int]
+    """The right answer."""
+    stream: bool
+    tokens: list[int] = field(default_factory=list)
+    """What has come of it."""
+    outcome: Outcome | None = None
+    reason: str = ""
+    """Of an ERROR: `code` of the error that the client got."""
+    ended: float = 0.0
+    """Monotonic seconds."""
+
+
+def draw(dice: random.Random, oracle: Oracle, new_tokens: int, *, stream: bool) -> Request:
+    """A request with a prompt of its own, so that no page of an earlier one can pass for a page of it."""
+    prompt = [dice.randrange(3, 1000) for _ in range(PROMPT_TOKENS)]
+    return Request(prompt, oracle.predict(prompt, new_tokens, ignore_eos=True).tokens, stream)
+
+
+async def ask(client: httpx.AsyncClient, request: Request, changed: Callable[[], None] = lambda: None) -> None:
+    """Asks, and judges what comes back. Cancelling it leaves the request as HUNG. changed: called at each event."""
+    request.outcome = Outcome.HUNG
+    try:
+        await (_streamed if request.stream else _whole)(client, request, changed)
+    except Refused as refused:
+        request.outcome, request.reason = Outcome.ERROR, refused.code
+    except httpx.TransportError:
+        request.outcome, request.reason = Outcome.ERROR, CONNECTION
+    else:
+        request.outcome = Outcome.ANSWERED if request.tokens == request.wanted else Outcome.WRONG
+    if request.tokens != request.wanted[: len(request.tokens)]:
+        request.outcome = Outcome.WRONG
+    request.ended = time.monotonic()
+    changed()
+
+
+async def _streamed(client: httpx.AsyncClient, request: Request, changed: Callable[[], None]) -> None:
+    asked = body(request.prompt, len(request.wanted), ignore_eos=True)
+    async for event in events(client, "/generate", asked):
+        if "error" in event:
+            raise Refused(event["error"]["code"], str(event))
+        request.tokens = event["output_ids"]
+        changed()
+
+
+async def _whole(client: httpx.AsyncClient, request: Request, _: Callable[[], None]) -> None:
+    response = await client.post("/generate", json=body(request.prompt, len(request.wanted), ignore_eos=True))
+    if response.status_code != 200:
+        raise Refused.by(response)
+    request.tokens = response.json()["output_ids"]

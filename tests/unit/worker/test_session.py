@@ -1,0 +1,87 @@
+"""A Session that ends takes its rooms with it, however it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tandem.core.ids import Incarnation, Role, RoomId, WorkerId, WorkerLife
+from tandem.core.room.events import Why
+from tandem.core.version import CURRENT
+from tandem.engine.port import Job, Sink
+from tandem.engine.worker.session import Session
+from tandem.rpc import convert
+from tandem.v1 import session_pb2
+
+ROOM = 7
+
+
+class Host:
+    """A prefill worker whose engine takes every room and ends none by itself; see `SessionHost`."""
+
+    role = Role.PREFILL
+    life = WorkerLife(WorkerId("p0"), Incarnation(1))
+    facts: Any = SimpleNamespace(context_tokens=100, model="m")
+    draining = False
+
+    def __init__(self) -> None:
+        self.engine: Any = self
+        self.submitted = asyncio.Event()
+        self.aborted = asyncio.Event()
+
+    async def submit(self, job: Job, sink: Sink) -> None:
+        """The engine's."""
+        self.submitted.set()
+
+    async def abort(self, room: RoomId, why: Why) -> bool:
+        """The engine's."""
+        assert room == ROOM
+        self.aborted.set()
+        return True
+
+    def take_room(self) -> None:
+        """Any number."""
+
+    def room_ended(self) -> None:
+        """Never."""
+
+
+class Stream:
+    """One gateway's end: says Hello, submits a room, and hangs up when told."""
+
+    def __init__(self) -> None:
+        self.hang_up = asyncio.Event()
+
+    async def requests(self) -> AsyncIterator[session_pb2.SessionRequest]:
+        """What the worker reads."""
+        version = convert.protocol_to_proto(CURRENT)
+        yield session_pb2.SessionRequest(hello=session_pb2.SessionHello(version=version, gateway_id="g"))
+        peer = convert.life_to_proto(WorkerLife(WorkerId("d0"), Incarnation(1)))
+        sampling = session_pb2.Sampling(max_new_tokens=1)
+        submit = session_pb2.Submit(
+            request_id="r", room=ROOM, nonce=bytes(16), peer=peer, timeout_ms=60_000, model="m", input_ids=[1]
+        )
+        submit.sampling.CopyFrom(sampling)
+        yield session_pb2.SessionRequest(submit=submit)
+        await self.hang_up.wait()
+
+    async def write(self, message: session_pb2.SessionResponse) -> None:
+        """What the worker writes."""
+
+
+@pytest.mark.parametrize("steps", range(8))
+async def test_a_call_that_is_cancelled_while_its_stream_ends_aborts_its_rooms(steps: int) -> None:
+    """gRPC does both when a client dies, in any order; steps: turns of the loop between them."""
+    host, stream = Host(), Stream()
+    call = asyncio.create_task(Session(host).run(stream.requests(), stream.write))
+    await asyncio.wait_for(host.submitted.wait(), 5)
+    stream.hang_up.set()
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    call.cancel()
+    await asyncio.wait_for(host.aborted.wait(), 5)
+    await asyncio.wait({call})

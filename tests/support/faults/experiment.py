@@ -21,7 +21,7 @@ from tandem.core.ids import Incarnation, WorkerId
 from tandem.v1.bootstrap_pb2 import WorkerInfo
 from tandem.v1.session_pb2 import WorkerStatus
 from tests.support.faults.cells import Cell, Fault, Moment, Victim
-from tests.support.faults.findings import Finding, outcomes_of, reasons_of
+from tests.support.faults.findings import Finding, outcomes_of, reasons_of, went_on
 from tests.support.faults.load import Outcome, Request, ask, draw
 from tests.support.faults.moments import ARRANGEMENTS
 from tests.support.faults.strikes import PREPARED, STOPPED_S, Strike
@@ -91,6 +91,7 @@ class Experiment:
             outcomes=outcomes_of(requests),
             reasons=reasons_of(requests),
             repeated=repeated,
+            went_on=went_on(requests),
             seconds=self._seconds(requests),
             bound_s=self._bound_s,
             leaked=leaked,

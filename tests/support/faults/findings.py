@@ -21,6 +21,8 @@ class Finding:
     """Errors by their reason."""
     repeated: int
     """Attempts that the gateway repeated on other workers."""
+    went_on: int
+    """Right answers that went on on other workers after a part of them was out."""
     seconds: float
     """From the fault, or from its end where the gateway was stopped, to the last outcome."""
     bound_s: float
@@ -52,7 +54,7 @@ class Finding:
         """One line for people."""
         parts = [f"{count} {outcome.value}" for outcome, count in self.outcomes.items()]
         errors = ", ".join(f"{reason} {count}" for reason, count in self.reasons.items())
-        said = f"{', '.join(parts)}{f' ({errors})' if errors else ''}, {self.repeated} repeated"
+        said = f"{', '.join(parts)}{f' ({errors})' if errors else ''}, {self.repeated} repeated, {self.went_on} went on"
         return f"{self.cell}: {said}; {self.seconds:.2f} s, whole after {self.whole_s:.1f} s"
 
 
@@ -65,3 +67,8 @@ def outcomes_of(requests: Sequence[Request]) -> dict[Outcome, int]:
 def reasons_of(requests: Sequence[Request]) -> dict[str, int]:
     """Errors by reason."""
     return dict(sorted(Counter(one.reason for one in requests if one.outcome is Outcome.ERROR).items()))
+
+
+def went_on(requests: Sequence[Request]) -> int:
+    """Right answers of more than one room."""
+    return sum(one.outcome is Outcome.ANSWERED and one.rooms > 1 for one in requests)

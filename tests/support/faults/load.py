@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from typing import Final
 
 import httpx
@@ -36,14 +37,17 @@ class Request:
     """One request of /generate."""
 
     prompt: list[int]
-    wanted: list[int]
-    """The right answer."""
+    new_tokens: int
+    rooms_of: Callable[[list[int]], list[int] | None]
+    """How tokens of an answer came about: those of each room in which it went on. None if one is wrong."""
     stream: bool
     tokens: list[int] = field(default_factory=list)
     """What has come of it."""
     outcome: Outcome | None = None
     reason: str = ""
     """Of an ERROR: `code` of the error that the client got."""
+    rooms: int = 0
+    """Rooms that it took, as far as the tokens tell: more than one if it went on on other workers."""
     ended: float = 0.0
     """Monotonic seconds."""
 
@@ -51,7 +55,7 @@ class Request:
 def draw(dice: random.Random, oracle: Oracle, new_tokens: int, *, stream: bool) -> Request:
     """A request with a prompt of its own, so that no page of an earlier one can pass for a page of it."""
     prompt = [dice.randrange(3, 1000) for _ in range(PROMPT_TOKENS)]
-    return Request(prompt, oracle.predict(prompt, new_tokens, ignore_eos=True).tokens, stream)
+    return Request(prompt, new_tokens, partial(oracle.pieces, prompt, ignore_eos=True), stream)
 
 
 async def ask(client: httpx.AsyncClient, request: Request, changed: Callable[[], None] = lambda: None) -> None:
@@ -64,15 +68,18 @@ async def ask(client: httpx.AsyncClient, request: Request, changed: Callable[[],
     except httpx.TransportError:
         request.outcome, request.reason = Outcome.ERROR, CONNECTION
     else:
-        request.outcome = Outcome.ANSWERED if request.tokens == request.wanted else Outcome.WRONG
-    if request.tokens != request.wanted[: len(request.tokens)]:
-        request.outcome = Outcome.WRONG
+        request.outcome = Outcome.ANSWERED if len(request.tokens) == request.new_tokens else Outcome.WRONG
     request.ended = time.monotonic()
+    rooms = request.rooms_of(request.tokens)
+    if rooms is None:
+        request.outcome = Outcome.WRONG
+    else:
+        request.rooms = len(rooms)
     changed()
 
 
 async def _streamed(client: httpx.AsyncClient, request: Request, changed: Callable[[], None]) -> None:
-    asked = body(request.prompt, len(request.wanted), ignore_eos=True)
+    asked = body(request.prompt, request.new_tokens, ignore_eos=True)
     async for event in events(client, "/generate", asked):
         if "error" in event:
             raise Refused(event["error"]["code"], str(event))
@@ -81,7 +88,7 @@ async def _streamed(client: httpx.AsyncClient, request: Request, changed: Callab
 
 
 async def _whole(client: httpx.AsyncClient, request: Request, _: Callable[[], None]) -> None:
-    response = await client.post("/generate", json=body(request.prompt, len(request.wanted), ignore_eos=True))
+    response = await client.post("/generate", json=body(request.prompt, request.new_tokens, ignore_eos=True))
     if response.status_code != 200:
         raise Refused.by(response)
     request.tokens = response.json()["output_ids"]

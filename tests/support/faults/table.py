@@ -27,6 +27,7 @@ def _sums(findings: Sequence[Finding]) -> str:
         ("requests", sum(outcomes.values())),
         ("answered right", outcomes[Outcome.ANSWERED]),
         ("attempts that the gateway repeated for that", sum(finding.repeated for finding in findings)),
+        ("of them gone on, on other workers, after a part was out", sum(finding.went_on for finding in findings)),
         ("ended with a clear error", f"{outcomes[Outcome.ERROR]}{f': {errors}' if errors else ''}"),
         ("wrong tokens", outcomes[Outcome.WRONG]),
         ("hung", outcomes[Outcome.HUNG]),
@@ -73,6 +74,7 @@ def _said(finding: Finding) -> str:
     parts = [f"{count} {outcome.value}" for outcome, count in finding.outcomes.items() if outcome is not Outcome.ERROR]
     parts += [f"{count} `{reason}`" for reason, count in finding.reasons.items()]
     parts += [f"{finding.repeated} repeated"] if finding.repeated else []
+    parts += [f"{finding.went_on} went on"] if finding.went_on else []
     problems = f" **{'; '.join(finding.problems)}**" if finding.problems else ""
     return f"{', '.join(parts)}; {finding.seconds:.2f} s{problems}"
 

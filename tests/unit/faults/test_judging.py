@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.fault_matrix import BEGIN, END, filled
 from tests.support.faults.cells import Cell, Fault, Moment, Victim, cells
-from tests.support.faults.findings import Finding, outcomes_of, reasons_of
+from tests.support.faults.findings import Finding, outcomes_of, reasons_of, went_on
 from tests.support.faults.load import CONNECTION, Outcome, Request, ask
 from tests.support.faults.moments import ARRANGEMENTS
 from tests.support.faults.strikes import PREPARED
@@ -24,6 +24,7 @@ WELL = Finding(
     outcomes={Outcome.ANSWERED: 4, Outcome.ERROR: 2},
     reasons={"peer_lost": 2},
     repeated=1,
+    went_on=0,
     seconds=0.5,
     bound_s=3.0,
     leaked=0,
@@ -42,10 +43,15 @@ def said(*tokens: int) -> dict[str, list[int]]:
     return {"output_ids": list(tokens)}
 
 
+def rooms_of(tokens: list[int]) -> list[int] | None:
+    """One room, if they are right so far."""
+    return [len(tokens)] if tokens == WANTED[: len(tokens)] else None
+
+
 async def judged(status: int, text: str, *, stream: bool) -> Request:
     """A request that is answered so."""
     transport = httpx.MockTransport(lambda _: httpx.Response(status, text=text))
-    request = Request([1, 2], WANTED, stream)
+    request = Request([1, 2], len(WANTED), rooms_of, stream)
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
         await ask(client, request)
     return request
@@ -89,7 +95,7 @@ async def test_a_broken_connection_is_an_error_and_no_end_hangs() -> None:
     def broken(_: httpx.Request) -> httpx.Response:
         raise httpx.ReadError("reset")
 
-    request = Request([1], WANTED, stream=True)
+    request = Request([1], len(WANTED), rooms_of, stream=True)
     async with httpx.AsyncClient(transport=httpx.MockTransport(broken), base_url="http://gateway") as client:
         await ask(client, request)
     assert (request.outcome, request.reason) == (Outcome.ERROR, CONNECTION)
@@ -98,7 +104,7 @@ async def test_a_broken_connection_is_an_error_and_no_end_hangs() -> None:
         await asyncio.Event().wait()
         raise AssertionError("never")
 
-    request = Request([1], WANTED, stream=False)
+    request = Request([1], len(WANTED), rooms_of, stream=False)
     async with httpx.AsyncClient(transport=httpx.MockTransport(silent), base_url="http://gateway") as client:
         task = asyncio.create_task(ask(client, request))
         await asyncio.sleep(0)
@@ -107,11 +113,17 @@ async def test_a_broken_connection_is_an_error_and_no_end_hangs() -> None:
     assert request.outcome is Outcome.HUNG
 
 
+def test_answers_that_went_on_are_counted() -> None:
+    requests = [Request([], 0, rooms_of, stream=False, outcome=Outcome.ANSWERED, rooms=rooms) for rooms in (1, 2, 3)]
+    requests.append(Request([], 0, rooms_of, stream=False, outcome=Outcome.ERROR, rooms=2))
+    assert went_on(requests) == 2
+
+
 def test_outcomes_and_reasons_are_counted() -> None:
     requests = [
-        Request([], [], stream=False, outcome=Outcome.ANSWERED),
-        Request([], [], stream=False, outcome=Outcome.ERROR, reason="peer_lost"),
-        Request([], [], stream=False),
+        Request([], 0, rooms_of, stream=False, outcome=Outcome.ANSWERED),
+        Request([], 0, rooms_of, stream=False, outcome=Outcome.ERROR, reason="peer_lost"),
+        Request([], 0, rooms_of, stream=False),
     ]
     assert outcomes_of(requests) == {Outcome.ANSWERED: 1, Outcome.ERROR: 1, Outcome.HUNG: 1}
     assert reasons_of(requests) == {"peer_lost": 1}

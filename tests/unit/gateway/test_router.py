@@ -301,7 +301,8 @@ async def test_another_attempt_waits_for_workers_to_come_back() -> None:
 
 async def test_another_attempt_does_not_wait_for_long_and_the_first_does_not_wait() -> None:
     workers = one_each()
-    router = Router(workers, RouterSettings(3, 0, retry_wait_ms=50), dict.fromkeys(Role, PolicyName.RANDOM))
+    policies = dict.fromkeys(Role, PolicyName.RANDOM)
+    router = Router(workers, RouterSettings(3, 0, retry_wait_ms=50), policies, LetterEncoder().text)
     task = await settled(router.run(sequence(), journey(), lambda _: True))
     [lost], workers.decodes = workers.decodes, []
     lost.lose(LOST)

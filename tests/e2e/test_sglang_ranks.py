@@ -6,14 +6,16 @@ import asyncio
 import random
 import re
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import psutil
 import pytest
 
+from tandem.core.cluster import ClusterView
 from tandem.core.ids import WorkerId
-from tests.support.faults.strikes import STOPPED_S
+from tests.support.faults.cells import Fault
+from tests.support.faults.strikes import PREPARED, Strike
 from tests.support.system.asking import body, generate, last_event
 from tests.support.system.system import System, is_idle, running_system
 
@@ -47,22 +49,8 @@ def rank_process(system: System, worker: str) -> psutil.Process:
     return psutil.Process(int(re.findall(r"rank dp0\.pp0\.tp1 attached \(pid (\d+)\)", log)[-1]))
 
 
-async def stop_for_a_while(rank: psutil.Process) -> None:
-    """SIGSTOP, and SIGCONT later."""
-    rank.suspend()
-    try:
-        await asyncio.sleep(STOPPED_S)  # the length of the fault
-    finally:
-        rank.resume()
-
-
-async def end(rank: psutil.Process) -> None:
-    """SIGKILL."""
-    rank.kill()
-
-
-async def streams_when_struck(system: System, strike: Coroutine[Any, Any, None]) -> tuple[list[dict[str, Any]], float]:
-    """Last events of a stream on each decode worker, of which one loses a rank; and when that was."""
+async def streams_when_struck(system: System, strike: Strike) -> tuple[list[dict[str, Any]], float]:
+    """Last events of a stream on each decode worker, of which one's rank is struck; and when that was."""
     async with system.client() as client:
         begun = [asyncio.Event() for _ in range(2)]
         asked = [body(prompt_of(20, seed), 600, ignore_eos=True) for seed in range(2)]
@@ -71,46 +59,55 @@ async def streams_when_struck(system: System, strike: Coroutine[Any, Any, None])
             for one in begun:
                 await one.wait()
         struck = time.monotonic()
-        striking = asyncio.create_task(strike)
+        striking = asyncio.create_task(strike())
         answers = await asyncio.gather(*streams)
         await striking
         return answers, struck
 
 
-async def test_a_stopped_rank_takes_its_worker_out_and_brings_it_back(doubled: System) -> None:
-    life = (await doubled.members())["decode-0"].info.worker.incarnation
-    async with doubled.client() as client:
+async def check(system: System, fault: Fault, *, failures: int) -> None:
+    """Strikes the second rank of a decode worker in the midst of answers; sees the worker back, and right."""
+    life = (await system.members())["decode-0"].info.worker.incarnation
+    async with system.client() as client:
         wanted = await generate(client, PROMPT, NEW_TOKENS, ignore_eos=True)
-        striking = asyncio.create_task(
-            streams_when_struck(doubled, stop_for_a_while(rank_process(doubled, "decode-0")))
-        )
-        await doubled.wait_view(lambda view: "decode-0" not in view.workers)
-        meanwhile = await generate(client, PROMPT, NEW_TOKENS, ignore_eos=True)
-        assert meanwhile.tokens == wanted.tokens, "by the other worker"
-        answers, struck = await striking
-        [failed] = [last for last in answers if "error" in last]
-        assert failed["error"]["code"] == "peer_lost"
-        assert failed["at"] - struck < BOUND_S
-        view = await doubled.wait_view(lambda view: "decode-0" in view.workers)
-        assert view.workers[WorkerId("decode-0")].life.incarnation == life, "the same life"
-        before = await doubled.wait_idle()
+        rank = rank_process(system, "decode-0")
+        with PREPARED[fault](system, rank.pid) as strike:
+            striking = asyncio.create_task(streams_when_struck(system, strike))
+            if failures:
+                # A watcher's view is empty until it hears from bootstrap.
+                await system.wait_view(lambda view: bool(view.workers) and not _life(view), RESTART_S)
+                meanwhile = await generate(client, PROMPT, NEW_TOKENS, ignore_eos=True)
+                assert meanwhile.tokens == wanted.tokens, "by the other worker"
+            answers, struck = await striking
+        failed = [last for last in answers if "error" in last]
+        assert [last["error"]["code"] for last in failed] == ["peer_lost"] * failures
+        assert all(last["at"] - struck < BOUND_S for last in failed)
+        least = life + fault.ends_process
+        view = await system.wait_view(lambda view: _life(view) >= least, RESTART_S)
+        assert fault.ends_process or _life(view) == life, "the same life"
+        before = await system.wait_idle()
         assert all(is_idle(status) for status in before.values()), before
         # Workers take turns.
         afterwards = [await generate(client, PROMPT, NEW_TOKENS, ignore_eos=True) for _ in range(4)]
         assert {tuple(answer.tokens) for answer in afterwards} == {tuple(wanted.tokens)}
-        assert (await doubled.wait_idle())["decode-0"].submitted > before["decode-0"].submitted
+        assert (await system.wait_idle())["decode-0"].submitted > before["decode-0"].submitted
+
+
+def _life(view: ClusterView) -> int:
+    info = view.workers.get(WorkerId("decode-0"))
+    return 0 if info is None else info.life.incarnation
 
 
 @pytest.mark.long
-async def test_a_killed_rank_ends_its_worker_which_comes_back(doubled: System) -> None:
-    """Last in its module's system: it leaves a restarted worker."""
-    life = (await doubled.members())["decode-0"].info.worker.incarnation
-    answers, struck = await streams_when_struck(doubled, end(rank_process(doubled, "decode-0")))
-    [failed] = [last for last in answers if "error" in last]
-    assert failed["at"] - struck < BOUND_S
-    await doubled.wait_view(
-        lambda view: "decode-0" in view.workers and view.workers[WorkerId("decode-0")].life.incarnation > life,
-        RESTART_S,
-    )
-    statuses = await doubled.wait_idle()
-    assert all(is_idle(status) for status in statuses.values()), statuses
+async def test_a_rank_that_is_cut_off_goes_on_with_what_it_has(doubled: System) -> None:
+    await check(doubled, Fault.CUT, failures=0)
+
+
+async def test_a_rank_that_stands_still_takes_its_worker_out_and_brings_it_back(doubled: System) -> None:
+    await check(doubled, Fault.STOP, failures=1)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("fault", [Fault.KILL, Fault.TERM], ids=str)
+async def test_a_rank_that_ends_ends_its_worker_which_comes_back(doubled: System, fault: Fault) -> None:
+    await check(doubled, fault, failures=1)

@@ -77,7 +77,7 @@ class Experiment:
         process = psutil.Process(system.pid(cell.victim.value))
         async with system.client() as client:
             before = await repeated_attempts(client)
-            with PREPARED[cell.fault](system, cell.victim.value) as strike:
+            with PREPARED[cell.fault](system, process.pid) as strike:
                 requests = await self._strike(strike, client, [one.info for one in members.values()])
             if cell.fault.ends_process:
                 await asyncio.to_thread(process.wait, WHOLE_TIMEOUT_S)

@@ -30,17 +30,17 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 @contextmanager
-def _signal(number: signal.Signals, system: System, name: str) -> Iterator[Strike]:
+def _signal(number: signal.Signals, _: System, pid: int) -> Iterator[Strike]:
     async def strike() -> None:
-        system.kill(name, number)
+        os.kill(pid, number)
 
     yield strike
 
 
 @contextmanager
-def _stop(system: System, name: str) -> Iterator[Strike]:
+def _stop(_: System, pid: int) -> Iterator[Strike]:
     async def strike() -> None:
-        pid = system.kill(name, signal.SIGSTOP)
+        os.kill(pid, signal.SIGSTOP)
         try:
             await asyncio.sleep(STOPPED_S)  # the length of the fault
         finally:
@@ -50,21 +50,22 @@ def _stop(system: System, name: str) -> Iterator[Strike]:
 
 
 @contextmanager
-def _cut(system: System, name: str) -> Iterator[Strike]:
-    """Resets every TCP connection between the process and the others of its system, for both ends of each.
+def _cut(system: System, pid: int) -> Iterator[Strike]:
+    """Resets every TCP connection between the process and other services of its system, for both ends of each.
 
     Connecting a socket to nowhere resets its connection; the process's own sockets are borrowed for that.
     """
-    others = {address for pid in system.processes() if pid != system.pid(name) for address in _local_addresses(pid)}
+    owners = system.processes()
+    others = {address for other, owner in owners.items() if owner != owners[pid] for address in _local_addresses(other)}
     with ExitStack() as stack:
-        pidfd = os.pidfd_open(system.pid(name))
+        pidfd = os.pidfd_open(pid)
         stack.callback(os.close, pidfd)
         borrowed = [
             stack.enter_context(_borrowed(pidfd, one.fd))
-            for one in psutil.Process(system.pid(name)).net_connections(kind="tcp")
+            for one in psutil.Process(pid).net_connections(kind="tcp")
             if one.status == psutil.CONN_ESTABLISHED and _plain(one.raddr) in others
         ]
-        assert borrowed, f"{name} has no connections"
+        assert borrowed, f"{owners[pid]} has no connections"
 
         async def strike() -> None:
             for one in borrowed:
@@ -96,10 +97,10 @@ def _check(result: int) -> int:
     return result
 
 
-PREPARED: Final[Mapping[Fault, Callable[[System, str], AbstractContextManager[Strike]]]] = {
+PREPARED: Final[Mapping[Fault, Callable[[System, int], AbstractContextManager[Strike]]]] = {
     Fault.KILL: partial(_signal, signal.SIGKILL),
     Fault.STOP: _stop,
     Fault.TERM: partial(_signal, signal.SIGTERM),
     Fault.CUT: _cut,
 }
-"""Each takes a system and the name of a process, and gives the strike."""
+"""Each takes a system and the pid of one of its processes, and gives the strike."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from tests.support.faults.cells import Cell, Victim
+from tests.support.faults.cells import Cell, Fault, Moment, Victim
 from tests.support.faults.findings import Finding
 from tests.support.faults.load import Outcome
 
@@ -66,8 +66,9 @@ def _row(cell: Cell) -> Row:
     return cell.victim.role, cell.fault.value, cell.moment.value
 
 
-def _order(row: Row) -> tuple[int, str, str]:
-    return [victim.role for victim in Victim].index(row[0]), row[1], row[2]
+def _order(row: Row) -> list[int]:
+    known = ([one.role for one in Victim], [one.value for one in Fault], [one.value for one in Moment])
+    return [names.index(name) for names, name in zip(known, row, strict=True)]
 
 
 def _said(finding: Finding) -> str:

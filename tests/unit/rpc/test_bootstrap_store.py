@@ -61,3 +61,26 @@ async def test_its_timer_ends_leases():
         change = await asyncio.wait_for(anext(changes), 20)
         assert change.event == Left(life, LeaveReason.EXPIRED)
     await tasks.close()
+
+
+async def test_a_lease_that_is_renewed_delays_the_end_of_no_other():
+    limits = RegistryLimits(lease_ttl_ms=200, grace_ms=1000)
+    registry = MemoryStore(limits, SystemClock(), max_watchers=2, watch_queue=9)
+    tasks = TaskSupervisor()
+    tasks.spawn(registry.run(), "leases")
+    kept = WorkerLife(WorkerId("p0"), await registry.register(worker("p0"), instance(0)))
+
+    async def beat() -> None:
+        while True:
+            await registry.heartbeat(kept)
+            await asyncio.sleep(0.05)
+
+    tasks.spawn(beat(), "heartbeats")
+    await asyncio.sleep(0.01)
+    silent = WorkerLife(WorkerId("p1"), await registry.register(worker("p1"), instance(1)))
+    since = asyncio.get_running_loop().time()
+    changes = (await registry.subscribe()).changes()
+    change = await asyncio.wait_for(anext(changes), 20)
+    assert change.event == Left(silent, LeaveReason.EXPIRED)
+    assert 1.2 <= asyncio.get_running_loop().time() - since < 1.7, "its lease and one grace"
+    await tasks.close()

@@ -178,7 +178,10 @@ class MemoryStore:
                 self._occupied.clear()
                 await self._occupied.wait()
                 continue
-            await asyncio.sleep(max(0.0, deadline - self._clock.monotonic()))
+            left_s = deadline - self._clock.monotonic()
+            if left_s > 0:
+                await asyncio.sleep(left_s)
+                continue  # it has been renewed, most likely: no grace is due, which others would have to wait for
             await self._grace()
             self._registry.expire(self._clock.monotonic())
 

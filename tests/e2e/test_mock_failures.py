@@ -17,7 +17,7 @@ from tandem.cli.cluster import set_draining
 from tandem.core.cluster import ClusterView
 from tandem.rpc.credentials import PLAIN
 from tests.support.mock.oracle import Oracle
-from tests.support.system.asking import Answer, body, events, generate, generate_all, last_event, streamed
+from tests.support.system.asking import Answer, body, events, generate, generate_all, last_event, metric, streamed
 from tests.support.system.system import System, is_idle, running_system, watch_status
 
 SLOW = ("--engine-arg", "decode_us_per_step=20000")
@@ -103,7 +103,7 @@ async def test_an_answer_is_not_lost_with_its_decode_worker(
             assert len(answer.tokens) == answer.meta["completion_tokens"] == 100
             assert answer.meta["prompt_tokens"] == 30
             assert answer.meta["finish_reason"] == {"type": "length", "length": 100}
-            assert await _metric(client, "tandem_gateway_resumed_total") == rooms - 1
+            assert await metric(client, "tandem_gateway_resumed_total") == rooms - 1
 
 
 async def test_an_answer_with_a_stop_text_ends_with_its_worker_and_the_next_is_served_at_once(
@@ -128,14 +128,9 @@ async def _said(system: System, tokens: int) -> None:
     """Waits until the gateway has had so many tokens from its workers. Metrics are pulled: there is no event."""
     async with asyncio.timeout(10), system.client() as client:
         while True:
-            if await _metric(client, 'tandem_gateway_tokens_total{kind="completion"}') >= tokens:
+            if await metric(client, 'tandem_gateway_tokens_total{kind="completion"}') >= tokens:
                 return
             await asyncio.sleep(0.02)
-
-
-async def _metric(client: httpx.AsyncClient, name: str) -> float:
-    lines = (await client.get("/metrics")).text.splitlines()
-    return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(name)), 0.0)
 
 
 async def test_a_killed_prefill_worker_comes_back(tmp_path: Path, oracle: Oracle) -> None:

@@ -1,4 +1,4 @@
-"""One scheduler rank of a worker with two: what happens to it happens to its worker, and nobody waits for it."""
+"""One scheduler rank of a worker with two: what happens to it happens to its worker, and answers go on elsewhere."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import random
 import re
 import time
 from collections.abc import Iterator
-from typing import Any
 
+import httpx
 import psutil
 import pytest
 
@@ -16,13 +16,13 @@ from tandem.core.cluster import ClusterView
 from tandem.core.ids import WorkerId
 from tests.support.faults.cells import Fault
 from tests.support.faults.strikes import PREPARED, Strike
-from tests.support.system.asking import body, generate, last_event
+from tests.support.system.asking import body, events, generate, generate_all, metric
 from tests.support.system.system import System, is_idle, running_system
 
 pytestmark = [pytest.mark.sglang, pytest.mark.slow, pytest.mark.timeout(420)]
 
 BOUND_S = 3.0
-"""From the fault to what the client hears of it."""
+"""Longest silence in a stream."""
 RESTART_S = 200
 
 
@@ -41,6 +41,9 @@ def doubled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 
 PROMPT = prompt_of(50, seed=5)
 NEW_TOKENS = 16
+LONG_PROMPTS = [prompt_of(20, seed) for seed in range(2)]
+LONG = 400
+RESUMED = "tandem_gateway_resumed_total"
 
 
 def rank_process(system: System, worker: str) -> psutil.Process:
@@ -49,39 +52,54 @@ def rank_process(system: System, worker: str) -> psutil.Process:
     return psutil.Process(int(re.findall(r"rank dp0\.pp0\.tp1 attached \(pid (\d+)\)", log)[-1]))
 
 
-async def streams_when_struck(system: System, strike: Strike) -> tuple[list[dict[str, Any]], float]:
-    """Last events of a stream on each decode worker, of which one's rank is struck; and when that was."""
+async def streams_when_struck(system: System, strike: Strike) -> tuple[list[list[int]], float]:
+    """Answers of a stream on each decode worker, one of which has a rank struck; and their longest silence, in s."""
+    begun = [asyncio.Event() for _ in LONG_PROMPTS]
+
+    async def follow(client: httpx.AsyncClient, number: int) -> tuple[list[int], float]:
+        tokens: list[int] = []
+        said, silence = time.monotonic(), 0.0
+        async for event in events(client, "/generate", body(LONG_PROMPTS[number], LONG, ignore_eos=True)):
+            assert "error" not in event, event
+            if len(event["output_ids"]) > 1:  # the first is prefill's
+                begun[number].set()
+                silence = max(silence, event["at"] - said)
+            tokens, said = event["output_ids"], event["at"]
+        return tokens, silence
+
     async with system.client() as client:
-        begun = [asyncio.Event() for _ in range(2)]
-        asked = [body(prompt_of(20, seed), 600, ignore_eos=True) for seed in range(2)]
-        streams = [asyncio.create_task(last_event(client, *one)) for one in zip(asked, begun, strict=True)]
+        following = [asyncio.create_task(follow(client, number)) for number in range(len(LONG_PROMPTS))]
         async with asyncio.timeout(60):
             for one in begun:
                 await one.wait()
-        struck = time.monotonic()
         striking = asyncio.create_task(strike())
-        answers = await asyncio.gather(*streams)
+        answers = await asyncio.gather(*following)
         await striking
-        return answers, struck
+        return [tokens for tokens, _ in answers], max(silence for _, silence in answers)
 
 
-async def check(system: System, fault: Fault, *, failures: int) -> None:
-    """Strikes the second rank of a decode worker in the midst of answers; sees the worker back, and right."""
+async def check(system: System, fault: Fault, *, leaves: bool) -> None:
+    """Strikes the second rank of a decode worker in the midst of answers, which go on; sees the worker back, and right.
+
+    leaves: whether the worker leaves the cluster meanwhile.
+    """
     life = (await system.members())["decode-0"].info.worker.incarnation
     async with system.client() as client:
         wanted = await generate(client, PROMPT, NEW_TOKENS, ignore_eos=True)
+        long_ones = [one.tokens for one in await generate_all(client, LONG_PROMPTS, LONG, at_once=2, ignore_eos=True)]
+        gone_on = await metric(client, RESUMED)
         rank = rank_process(system, "decode-0")
         with PREPARED[fault](system, rank.pid) as strike:
             striking = asyncio.create_task(streams_when_struck(system, strike))
-            if failures:
+            if leaves:
                 # A watcher's view is empty until it hears from bootstrap.
                 await system.wait_view(lambda view: bool(view.workers) and not _life(view), RESTART_S)
                 meanwhile = await generate(client, PROMPT, NEW_TOKENS, ignore_eos=True)
                 assert meanwhile.tokens == wanted.tokens, "by the other worker"
-            answers, struck = await striking
-        failed = [last for last in answers if "error" in last]
-        assert [last["error"]["code"] for last in failed] == ["peer_lost"] * failures
-        assert all(last["at"] - struck < BOUND_S for last in failed)
+            answers, silence_s = await striking
+        assert answers == long_ones, "token for token, wherever they went on"
+        assert await metric(client, RESUMED) == gone_on + leaves
+        assert silence_s < BOUND_S
         least = life + fault.ends_process
         view = await system.wait_view(lambda view: _life(view) >= least, RESTART_S)
         assert fault.ends_process or _life(view) == life, "the same life"
@@ -100,14 +118,14 @@ def _life(view: ClusterView) -> int:
 
 @pytest.mark.long
 async def test_a_rank_that_is_cut_off_goes_on_with_what_it_has(doubled: System) -> None:
-    await check(doubled, Fault.CUT, failures=0)
+    await check(doubled, Fault.CUT, leaves=False)
 
 
 async def test_a_rank_that_stands_still_takes_its_worker_out_and_brings_it_back(doubled: System) -> None:
-    await check(doubled, Fault.STOP, failures=1)
+    await check(doubled, Fault.STOP, leaves=True)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("fault", [Fault.KILL, Fault.TERM], ids=str)
 async def test_a_rank_that_ends_ends_its_worker_which_comes_back(doubled: System, fault: Fault) -> None:
-    await check(doubled, fault, failures=1)
+    await check(doubled, fault, leaves=True)

@@ -114,3 +114,9 @@ async def events(client: httpx.AsyncClient, path: str, request: dict[str, Any]) 
                 return
             if line.startswith("data: "):
                 yield {**json.loads(line[6:]), "at": time.monotonic()}
+
+
+async def metric(client: httpx.AsyncClient, name: str) -> float:
+    """A metric of the gateway, by its name and labels; 0 if it is not there yet."""
+    lines = (await client.get("/metrics")).text.splitlines()
+    return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(name)), 0.0)

@@ -12,25 +12,23 @@ import tempfile
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from tests.support.faults.cells import Fault, Moment, Victim, cells
 from tests.support.faults.matrix import run_matrix
 from tests.support.faults.table import tables
 
-BEGIN: Final = "<!-- faults: made by benchmarks/fault_matrix.py -->"
-END: Final = "<!-- /faults -->"
-
 Kind = TypeVar("Kind", bound=Enum)
 
 
-def filled(page: str, body: str) -> str:
-    """A page with something else between its markers. Raises ValueError if they are missing."""
-    before, _, rest = page.partition(BEGIN)
-    _, found, after = rest.partition(END)
+def filled(page: str, body: str, *, name: str, made_by: str) -> str:
+    """A page with something else between two of its markers. Raises ValueError if they are missing."""
+    begin, end = f"<!-- {name}: made by {made_by} -->", f"<!-- /{name} -->"
+    before, _, rest = page.partition(begin)
+    _, found, after = rest.partition(end)
     if not found:
-        raise ValueError(f"the page has no {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{body}\n{END}{after}"
+        raise ValueError(f"the page has no {begin} and {end}")
+    return f"{before}{begin}\n{body}\n{end}{after}"
 
 
 def names(kind: type[Kind]) -> Callable[[str], list[Kind]]:
@@ -58,7 +56,9 @@ def main() -> int:
     chosen = cells(given.providers, given.moments, given.victims, given.faults)
     findings = list(run_matrix(chosen, folder, lambda text: print(text, flush=True)))
     if given.out:
-        given.out.write_text(filled(given.out.read_text(encoding="utf-8"), tables(findings)), encoding="utf-8")
+        page = given.out.read_text(encoding="utf-8")
+        text = filled(page, tables(findings), name="faults", made_by="benchmarks/fault_matrix.py")
+        given.out.write_text(text, encoding="utf-8")
     problems = sum(bool(finding.problems) for finding in findings)
     print(f"{len(findings)} cells, {problems} with problems; logs are in {folder}")
     return 1 if problems else 0

@@ -52,9 +52,11 @@ class Request:
     """Monotonic seconds."""
 
 
-def draw(dice: random.Random, oracle: Oracle, new_tokens: int, *, stream: bool) -> Request:
+def draw(
+    dice: random.Random, oracle: Oracle, new_tokens: int, *, stream: bool, prompt_tokens: int = PROMPT_TOKENS
+) -> Request:
     """A request with a prompt of its own, so that no page of an earlier one can pass for a page of it."""
-    prompt = [dice.randrange(3, 1000) for _ in range(PROMPT_TOKENS)]
+    prompt = [dice.randrange(3, 1000) for _ in range(prompt_tokens)]
     return Request(prompt, new_tokens, partial(oracle.pieces, prompt, ignore_eos=True), stream)
 
 

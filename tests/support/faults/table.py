@@ -36,7 +36,7 @@ def _sums(findings: Sequence[Finding]) -> str:
         ("longest time to an outcome", f"{max(finding.seconds for finding in findings):.2f} s"),
         ("cells in which that took too long", sum(finding.seconds > finding.bound_s for finding in findings)),
     ]
-    return _table(["in all", ""], rows)
+    return table(["in all", ""], rows)
 
 
 def _whole(findings: Sequence[Finding]) -> str:
@@ -45,7 +45,7 @@ def _whole(findings: Sequence[Finding]) -> str:
         key = (finding.cell.victim.role, finding.cell.fault.value)
         found.setdefault(key, []).append(finding.whole_s)
     rows = [(*key, f"{min(times):.1f} s", f"{max(times):.1f} s") for key, times in found.items()]
-    return _table(["victim", "fault", "every worker serves again after, at least", "at most"], rows)
+    return table(["victim", "fault", "every worker serves again after, at least", "at most"], rows)
 
 
 def _matrix(findings: Sequence[Finding]) -> str:
@@ -56,7 +56,7 @@ def _matrix(findings: Sequence[Finding]) -> str:
         (*row, *(_said(found[row, provider]) if (row, provider) in found else "" for provider in providers))
         for row in rows
     ]
-    return _table(["victim", "fault", "moment", *providers], cells)
+    return table(["victim", "fault", "moment", *providers], cells)
 
 
 Row = tuple[str, str, str]
@@ -80,6 +80,7 @@ def _said(finding: Finding) -> str:
     return f"{', '.join(parts)}; {finding.seconds:.2f} s{problems}"
 
 
-def _table(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def table(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table of Markdown."""
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])

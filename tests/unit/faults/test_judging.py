@@ -9,7 +9,7 @@ from dataclasses import replace
 import httpx
 import pytest
 
-from benchmarks.fault_matrix import BEGIN, END, filled
+from benchmarks.fault_matrix import filled
 from tests.support.faults.cells import Cell, Fault, Moment, Victim, cells
 from tests.support.faults.findings import Finding, outcomes_of, reasons_of, went_on
 from tests.support.faults.load import CONNECTION, Outcome, Request, ask
@@ -159,6 +159,7 @@ def test_every_cell_can_be_arranged() -> None:
 
 
 def test_only_what_is_between_the_markers_changes() -> None:
-    assert filled(f"a\n{BEGIN}\nold\n{END}\nb", "new") == f"a\n{BEGIN}\nnew\n{END}\nb"
+    page = "a\n<!-- x: made by y -->\nold\n<!-- /x -->\nb"
+    assert filled(page, "new", name="x", made_by="y") == page.replace("old", "new")
     with pytest.raises(ValueError, match="the page has no"):
-        filled("a page", "new")
+        filled(page, "new", name="z", made_by="y")

@@ -67,12 +67,12 @@ class Listener(kv_link_pb2_grpc.KvLinkServiceServicer):
         """One link, from its Hello to its end."""
         link, answer = await self._open(request_iterator)
         key = (link.peer, link.peer_rank)
-        if older := self._links.get(key):
-            await self._agent.link_down(older, Why(ErrorReason.LINK_LOST, f"{link.peer} opened a newer link"))
-        self._links[key] = link
-        await context.write(kv_link_pb2.LinkResponse(link_epoch=link.epoch, hello=answer))
-        self._agent.link_up(link)
+        older, self._links[key] = self._links.get(key), link
         try:
+            if older is not None:
+                await self._agent.link_down(older, Why(ErrorReason.LINK_LOST, f"{link.peer} opened a newer link"))
+            await context.write(kv_link_pb2.LinkResponse(link_epoch=link.epoch, hello=answer))
+            self._agent.link_up(link)
             await link.live(
                 self._read(link, request_iterator),
                 context.write,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
-from tandem.core.errors import ErrorReason
+from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import ChunkIndex, GrantId
 from tandem.rdma import (
     ChunkLanded,
@@ -22,6 +22,7 @@ from tandem.rdma import (
     EndpointSettings,
     LaneEvent,
     LaneLost,
+    ProviderOffer,
     ReceiverLane,
     SenderLane,
     Transfer,
@@ -448,10 +449,14 @@ async def test_a_device_that_fails_ends_its_rails_for_good(
     assert (rail.up, rail.life) == (False, 2), "it is not tried again"
     looked = [part.looked for part in fabric.open if isinstance(part, DoubleContext) and part.name == "dbl0"]
     assert looked == [1, 1], "what is readable for ever is not watched any more"
+    assert [offer.name for offer in lane.ends[1].offer()] == ["verbs"]
     fabric.fail("dbl1", event)
     lost = await asyncio.wait_for(lane.lost.get(), 5)
     assert isinstance(lost, LaneLost)
     assert words in lost.error.message
+    assert not lane.ends[1].offer(), "no further lane can be opened over it"
+    with pytest.raises(TandemError, match=words):
+        lane.ends[0].accept([ProviderOffer("verbs", memory_bytes=POOL)], lane.lost.put_nowait)
 
 
 async def test_other_events_are_told_and_break_nothing(

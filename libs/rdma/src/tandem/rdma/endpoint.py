@@ -106,6 +106,11 @@ class LiveEndpoint:
         if self._settings.faults is not None:
             _log.warning("FAULTS ARE PLANTED in this endpoint: %s", self._settings.faults)
 
+    @property
+    def _why_no_verbs(self) -> str:
+        """Why verbs can't be used now, '' if they can: devices may fail later on."""
+        return self._no_verbs or (self._verbs.failure if self._verbs is not None else "")
+
     def offer(self) -> list[ProviderOffer]:
         """Receiver: the providers that this side can receive with, best first."""
         return [
@@ -115,13 +120,13 @@ class LiveEndpoint:
                 memory_bytes=self._memory.bytes,
             )
             for name in self._settings.providers
-            if not {"cma": self._no_pull, "verbs": self._no_verbs}.get(name)
+            if not {"cma": self._no_pull, "verbs": self._why_no_verbs}.get(name)
         ]
 
     def accept(self, offers: Sequence[ProviderOffer], on_event: OnEvent) -> Accepted:
         """Sender: chooses a provider among the receiver's offers. See `Endpoint.accept`."""
         self._require_running()
-        choice = choose(self._settings.providers, offers, self._identity, self._no_verbs)
+        choice = choose(self._settings.providers, offers, self._identity, self._why_no_verbs)
         name = choice.offer.name
         if self._door is None:
             self._door = Door(

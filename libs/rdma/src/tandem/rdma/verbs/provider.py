@@ -140,6 +140,12 @@ class VerbsProvider:
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
 
+    @property
+    def failure(self) -> str:
+        """Why no lane can be opened any more, '' while a device is well."""
+        failures = [device.failure.message for device in self._devices if device.failure is not None]
+        return "; ".join(failures) if len(failures) == len(self._devices) else ""
+
     def sender_lane(self, on_event: OnEvent, on_gone: Callable[[VerbsSenderLane], None]) -> VerbsSenderLane:
         """Opens a sender's end."""
         if self._sending is None:

@@ -116,7 +116,13 @@ class NotingWorkers:
 
     prefills: list[NotingWorker] = field(default_factory=list)
     decodes: list[NotingWorker] = field(default_factory=list)
+    expected: bool = False
+    """Whether there are workers of both roles, whatever these lists hold."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def known(self, model: str) -> bool:
+        """As the test says."""
+        return self.expected
 
     def sessions(self, role: Role, model: str) -> list[NotingWorker]:
         """All of a role."""

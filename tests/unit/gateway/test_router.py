@@ -299,6 +299,18 @@ async def test_another_attempt_waits_for_workers_to_come_back() -> None:
     await task
 
 
+async def test_the_first_attempt_waits_for_workers_that_are_known() -> None:
+    workers = two_each()
+    workers.expected = True
+    decodes, workers.decodes = workers.decodes, []
+    task = await settled(router_of(workers).run(sequence(), journey(), lambda _: True))
+    workers.decodes = decodes
+    workers.changed.set()
+    submit = await decodes[0].next_submit()
+    decodes[0].bring(finish(submit.room))
+    await task
+
+
 async def test_another_attempt_does_not_wait_for_long_and_the_first_does_not_wait() -> None:
     workers = one_each()
     policies = dict.fromkeys(Role, PolicyName.RANDOM)

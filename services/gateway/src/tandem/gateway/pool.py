@@ -104,6 +104,10 @@ class SessionPool:
         routable = (self._members.get(info.life) for info in self.view.routable(role, model))
         return [member.session for member in routable if member is not None and member.session.up]
 
+    def known(self, model: str) -> bool:
+        """Whether the view has workers of both roles that take rooms of a model, with or without a Session."""
+        return all(self.view.routable(role, model) for role in Role)
+
     def models(self) -> tuple[str, ...]:
         """Every model that some worker serves, in order of name."""
         return tuple(sorted({model for info in self.view.workers.values() for model in info.models}))

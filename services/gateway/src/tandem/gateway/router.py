@@ -45,6 +45,9 @@ class Workers(Protocol):
     def sessions(self, role: Role, model: str) -> SequenceOf[RoutableWorker]:
         """Those that can take a room of a model now."""
 
+    def known(self, model: str) -> bool:
+        """Whether there are workers of both roles, though we may have no Session with them at the moment."""
+
     async def wait_changed(self) -> None:
         """Returns when `sessions` may have others to offer."""
 
@@ -161,9 +164,12 @@ class Router:
             await asyncio.sleep(self._settings.retry_backoff_ms * number / 1000)
 
     async def _pick_in_time(self, model: str, avoid: set[WorkerLife]) -> tuple[RoutableWorker, RoutableWorker]:
-        """As `_pick`; but what failed an attempt may have hit every Session, so that another one waits for them."""
+        """As `_pick`; but what failed an attempt, or came just before the first, may have hit every Session, so it
+        waits for them a while.
+        """
         loop = asyncio.get_running_loop()
-        until = loop.time() + (self._settings.retry_wait_ms / 1000 if avoid else 0)
+        may_wait = bool(avoid) or self._workers.known(model)
+        until = loop.time() + (self._settings.retry_wait_ms / 1000 if may_wait else 0)
         while True:
             try:
                 return self._pick(model, avoid)

@@ -35,7 +35,10 @@ class GatewaySettings(Settings):
     max_attempts: int = Field(default=3, ge=1, le=10)
     retry_backoff_ms: int = Field(default=20, ge=0, le=10_000)
     retry_wait_ms: int = Field(
-        default=1000, ge=0, le=60_000, description="longest wait for workers that can take another attempt"
+        default=1000,
+        ge=0,
+        le=60_000,
+        description="longest wait for a Session with workers that were lost, or are known",
     )
     retry_after_s: int = Field(default=1, ge=1, le=3600)
 

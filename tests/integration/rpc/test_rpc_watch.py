@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from contextlib import asynccontextmanager
 
 import pytest
@@ -13,12 +14,13 @@ from tandem.core.ids import WorkerId
 from tandem.rpc import convert
 from tandem.rpc.client import open_channel
 from tandem.rpc.server import GrpcServer
-from tandem.rpc.watch import ClusterWatcher, WatchCallbacks
+from tandem.rpc.watch import ClusterWatcher, Patience, WatchCallbacks
 from tandem.v1 import bootstrap_pb2 as pb
 from tandem.v1 import bootstrap_pb2_grpc
 from tests.support.bootstrap.workers import worker
 
 WAIT_MS = 20_000
+PATIENCE = Patience(outage_ms=300, return_ms=300)
 
 
 class Script(bootstrap_pb2_grpc.BootstrapServiceServicer):
@@ -55,7 +57,7 @@ async def watching(script: Script, callbacks: WatchCallbacks | None = None):
     address = server.bind("127.0.0.1:0")
     await server.start()
     async with open_channel(address) as channel:
-        watcher = ClusterWatcher(channel, rng=random.Random(1), callbacks=callbacks)
+        watcher = ClusterWatcher(channel, rng=random.Random(1), callbacks=callbacks, patience=PATIENCE)
         watcher.start()
         yield watcher, server
         await watcher.close()
@@ -83,19 +85,22 @@ async def test_a_delta_before_the_snapshot_makes_it_start_over():
         assert set((await watcher.wait_for(lambda view: view.revision == 2, WAIT_MS)).workers) == {"a"}
 
 
-async def test_a_lost_stream_keeps_the_view_for_one_lease_and_then_empties_it():
+@pytest.mark.parametrize("ttl_ms", [1, 500])
+async def test_a_lost_stream_keeps_the_view_for_a_while_and_then_empties_it(ttl_ms: int):
     left: asyncio.Queue = asyncio.Queue()
-    script = Script([message(1, 5, ttl_ms=300, snapshot=snapshot("a"))], [])
+    script = Script([message(1, 5, ttl_ms=ttl_ms, snapshot=snapshot("a"))], [])
     async with watching(script, WatchCallbacks(left=left.put_nowait)) as (watcher, server):
         await watcher.wait_for(lambda view: "a" in view.workers, WAIT_MS)
+        began = time.monotonic()
         await server.stop(0)
         assert left.empty()
         assert (await asyncio.wait_for(left.get(), 20)).worker_id == WorkerId("a")
+        assert time.monotonic() - began >= max(ttl_ms, PATIENCE.outage_ms) / 1000
         assert not watcher.view.workers
         assert not watcher.connected
 
 
-async def test_another_store_gets_one_lease_to_confirm_the_workers():
+async def test_another_store_gets_a_while_to_confirm_the_workers():
     left: asyncio.Queue = asyncio.Queue()
     script = Script(
         [message(1, 5, snapshot=snapshot("a", "b"))],

@@ -122,12 +122,12 @@ class ClusterView:
         return ClusterView(self.store_incarnation, revision, _freeze(workers.values()), self.carried - {worker_id})
 
     def without_carried(self) -> ClusterView:
-        """The view after one lease has passed without word of the carried workers."""
+        """The view after a while without word of the carried workers."""
         workers = [info for worker_id, info in self.workers.items() if worker_id not in self.carried]
         return replace(self, workers=_freeze(workers), carried=frozenset())
 
     def emptied(self) -> ClusterView:
-        """The view after the store has been out of reach for one lease."""
+        """The view after the store has been out of reach for a while."""
         return replace(self, workers=_freeze(()), carried=frozenset())
 
     def find(self, life: WorkerLife) -> WorkerInfo | None:

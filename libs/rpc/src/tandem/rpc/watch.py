@@ -28,6 +28,16 @@ Predicate = Callable[[ClusterView], bool]
 MAX_WAITERS: Final = 10_000
 
 
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long what was known still counts; one lease at least."""
+
+    outage_ms: int = 10_000
+    """While bootstrap is out of reach: its restart takes seconds. Who talks to a worker sees by itself if that dies."""
+    return_ms: int = 3_000
+    """When another life of the store is there: the workers that were known register with it at their next heartbeat."""
+
+
 def _nothing(_: object) -> None:
     return None
 
@@ -47,8 +57,8 @@ class WatchCallbacks:
 class ClusterWatcher:
     """Owns one ClusterView. Reconnects for ever.
 
-    When the stream is lost, the view stays for one lease and is then emptied. Another life of the
-    store is given one lease in which the workers that were known may register again.
+    When the stream is lost, the view stays for a while and is then emptied. The workers that were known have a while to
+    register with another life of the store. See `Patience`.
     """
 
     def __init__(
@@ -58,12 +68,14 @@ class ClusterWatcher:
         rng: random.Random,
         callbacks: WatchCallbacks | None = None,
         backoff: BackoffPolicy | None = None,
+        patience: Patience | None = None,
         protocol: Protocol = CURRENT,
     ) -> None:
         """channel: to bootstrap; stays the caller's. rng: for the jitter of reconnects."""
         self._stub = bootstrap_pb2_grpc.BootstrapServiceStub(channel)
         self._callbacks = callbacks or WatchCallbacks()
         self._backoff = Backoff(backoff or BackoffPolicy(), rng)
+        self._patience = patience or Patience()
         self._protocol = protocol
         self._view = ClusterView()
         self._lease_ttl_ms = 0
@@ -89,7 +101,7 @@ class ClusterWatcher:
     async def close(self) -> None:
         """Ends the watch. Waiters get CANCELLED."""
         await self._tasks.close()
-        self._set_timer(None)
+        self._set_timer(0, None)
         self._connected = False
         for waiter in list(self._waiters):
             if not waiter.done():
@@ -151,13 +163,13 @@ class ClusterWatcher:
         view = self._view.with_snapshot(message.store_incarnation, message.revision, workers)
         self._connected = True
         self._backoff.reset()
-        self._set_timer(self._drop_carried if view.carried else None)
+        self._set_timer(self._patience.return_ms, self._drop_carried if view.carried else None)
         self._set_view(view)
 
     def _lost(self) -> None:
-        # A timer that runs already stays as it is: a view outlives one lease, not one per attempt.
+        # A timer that runs already stays as it is: a view outlives one outage, not one per attempt.
         if self._connected or self._timer is None:
-            self._set_timer(self._empty)
+            self._set_timer(self._patience.outage_ms, self._empty)
         self._connected = False
 
     def _empty(self) -> None:
@@ -168,12 +180,12 @@ class ClusterWatcher:
         self._timer = None
         self._set_view(self._view.without_carried())
 
-    def _set_timer(self, then: Callable[[], None] | None) -> None:
-        """After one lease, `then`; replaces what was to happen before."""
+    def _set_timer(self, delay_ms: int, then: Callable[[], None] | None) -> None:
+        """After a delay, or a lease if that is longer, `then`; replaces what was to happen before."""
         if self._timer is not None:
             self._timer.cancel()
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(self._lease_ttl_ms / 1000, then) if then else None
+        self._timer = loop.call_later(max(delay_ms, self._lease_ttl_ms) / 1000, then) if then else None
 
     def _set_view(self, view: ClusterView) -> None:
         before, self._view = self._view, view

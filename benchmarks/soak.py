@@ -104,10 +104,15 @@ async def ask_on(client: httpx.AsyncClient, oracle: Oracle, dice: random.Random,
 
 
 async def kill_on(system: System, dice: random.Random, tally: Tally, until: float) -> None:
-    """Kills one of the victims, every KILL_EVERY_S; the last one early enough to come back."""
+    """Kills one of the victims, every KILL_EVERY_S; the last one early enough to come back.
+
+    In rounds: `tandem up` gives a process up that dies again and again.
+    """
+    victims: list[str] = []
     while time.monotonic() + 2 * KILL_EVERY_S < until:
         await asyncio.sleep(KILL_EVERY_S)  # the rhythm of the faults
-        victim = dice.choice(VICTIMS)
+        victims = victims or dice.sample(VICTIMS, len(VICTIMS))
+        victim = victims.pop()
         system.kill(victim)
         tally.kills[victim] += 1
 

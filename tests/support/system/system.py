@@ -88,8 +88,10 @@ class System:
         return self.state.url
 
     def pid(self, name: str) -> int:
-        """Of a process, by its name, e.g. "decode-0"."""
-        return self.state.row(name).pid
+        """Of a process, by its name, e.g. "decode-0". Fails if it does not run: 0 would stand for our own group."""
+        pid = self.state.row(name).pid
+        assert pid > 0, f"{name} does not run"
+        return pid
 
     def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> int:
         """Sends a signal to a process; returns its pid."""

@@ -44,7 +44,9 @@ async def kill_mid_stream(system: System, client: httpx.AsyncClient, name: str) 
 
 
 async def test_a_killed_decode_worker_ends_its_stream_and_comes_back(tmp_path: Path, oracle: Oracle) -> None:
-    with running_system(tmp_path, "--engine", "mock", *SLOW) as system:
+    # Else the gateway waits a second for the only decode worker, which may be back by then, and the stream goes on.
+    impatient = ("--env", "gateway:TANDEM_GATEWAY_RETRY_WAIT_MS=0")
+    with running_system(tmp_path, "--engine", "mock", *SLOW, *impatient) as system:
         before = await system.members()
         async with system.client() as client:
             last, seconds = await kill_mid_stream(system, client, "decode-0")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import signal
 import time
 from collections.abc import Awaitable, Callable
@@ -17,18 +16,22 @@ from tandem.cli.cluster import set_draining
 from tandem.core.cluster import ClusterView
 from tandem.rpc.credentials import PLAIN
 from tests.support.mock.oracle import Oracle
-from tests.support.system.asking import Answer, body, events, generate, generate_all, last_event, metric, streamed
+from tests.support.system.asking import (
+    Answer,
+    body,
+    events,
+    generate,
+    generate_all,
+    last_event,
+    metric,
+    prompt_of,
+    streamed,
+)
 from tests.support.system.system import System, is_idle, running_system, watch_status
 
 SLOW = ("--engine-arg", "decode_us_per_step=20000")
 """A stream of 200 tokens takes four seconds."""
 FLIP = "TANDEM_RANK_FAULT_FLIP_CHUNK=0"
-
-
-def prompt_of(length: int, seed: int = 0) -> list[int]:
-    """A random prompt."""
-    dice = random.Random(seed)
-    return [dice.randrange(3, 1000) for _ in range(length)]
 
 
 async def kill_mid_stream(system: System, client: httpx.AsyncClient, name: str) -> tuple[dict[str, object], float]:

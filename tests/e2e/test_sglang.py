@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 
 from tandem.v1 import bootstrap_pb2
-from tests.support.system.asking import Answer, body, events, generate, generate_all, last_event
+from tests.support.system.asking import Answer, body, events, generate, generate_all, last_event, prompt_of
 from tests.support.system.reference import References
 from tests.support.system.sockets import Listener, listeners
 from tests.support.system.system import System, is_idle, running_system, watch_status
@@ -33,12 +32,6 @@ ONE_ATTEMPT = "gateway:TANDEM_GATEWAY_MAX_ATTEMPTS=1"
 
 MAX_ENGINE_LISTENERS = 16
 """torch's store, gloo's process groups and the door of a rank's lanes."""
-
-
-def prompt_of(length: int, seed: int) -> list[int]:
-    """A random prompt of the tiny vocabulary."""
-    dice = random.Random(seed)
-    return [dice.randrange(3, 1000) for _ in range(length)]
 
 
 PROMPTS = [prompt_of(length, seed) for seed, length in enumerate(LENGTHS)]

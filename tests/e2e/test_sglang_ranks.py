@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import re
 import time
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from tandem.core.cluster import ClusterView
 from tandem.core.ids import WorkerId
 from tests.support.faults.cells import Fault
 from tests.support.faults.strikes import PREPARED, Strike
-from tests.support.system.asking import body, events, generate, generate_all, metric
+from tests.support.system.asking import body, events, generate, generate_all, metric, prompt_of
 from tests.support.system.system import System, is_idle, running_system
 
 pytestmark = [pytest.mark.sglang, pytest.mark.slow, pytest.mark.timeout(420)]
@@ -24,12 +23,6 @@ pytestmark = [pytest.mark.sglang, pytest.mark.slow, pytest.mark.timeout(420)]
 BOUND_S = 3.0
 """Longest silence in a stream."""
 RESTART_S = 200
-
-
-def prompt_of(length: int, seed: int) -> list[int]:
-    """A random prompt of the tiny vocabulary."""
-    dice = random.Random(seed)
-    return [dice.randrange(3, 1000) for _ in range(length)]
 
 
 @pytest.fixture(scope="module")

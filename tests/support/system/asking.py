@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,12 @@ class Answer:
     tokens: list[int]
     text: str
     meta: dict[str, Any]
+
+
+def prompt_of(length: int, seed: int = 0) -> list[int]:
+    """A random prompt of the tiny vocabulary."""
+    dice = random.Random(seed)
+    return [dice.randrange(3, 1000) for _ in range(length)]
 
 
 def body(input_ids: Sequence[int], new_tokens: int, **sampling: Any) -> dict[str, Any]:

@@ -168,13 +168,12 @@ class Router:
         waits for them a while.
         """
         loop = asyncio.get_running_loop()
-        may_wait = bool(avoid) or self._workers.known(model)
-        until = loop.time() + (self._settings.retry_wait_ms / 1000 if may_wait else 0)
+        until = loop.time() + self._settings.retry_wait_ms / 1000
         while True:
             try:
                 return self._pick(model, avoid)
             except TandemError:
-                if loop.time() >= until:
+                if loop.time() >= until or not (avoid or self._workers.known(model)):
                     raise
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(until):

@@ -8,7 +8,7 @@ import itertools
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -233,8 +233,9 @@ class RankAgent:
         shell = self._rooms.get(room)
         if isinstance(shell, SenderRoom):
             states = [None if pages is None else _index(pages) for pages in state_pages]
-            chunk = chunk_of(_index(kv_pages), states, metadata_row, len(self.setup.pools), last=last)
-            shell.push(chunk if kv_buffers is None else replace(chunk, kv_buffers=_index(kv_buffers)))
+            buffers = None if kv_buffers is None else _index(kv_buffers)
+            pools = len(self.setup.pools)
+            shell.push(chunk_of(_index(kv_pages), states, metadata_row, pools, last=last, kv_buffers=buffers))
 
     def reserve(
         self,

@@ -148,16 +148,17 @@ class SenderRoom(RoomShell):
     def _next_granted(self, pool: int, count: int, buffers: I64 | None) -> I64:
         """The granted entries that come next in these buffers, which all stand at the same one."""
         used = self._used[pool]
-        chosen = np.arange(used.size) if buffers is None else buffers
-        if not chosen.size or np.unique(chosen).size != chosen.size or not np.isin(chosen, np.arange(used.size)).all():
-            raise TandemError(
-                ErrorReason.PROTOCOL_VIOLATION, f"buffers {chosen.tolist()} of the {used.size} of pool {pool}"
-            )
-        first = int(used[chosen[0]])
+        chosen: slice | I64 = slice(None)
+        if buffers is not None:
+            named = buffers.tolist()
+            if not named or len(set(named)) != len(named) or not set(named) <= set(range(used.size)):
+                text = f"buffers {named} of the {used.size} of pool {pool}"
+                raise TandemError(ErrorReason.PROTOCOL_VIOLATION, text)
+            chosen = buffers
+        first = int(used[chosen][0])
         if (used[chosen] != first).any():
-            raise TandemError(
-                ErrorReason.PROTOCOL_VIOLATION, f"buffers {chosen.tolist()} of pool {pool} are not at the same entry"
-            )
+            text = f"buffers of pool {pool} are not at the same entry: {used[chosen].tolist()}"
+            raise TandemError(ErrorReason.PROTOCOL_VIOLATION, text)
         used[chosen] = first + count
         return self._granted[pool][first : first + count]
 
@@ -187,7 +188,13 @@ class SenderRoom(RoomShell):
 
 
 def chunk_of(
-    kv_pages: I64, state_pages: Sequence[I64 | None], metadata_row: int | None, pools: int, *, last: bool
+    kv_pages: I64,
+    state_pages: Sequence[I64 | None],
+    metadata_row: int | None,
+    pools: int,
+    *,
+    last: bool,
+    kv_buffers: I64 | None = None,
 ) -> Chunk:
     """Source entries of a chunk, one array per pool."""
     entries = [np.empty(0, np.int64) for _ in range(pools)]
@@ -197,4 +204,4 @@ def chunk_of(
     for component, pages in enumerate(state_pages):
         if pages is not None:
             entries[METADATA_POOL + 1 + component] = pages
-    return Chunk(tuple(entries), last)
+    return Chunk(tuple(entries), last, kv_buffers)

@@ -64,6 +64,7 @@ async def test_oracle_predicts_answers_pushed_layer_by_layer(start_pair: StartPa
     rooms = [await pair.ask(prompt, Sampling(max_new_tokens=20, ignore_eos=True)) for prompt in prompts]
     for room, prompt in zip(rooms, prompts, strict=True):
         assert (await room.decode.finish()).kind is FinishKind.LENGTH, room.decode
+        assert (await room.prefill.finish()).kind is FinishKind.HANDED_OVER, room.prefill
         assert room.decode.tokens == oracle.predict(prompt, 20, ignore_eos=True).tokens
     _, decode = await pair.idle()
     chunks = sum(-(-len(prompt) // 16) for prompt in prompts)

@@ -228,6 +228,37 @@ async def test_a_revocation_that_the_sender_cannot_honour_fences_and_spares_the_
     assert any(isinstance(event, ChunkRefused) and event.grant_id == 1 for event in lane.events)
 
 
+async def test_a_revocation_waits_for_queue_pairs_that_another_fences(fabric: Fabric, lane: Lane) -> None:
+    """A queue pair in the error state may still have a packet in hand: only its end is proof."""
+    fabric.flushes = False
+    rail = lane.receiver._rails[0]  # type: ignore[attr-defined]
+    pair = rail.queue_pair
+    rail.renew()
+    await until(lambda: rail.queue_pair is None)
+    await asyncio.wait_for(rail.fence(), 5)
+    assert pair.destroyed.is_set()
+    fabric.flushes = True
+
+
+@pytest.mark.parametrize("what", ["revoke", "cancel", "go on"])
+async def test_what_a_broken_rail_sent_does_not_land_later(fabric: Fabric, lane: Lane, what: str) -> None:
+    """Its packets are on their way when the sender has given them up, and its peer's queue pair is as good as new."""
+    grant = lane.receiver.grant(GrantId(1), u64(0), u64(MIB))
+    fabric.fault = lambda *_: "" if fabric.late else "late"
+    transfer = lane.write(1, 0, MIB)
+    await until(lambda: bool(fabric.late))
+    if what == "revoke":
+        await asyncio.wait_for(grant.revoke(), 5)
+    elif what == "cancel":
+        await asyncio.wait_for(transfer.cancel(), 5)
+    else:
+        assert (await ended(transfer)).status is TransferStatus.DONE
+        assert lane.holds(0, MIB)
+    lane.pool[:] = 0
+    assert not fabric.deliver()
+    assert not lane.pool.any()
+
+
 async def test_a_cancelled_write_that_hangs_is_fenced_and_spares_the_others(fabric: Fabric, lane: Lane) -> None:
     low = int(lane.pool.ctypes.data)
     grant_all(lane)

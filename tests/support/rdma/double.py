@@ -35,7 +35,8 @@ QPS_ERR = 6
 
 Fault = Callable[["DoubleQp", "SendRequest"], str]
 """What happens to a write: '' nothing, 'hold' it waits, 'drop' the peer does not answer, 'lose_ack' it lands, but the
-sender does not hear of it, 'access' its key is refused."""
+sender does not hear of it, 'late' it lands when the fabric delivers, long after its sender has given it up, 'access'
+its key is refused."""
 
 
 class DoubleError(Exception):
@@ -78,6 +79,10 @@ class Fabric:
         """Devices that are gone."""
         self.watched = True
         """Whether descriptors of asynchronous events are found."""
+        self.flushes = True
+        """Whether a queue pair in the error state gives back what was posted."""
+        self.late: list[tuple[DoubleQp, SendRequest, bytes]] = []
+        """Writes that are on their way for long."""
         self.writes = 0
         self._random = random.Random(seed)
         self._numbers = itertools.count(17)
@@ -126,6 +131,16 @@ class Fabric:
         if busy:
             self._random.choice(busy).move()
             self.schedule()
+
+    def deliver(self) -> int:
+        """Packets arrive whose sender has given them up; gives how many a queue pair let land."""
+        landed, late = 0, self.late
+        self.late = []
+        for pair, request, data in late:
+            if pair in self.pairs.values():
+                ctypes.memmove(request.remote, data, len(data))
+                landed += 1
+        return landed
 
     def release(self) -> None:
         """What was held goes on."""
@@ -326,7 +341,10 @@ class DoubleQp:
         self.requests.popleft()
         assert self._attr is not None
         peer = self._fabric.pairs.get(self._attr.dest_qp_num)
-        if fate == "drop" or peer is None or not peer.listens_to(self):
+        if fate == "late" and peer is not None:
+            (sge,) = request.sg
+            self._fabric.late.append((peer, request, ctypes.string_at(sge.addr, sge.length)))
+        if fate in ("drop", "late") or peer is None or not peer.listens_to(self):
             self._break(request, RETRY_EXC)
             return
         (sge,) = request.sg
@@ -369,6 +387,8 @@ class DoubleQp:
         self._flush()
 
     def _flush(self) -> None:
+        if not self._fabric.flushes:
+            return
         while self.requests:
             self.init.scq.push(Completion(self.requests.popleft().wr_id, FLUSH, 0, 0, self.qp_num))
         while self.receives:

@@ -3,9 +3,9 @@
     both ways            Side                 devices of this end; the receiver's with its buffers and their keys
                          QueuePairReady       a queue pair of this life of a rail is made: connect yours to it
                          RailReady            mine is connected to yours: it can receive
-                         RailDown             mine is out of use, as its device is: leave yours, the next may take time
+                         RailDown             mine is destroyed, so nothing lands or leaves by it: leave yours
     receiver -> sender   GrantOpened          these bytes may be written
-                         GrantRevoked         ... not any more: answer GrantQuiet once no write can land
+                         GrantRevoked         ... not any more: answer GrantQuiet once no byte can land
                          GrantUnknown         the answer to GrantAsked, if there is no such grant
                          Credit               receive requests that were posted again on a rail
     sender -> receiver   WriteOpened          a write's chunk, tags and ranges

@@ -4,8 +4,11 @@ A queue pair has a number of its life on the rail, from 1, the same at both ends
 or has to fence it, makes the next life; the other end follows. The old queue pair is moved to the error state, flushed
 and destroyed before that, so whatever was posted on it can neither read nor write any memory from then on.
 
-An end whose port goes down takes the rail out of use and tells the other end, so neither waits for time-outs. It makes
-the next life when the port is active again.
+Each end says when its queue pair is destroyed, and the other leaves its own. Packets of a queue pair that broke may
+still be on their way: only the end of the receiver's is proof that none of them lands any more.
+
+An end whose port goes down takes the rail out of use, so neither waits for time-outs. It makes the next life when the
+port is active again.
 """
 
 from __future__ import annotations
@@ -66,7 +69,11 @@ class Rail:
         self.life = 0
         self.up = False
         """Whether both ends are connected, as far as this end knows."""
+        self.peer_ended = 0
+        """The last life whose queue pair the peer has destroyed."""
         self.queue_pair: QueuePair | None = None
+        self._flushing: QueuePair | None = None
+        """The pair that is taken out of use and not destroyed yet."""
         self._peer = parts.peer
         self._shape = parts.shape
         self._user = user
@@ -92,8 +99,8 @@ class Rail:
         self._renew()
 
     async def fence(self) -> None:
-        """`renew`; returns once the present queue pair is destroyed."""
-        old = self.queue_pair
+        """`renew`; returns once the present queue pair, or the one that is being flushed, is destroyed."""
+        old = self.queue_pair or self._flushing
         self.renew()
         if old is not None:
             await old.destroyed.wait()
@@ -109,11 +116,11 @@ class Rail:
 
     def device_down(self) -> None:
         """See `Watcher`."""
-        self._user.send(RailDown(self.index, self.life))
         self.renew()
 
     def on_down(self, message: RailDown) -> None:
-        """The peer's queue pair is out of use."""
+        """The peer's queue pair is destroyed."""
+        self.peer_ended = max(self.peer_ended, message.life)
         if message.life >= self.life:
             self._wanted = max(self._wanted, message.life + 1)
             self._renew()
@@ -191,6 +198,7 @@ class Rail:
         if pair is None:
             return
         pair.fail()
+        self._flushing = pair
         try:
             async with asyncio.timeout(_FLUSH_TIMEOUT_S):
                 await pair.flushed.wait()
@@ -198,6 +206,9 @@ class Rail:
             _log.debug("rail %d of %s: not all was flushed in time", self.index, self.device.name)
         finally:
             pair.close()
+            self._flushing = None
+            if not self._closed:
+                self._user.send(RailDown(self.index, self.life))
             self._user.rail_down(self)
 
     def _complete(self, completion: Completion) -> None:

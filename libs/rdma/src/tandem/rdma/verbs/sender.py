@@ -145,6 +145,7 @@ class VerbsSenderLane:
                 self._rail(rail).rail.on_ready(message)
             case control.RailDown(rail):
                 self._rail(rail).rail.on_down(message)
+                self._prove(rail, message.life)
             case control.Credit(rail, life, count):
                 if life == self._rail(rail).rail.life:
                     self._rail(rail).give_credit(count)
@@ -315,6 +316,8 @@ class VerbsSenderLane:
         """See `RailUser`: what was under way there is posted anew, or ends here."""
         sender_rail = self._rails[rail.index]
         pieces = sender_rail.take_back()
+        if self._ending:
+            self._leave_unproven()
         self._pending.extendleft(piece for piece in reversed(pieces) if not piece.write.stop)
         for piece in pieces:
             if piece.tries >= _MOST_TRIES:
@@ -323,6 +326,18 @@ class VerbsSenderLane:
         if not self._ending and not any(other.rail.up for other in self._rails):
             self._expect_rail()
         self._pump()
+
+    def _prove(self, index: int, life: int) -> None:
+        """Nothing lands any more of what was posted on a rail up to a life."""
+        for write in list(self._under_way.values()):
+            write.unproven = {(rail, lived) for rail, lived in write.unproven if rail != index or lived > life}
+            self._see_end(write)
+
+    def _leave_unproven(self) -> None:
+        """The lane ends, and with it the peer's queue pairs: the peer does not ask this end whether it is quiet."""
+        for write in list(self._under_way.values()):
+            write.unproven.clear()
+            self._see_end(write)
 
     def rail_lost(self, rail: Rail, error: TandemError) -> None:
         """See `RailUser`: it is tried again as long as there is another, or one that has not failed."""
@@ -388,6 +403,8 @@ class VerbsSenderLane:
         self._see_quiet(transfer.grant_id)
 
     def _see_quiet(self, grant_id: GrantId) -> None:
+        if self._ending:
+            return
         if grant_id in self._revoked and all(write.transfer.grant_id != grant_id for write in self._under_way.values()):
             self._revoked.discard(grant_id)
             self.send(control.GrantQuiet(grant_id))
@@ -405,6 +422,7 @@ class VerbsSenderLane:
         """Cancels what is under way and closes. Idempotent."""
         if not self._ending:
             self._closing = True
+            self._leave_unproven()
             for transfer in list(self._writes.values()):
                 transfer.ask_to_stop()
             for transfer in list(self._writes.values()):
@@ -420,6 +438,7 @@ class VerbsSenderLane:
     async def _end(self) -> None:
         """Nothing of the lane's sources is read once this is over."""
         self._patience.cancel()
+        self._leave_unproven()
         for write in list(self._under_way.values()):
             self._stop(write, TransferStatus.FAILED, self._lost)
         for rail in self._rails:

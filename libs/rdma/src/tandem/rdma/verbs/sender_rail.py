@@ -35,13 +35,15 @@ class Write:
     """Chains of work requests that are posted and have not ended."""
     batches: dict[int, WriteBatch] = field(default_factory=dict)
     """The write as each rail posts it: keys differ by device."""
+    unproven: set[tuple[int, int]] = field(default_factory=set)
+    """Rails and lives that ended with chains of it posted: those may land until the peer's end is destroyed."""
     stop: tuple[TransferStatus, TandemError | None] | None = None
     """How it is going to end, if not well."""
 
     @property
     def still(self) -> bool:
-        """Whether nothing reads its source any more."""
-        return not self.chains and not (self.checksum and self.checksum.busy)
+        """Whether nothing reads its source, and nothing that was read can land, any more."""
+        return not self.chains and not self.unproven and not (self.checksum and self.checksum.busy)
 
 
 @dataclass(slots=True, eq=False)
@@ -185,6 +187,8 @@ class SenderRail:
         posted = [piece for _, piece, _ in self._chains]
         for piece in posted:
             piece.write.chains -= 1
+            if self.rail.peer_ended < self.rail.life:
+                piece.write.unproven.add((self.rail.index, self.rail.life))
         pieces = list(dict.fromkeys([*posted, *self._assigned]))
         for piece in pieces:
             piece.tries += bool(self.broke) and piece.posted > piece.first

@@ -82,7 +82,7 @@ async def check(system: System, fault: Fault, *, leaves: bool) -> None:
         long_ones = [one.tokens for one in await generate_all(client, LONG_PROMPTS, LONG, at_once=2, ignore_eos=True)]
         gone_on = await metric(client, RESUMED)
         rank = rank_process(system, "decode-0")
-        with PREPARED[fault](system, rank.pid) as strike:
+        with PREPARED[fault](system, [rank.pid]) as strike:
             striking = asyncio.create_task(streams_when_struck(system, strike))
             if leaves:
                 # A watcher's view is empty until it hears from bootstrap.

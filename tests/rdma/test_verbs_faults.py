@@ -181,6 +181,7 @@ async def test_links_that_stay_down_end_the_lane_and_another_works_when_they_are
     await bench.expect_good()
 
 
+@pytest.mark.timeout(900)  # beside other work an emulated processor takes ten minutes
 async def test_nothing_changes_after_any_of_1000_revocations(bench: Bench) -> None:
     """A sender that goes on writing, and a receiver that takes its grant back at some moment."""
     lane = await bench.lane()

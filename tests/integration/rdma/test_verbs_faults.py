@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from tandem.rdma import (
     Direction,
     Endpoint,
     EndpointSettings,
+    FaultPlan,
     LaneEvent,
     LaneLost,
     ProviderOffer,
@@ -70,7 +73,7 @@ class Lane:
         return np.array_equal(self.pool[offset : offset + count], self.source[offset : offset + count])
 
 
-async def open_lane(senders: tuple[str, ...] = (), receivers: tuple[str, ...] = (), **others: int) -> Lane:
+async def open_lane(senders: tuple[str, ...] = (), receivers: tuple[str, ...] = (), **others: Any) -> Lane:
     """A lane over these devices of each end, or over all."""
     source, pool = random_pool(POOL, 5), np.zeros(POOL, np.uint8)
     ends = []
@@ -238,6 +241,18 @@ async def test_a_revocation_waits_for_queue_pairs_that_another_fences(fabric: Fa
     await asyncio.wait_for(rail.fence(), 5)
     assert pair.destroyed.is_set()
     fabric.flushes = True
+
+
+async def test_pieces_are_slow_to_land_if_a_fault_says_so(fabric: Fabric) -> None:
+    lane = await open_lane(faults=FaultPlan(pace_ms=30))
+    grant_all(lane)
+    began = time.monotonic()
+    assert (await ended(lane.write(1, 0, 4 * PIECE))).status is TransferStatus.DONE
+    assert not lane.events
+    await until(lambda: bool(lane.events))
+    assert time.monotonic() - began > 4 * 0.03
+    assert isinstance(lane.events[0], ChunkLanded)
+    await close(lane)
 
 
 @pytest.mark.parametrize("what", ["revoke", "cancel", "go on"])

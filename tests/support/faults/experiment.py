@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import re
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Final
 
 import grpc
@@ -20,50 +19,50 @@ from tandem.core.cluster import ClusterView
 from tandem.core.ids import Incarnation, WorkerId
 from tandem.v1.bootstrap_pb2 import WorkerInfo
 from tandem.v1.session_pb2 import WorkerStatus
-from tests.support.faults.cells import Cell, Fault, Moment, Victim
-from tests.support.faults.findings import Finding, outcomes_of, reasons_of, went_on
-from tests.support.faults.load import Outcome, Request, ask, draw
-from tests.support.faults.moments import ARRANGEMENTS
+from tests.support.faults.cells import Cell, Fault, Victim
+from tests.support.faults.findings import Finding, outcomes_of, reasons_of
+from tests.support.faults.load import Draw, Outcome, Request, ask
+from tests.support.faults.moments import Arrangement
 from tests.support.faults.strikes import PREPARED, STOPPED_S, Strike
-from tests.support.mock.oracle import Oracle
-from tests.support.system.system import System, running_system, watch_status
+from tests.support.system.asking import metric
+from tests.support.system.system import System, watch_status
 
-BOUND_S: Final = 3.0
-"""From the fault to the last outcome."""
 MOMENT_TIMEOUT_S: Final = 10.0
 TRIES: Final = 5
 """Of new requests, until the fault strikes some at their moment."""
 HUNG_S: Final = 15.0
 """After the bound: a request that has not ended by then hangs."""
-WHOLE_TIMEOUT_S: Final = 40.0
 COME_BACK_S: Final = 0.2
 """Between two tries to be served by every worker."""
 WORKERS: Final = 4
+RESUMED: Final = "tandem_gateway_resumed_total"
 LATE: Final = 2
 """Requests that are sent when the fault has just struck."""
 STREAMED: Final = (True, True, False, False)
 """Of the requests in flight: workers take turns, so each has one that streams and one that does not."""
 
 
-@contextmanager
-def faulty_system(folder: Path, provider: str, moment: Moment, *options: str) -> Iterator[System]:
-    """Two prefill and two decode workers in which a moment lasts; for every cell of that provider and moment."""
-    shape = ("--engine", "mock", "--ratio", "2:2", "--provider", provider)
-    with running_system(folder, *shape, *ARRANGEMENTS[moment].options, *options) as system:
-        yield system
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Where cells of the same provider and moment are tried."""
+
+    system: System
+    """Two prefill and two decode workers in which the moment lasts."""
+    arrangement: Arrangement
+    draw: Draw
+    bound_s: float
+    """What the last outcome may take."""
+    whole_timeout_s: float
+    """What every worker may take to serve again."""
 
 
 class Experiment:
     """One cell on a system that is idle."""
 
-    def __init__(self, cell: Cell, system: System, oracle: Oracle, bound_s: float = BOUND_S) -> None:
-        """bound_s: what the last outcome may take."""
+    def __init__(self, cell: Cell, stage: Stage) -> None:
         self._cell = cell
-        self._system = system
-        self._oracle = oracle
-        self._bound_s = bound_s
-        self._arrangement = ARRANGEMENTS[cell.moment]
-        self._dice = random.Random(str(cell))
+        self._stage = stage
+        self._system = stage.system
         self._statuses: dict[str, WorkerStatus] = {}
         self._changed = asyncio.Event()
         self._struck = 0.0
@@ -75,25 +74,29 @@ class Experiment:
         members = await system.members()
         lives = {name: Incarnation(one.info.worker.incarnation) for name, one in members.items()}
         process = psutil.Process(system.pid(cell.victim.value))
+        pids = [process.pid, *(child.pid for child in process.children(recursive=True))]
         async with system.client() as client:
-            before = await repeated_attempts(client)
-            with PREPARED[cell.fault](system, process.pid) as strike:
+            before = await _repeated(client), await metric(client, RESUMED)
+            with PREPARED[cell.fault](system, pids) as strike:
                 requests = await self._strike(strike, client, [one.info for one in members.values()])
             if cell.fault.ends_process:
-                await asyncio.to_thread(process.wait, WHOLE_TIMEOUT_S)
+                await asyncio.to_thread(process.wait, self._stage.whole_timeout_s)
             await self._wait_registered(lives)
             await self._wait_served(client)
             whole_s = time.monotonic() - self._struck
-            repeated = max(0, await repeated_attempts(client) - before)
+            repeated, went_on = await _repeated(client) - before[0], await metric(client, RESUMED) - before[1]
         leaked, stuck = await self._left_over()
         return Finding(
             cell=cell,
             outcomes=outcomes_of(requests),
             reasons=reasons_of(requests),
-            repeated=repeated,
-            went_on=went_on(requests),
-            seconds=self._seconds(requests),
-            bound_s=self._bound_s,
+            repeated=max(0, int(repeated)),
+            went_on=max(0, int(went_on)),
+            seconds=max(one.ended for one in requests) - self._since,
+            bound_s=self._stage.bound_s,
+            silence_s=max(
+                (one.silence_s(self._since) for one in requests if one.outcome is Outcome.ANSWERED), default=0.0
+            ),
             leaked=leaked,
             stuck=stuck,
             whole_s=whole_s,
@@ -117,7 +120,7 @@ class Experiment:
         raise AssertionError(f"{self._cell}: the moment was missed {TRIES} times")
 
     def _draw(self, *, stream: bool) -> Request:
-        return draw(self._dice, self._oracle, self._arrangement.new_tokens, stream=stream)
+        return self._stage.draw(self._stage.arrangement.new_tokens, stream)
 
     @asynccontextmanager
     async def _following(self, workers: Sequence[WorkerInfo]) -> AsyncIterator[None]:
@@ -141,7 +144,7 @@ class Experiment:
     async def _moment_comes(self, requests: Sequence[Request]) -> bool:
         """Waits for the moment. False if a request has ended before: on a busy machine it may pass unseen."""
         async with asyncio.timeout(MOMENT_TIMEOUT_S):
-            while len(self._statuses) < WORKERS or not self._arrangement.has_come(self._statuses, requests):
+            while len(self._statuses) < WORKERS or not self._stage.arrangement.has_come(self._statuses, requests):
                 if any(one.ended for one in requests):
                     return False
                 self._changed.clear()
@@ -150,13 +153,15 @@ class Experiment:
 
     async def _outcomes(self, asked: Sequence[asyncio.Task[None]]) -> None:
         """Waits for every request; one that does not end is given up, and stays HUNG."""
-        _, hanging = await asyncio.wait(asked, timeout=STOPPED_S + self._bound_s + HUNG_S)
+        _, hanging = await asyncio.wait(asked, timeout=STOPPED_S + self._stage.bound_s + HUNG_S)
         for task in hanging:
             task.cancel()
 
-    def _seconds(self, requests: Sequence[Request]) -> float:
+    @property
+    def _since(self) -> float:
+        """The moment from which outcomes are due, in monotonic seconds: a gateway that is stopped can say nothing."""
         stopped = self._cell.victim is Victim.GATEWAY and self._cell.fault is Fault.STOP
-        return max(one.ended for one in requests) - self._struck - (STOPPED_S if stopped else 0.0)
+        return self._struck + (STOPPED_S if stopped else 0.0)
 
     # ------------------------------------------------------------ afterwards
 
@@ -169,13 +174,14 @@ class Experiment:
             return info is not None and not info.draining and info.life.incarnation >= life + (name == replaced)
 
         await self._system.wait_view(
-            lambda view: all(is_back(view, name, life) for name, life in lives.items()), WHOLE_TIMEOUT_S
+            lambda view: all(is_back(view, name, life) for name, life in lives.items()),
+            self._stage.whole_timeout_s,
         )
 
     async def _wait_served(self, client: httpx.AsyncClient) -> None:
         """Asks, as a client does that is told to come back, until each worker has answered something right."""
         before = await self._submitted()
-        async with asyncio.timeout(WHOLE_TIMEOUT_S):
+        async with asyncio.timeout(self._stage.whole_timeout_s):
             while True:
                 probes = [self._draw(stream=False) for _ in range(WORKERS)]
                 await asyncio.gather(*(ask(client, probe) for probe in probes))
@@ -200,7 +206,7 @@ class Experiment:
         return leaked, sum(status.open_rooms for status in statuses.values())
 
 
-async def repeated_attempts(client: httpx.AsyncClient) -> int:
+async def _repeated(client: httpx.AsyncClient) -> int:
     """How many attempts the gateway has repeated since it started."""
     text = (await client.get("/metrics")).text
     return int(sum(map(float, re.findall(r"^tandem_gateway_retries_total\{.*\} (\S+)$", text, re.MULTILINE))))

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from tests.support.faults.cells import Cell
 from tests.support.faults.load import Outcome, Request
+
+SILENCE_BOUND_S: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +30,19 @@ class Finding:
     """From the fault, or from its end where the gateway was stopped, to the last outcome."""
     bound_s: float
     """What `seconds` may be."""
+    silence_s: float
+    """Longest time, from the same moment on, in which a stream that was answered said nothing."""
     leaked: int
     """Pages, rows and states that nobody uses and nobody can have, once the system is idle again."""
     stuck: int
     """Rooms that have not ended by then."""
     whole_s: float
     """From the fault until every worker serves again."""
+
+    @property
+    def late(self) -> bool:
+        """Whether somebody waited too long."""
+        return self.seconds > self.bound_s or self.silence_s > SILENCE_BOUND_S
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -45,6 +55,8 @@ class Finding:
                 yield f"{count} {outcome.value}"
         if self.seconds > self.bound_s:
             yield f"the last outcome came after {self.seconds:.1f} s, {self.bound_s:g} s are allowed"
+        if self.silence_s > SILENCE_BOUND_S:
+            yield f"a stream said nothing for {self.silence_s:.1f} s, {SILENCE_BOUND_S:g} s are allowed"
         if self.leaked:
             yield f"{self.leaked} entries leaked"
         if self.stuck:
@@ -55,7 +67,8 @@ class Finding:
         parts = [f"{count} {outcome.value}" for outcome, count in self.outcomes.items()]
         errors = ", ".join(f"{reason} {count}" for reason, count in self.reasons.items())
         said = f"{', '.join(parts)}{f' ({errors})' if errors else ''}, {self.repeated} repeated, {self.went_on} went on"
-        return f"{self.cell}: {said}; {self.seconds:.2f} s, whole after {self.whole_s:.1f} s"
+        seconds = f"{self.seconds:.2f} s (silent {self.silence_s:.2f} s)"
+        return f"{self.cell}: {said}; {seconds}, whole after {self.whole_s:.1f} s"
 
 
 def outcomes_of(requests: Sequence[Request]) -> dict[Outcome, int]:
@@ -67,8 +80,3 @@ def outcomes_of(requests: Sequence[Request]) -> dict[Outcome, int]:
 def reasons_of(requests: Sequence[Request]) -> dict[str, int]:
     """Errors by reason."""
     return dict(sorted(Counter(one.reason for one in requests if one.outcome is Outcome.ERROR).items()))
-
-
-def went_on(requests: Sequence[Request]) -> int:
-    """Right answers of more than one room."""
-    return sum(one.outcome is Outcome.ANSWERED and one.rooms > 1 for one in requests)

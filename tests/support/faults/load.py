@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
+from itertools import pairwise
 from typing import Final
 
 import httpx
@@ -24,11 +25,11 @@ class Outcome(Enum):
     """What became of a request."""
 
     ANSWERED = "answered"
-    """As the oracle foretells."""
+    """As it has to be, token for token."""
     ERROR = "error"
     """With a reason, and nothing before it was wrong."""
     WRONG = "wrong"
-    """A token that the oracle does not foretell, or an end that comes too soon and without an error."""
+    """Another token, or an end that comes too soon and without an error."""
     HUNG = "hung"
 
 
@@ -48,14 +49,25 @@ class Request:
     """Of an ERROR: `code` of the error that the client got."""
     rooms: int = 0
     """Rooms that it took, as far as the tokens tell: more than one if it went on on other workers."""
+    said: list[float] = field(default_factory=list)
+    """When a stream has said something, in monotonic seconds."""
     ended: float = 0.0
     """Monotonic seconds."""
+
+    def silence_s(self, since: float) -> float:
+        """The longest time without a word since a moment, in seconds; 0 if it does not stream."""
+        told = [since, *(at for at in self.said if at > since)]
+        return max((later - sooner for sooner, later in pairwise(told)), default=0.0)
+
+
+Draw = Callable[[int, bool], Request]
+"""Makes a request: tokens of its answer, and whether it streams."""
 
 
 def draw(
     dice: random.Random, oracle: Oracle, new_tokens: int, *, stream: bool, prompt_tokens: int = PROMPT_TOKENS
 ) -> Request:
-    """A request with a prompt of its own, so that no page of an earlier one can pass for a page of it."""
+    """A request of the mock engine. Its prompt is its own: no page of an earlier one can pass for a page of it."""
     prompt = [dice.randrange(3, 1000) for _ in range(prompt_tokens)]
     return Request(prompt, new_tokens, partial(oracle.pieces, prompt, ignore_eos=True), stream)
 
@@ -86,6 +98,7 @@ async def _streamed(client: httpx.AsyncClient, request: Request, changed: Callab
         if "error" in event:
             raise Refused(event["error"]["code"], str(event))
         request.tokens = event["output_ids"]
+        request.said.append(event["at"])
         changed()
 
 

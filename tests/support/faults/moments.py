@@ -1,7 +1,7 @@
 """The moments of a request: how a system is slowed so that one lasts, and how it shows that it has come.
 
-Each moment lasts a few tenths of a second, and nothing before it takes any time: so what the workers say of themselves
-fifty milliseconds later still holds when the fault strikes.
+With the mock engine each moment lasts a few tenths of a second, and nothing before it takes any time: so what the
+workers say of themselves fifty milliseconds later still holds when the fault strikes.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ Statuses = Mapping[str, WorkerStatus]
 class Arrangement:
     """How a moment is made, and known."""
 
-    slowed: Mapping[str, str]
-    """Settings of the mock engine."""
+    engine: Mapping[str, str]
+    """Settings of the engine."""
     env: Mapping[str, str]
     """Settings of every process."""
     new_tokens: int
@@ -34,8 +34,8 @@ class Arrangement:
     @property
     def options(self) -> list[str]:
         """For `tandem up`."""
-        slowed = [part for name, value in self.slowed.items() for part in ("--engine-arg", f"{name}={value}")]
-        return slowed + [part for name, value in self.env.items() for part in ("--env", f"{name}={value}")]
+        engine = [part for name, value in self.engine.items() for part in ("--engine-arg", f"{name}={value}")]
+        return engine + [part for name, value in self.env.items() for part in ("--env", f"{name}={value}")]
 
 
 def _of(statuses: Statuses, role: str) -> list[WorkerStatus]:
@@ -57,6 +57,12 @@ def _mid_transfer(statuses: Statuses, _: Sequence[Request]) -> bool:
     return all(_granted(status) for status in _of(statuses, "decode"))
 
 
+def _on_its_way(statuses: Statuses, requests: Sequence[Request]) -> bool:
+    """Prefill has said the first token, and decode has not let go of the grant: the last chunk is slow to land."""
+    streams = [request for request in requests if request.stream]
+    return _mid_transfer(statuses, requests) and all(one.tokens for one in streams)
+
+
 def _after_complete(statuses: Statuses, requests: Sequence[Request]) -> bool:
     """Everything was handed over, and decode has said nothing beyond the first token."""
     handed_over = not any(status.open_rooms for status in _of(statuses, "prefill"))
@@ -75,3 +81,12 @@ ARRANGEMENTS: Final[Mapping[Moment, Arrangement]] = {
     Moment.AFTER_COMPLETE: Arrangement({"decode_us_per_step": "200000"}, {}, 3, _after_complete),
     Moment.MID_DECODE: Arrangement({"decode_us_per_step": "15000"}, {}, 40, _mid_decode),
 }
+"""With the mock engine."""
+
+SGLANG: Final[Mapping[Moment, Arrangement]] = {
+    Moment.MID_TRANSFER: Arrangement(
+        {"chunked_prefill_size": "256"}, {"TANDEM_RANK_FAULT_PACE_MS": "300"}, 32, _on_its_way
+    ),
+    Moment.MID_DECODE: Arrangement({}, {}, 200, _mid_decode),
+}
+"""With SGLang, which cannot be slowed: these two moments last long enough by themselves."""

@@ -1,4 +1,4 @@
-"""The faults themselves: each is prepared for a process of a system, and then strikes at once."""
+"""The faults themselves: each is prepared for a service's processes, its own first, and then strikes at once."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import ctypes
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import partial
 from typing import Final
 
 import psutil
@@ -19,6 +18,7 @@ from tests.support.system.system import System
 
 Strike = Callable[[], Awaitable[None]]
 """Strikes, and returns when the fault is over."""
+Address = tuple[str, int]
 
 STOPPED_S: Final = 5.0
 PIDFD_GETFD: Final = 438
@@ -30,42 +30,50 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 @contextmanager
-def _signal(number: signal.Signals, _: System, pid: int) -> Iterator[Strike]:
+def _kill(_: System, pids: Sequence[int]) -> Iterator[Strike]:
     async def strike() -> None:
-        os.kill(pid, number)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
 
     yield strike
 
 
 @contextmanager
-def _stop(_: System, pid: int) -> Iterator[Strike]:
+def _terminate(_: System, pids: Sequence[int]) -> Iterator[Strike]:
+    """Asks the service alone, as a supervisor does: the others are its own to end."""
+
     async def strike() -> None:
-        os.kill(pid, signal.SIGSTOP)
+        os.kill(pids[0], signal.SIGTERM)
+
+    yield strike
+
+
+@contextmanager
+def _stop(_: System, pids: Sequence[int]) -> Iterator[Strike]:
+    async def strike() -> None:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
         try:
             await asyncio.sleep(STOPPED_S)  # the length of the fault
         finally:
-            os.kill(pid, signal.SIGCONT)
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
 
     yield strike
 
 
 @contextmanager
-def _cut(system: System, pid: int) -> Iterator[Strike]:
-    """Resets every TCP connection between the process and other services of its system, for both ends of each.
+def _cut(system: System, pids: Sequence[int]) -> Iterator[Strike]:
+    """Resets every TCP connection between the processes and other services of their system, for both ends of each.
 
-    Connecting a socket to nowhere resets its connection; the process's own sockets are borrowed for that.
+    Connecting a socket to nowhere resets its connection; the processes' own sockets are borrowed for that.
     """
     owners = system.processes()
-    others = {address for other, owner in owners.items() if owner != owners[pid] for address in _local_addresses(other)}
+    own = owners[pids[0]]
+    others = {address for other, owner in owners.items() if owner != own for address in _local_addresses(other)}
     with ExitStack() as stack:
-        pidfd = os.pidfd_open(pid)
-        stack.callback(os.close, pidfd)
-        borrowed = [
-            stack.enter_context(_borrowed(pidfd, one.fd))
-            for one in psutil.Process(pid).net_connections(kind="tcp")
-            if one.status == psutil.CONN_ESTABLISHED and _plain(one.raddr) in others
-        ]
-        assert borrowed, f"{owners[pid]} has no connections"
+        borrowed = [one for pid in pids for one in _borrowed_of(pid, others, stack)]
+        assert borrowed, f"{own} has no connections"
 
         async def strike() -> None:
             for one in borrowed:
@@ -75,12 +83,23 @@ def _cut(system: System, pid: int) -> Iterator[Strike]:
         yield strike
 
 
-def _local_addresses(pid: int) -> set[tuple[str, int]]:
+def _borrowed_of(pid: int, peers: set[Address], stack: ExitStack) -> list[socket.socket]:
+    """A process's connections to some addresses, until the stack is closed."""
+    pidfd = os.pidfd_open(pid)
+    stack.callback(os.close, pidfd)
+    return [
+        stack.enter_context(_borrowed(pidfd, one.fd))
+        for one in psutil.Process(pid).net_connections(kind="tcp")
+        if one.status == psutil.CONN_ESTABLISHED and _plain(one.raddr) in peers
+    ]
+
+
+def _local_addresses(pid: int) -> set[Address]:
     found = psutil.Process(pid).net_connections(kind="tcp")
     return {_plain(one.laddr) for one in found if one.status == psutil.CONN_ESTABLISHED}
 
 
-def _plain(address: tuple[str, int]) -> tuple[str, int]:
+def _plain(address: Address) -> Address:
     """gRPC speaks IPv4 through IPv6 sockets."""
     return address[0].removeprefix("::ffff:"), address[1]
 
@@ -97,10 +116,10 @@ def _check(result: int) -> int:
     return result
 
 
-PREPARED: Final[Mapping[Fault, Callable[[System, int], AbstractContextManager[Strike]]]] = {
-    Fault.KILL: partial(_signal, signal.SIGKILL),
+PREPARED: Final[Mapping[Fault, Callable[[System, Sequence[int]], AbstractContextManager[Strike]]]] = {
+    Fault.KILL: _kill,
     Fault.STOP: _stop,
-    Fault.TERM: partial(_signal, signal.SIGTERM),
+    Fault.TERM: _terminate,
     Fault.CUT: _cut,
 }
-"""Each takes a system and the pid of one of its processes, and gives the strike."""
+"""Each takes a system and the pids of one of its services, and gives the strike."""

@@ -34,7 +34,8 @@ def _sums(findings: Sequence[Finding]) -> str:
         ("leaked pages and rows", sum(finding.leaked for finding in findings)),
         ("stuck rooms", sum(finding.stuck for finding in findings)),
         ("longest time to an outcome", f"{max(finding.seconds for finding in findings):.2f} s"),
-        ("cells in which that took too long", sum(finding.seconds > finding.bound_s for finding in findings)),
+        ("longest silence of a stream", f"{max(finding.silence_s for finding in findings):.2f} s"),
+        ("cells in which that took too long", sum(finding.late for finding in findings)),
     ]
     return table(["in all", ""], rows)
 

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.fault_matrix import filled
 from tests.support.faults.cells import Cell, Fault, Moment, Victim, cells
-from tests.support.faults.findings import Finding, outcomes_of, reasons_of, went_on
+from tests.support.faults.findings import Finding, outcomes_of, reasons_of
 from tests.support.faults.load import CONNECTION, Outcome, Request, ask
 from tests.support.faults.moments import ARRANGEMENTS
 from tests.support.faults.strikes import PREPARED
@@ -27,6 +27,7 @@ WELL = Finding(
     went_on=0,
     seconds=0.5,
     bound_s=3.0,
+    silence_s=0.4,
     leaked=0,
     stuck=0,
     whole_s=2.0,
@@ -113,10 +114,10 @@ async def test_a_broken_connection_is_an_error_and_no_end_hangs() -> None:
     assert request.outcome is Outcome.HUNG
 
 
-def test_answers_that_went_on_are_counted() -> None:
-    requests = [Request([], 0, rooms_of, stream=False, outcome=Outcome.ANSWERED, rooms=rooms) for rooms in (1, 2, 3)]
-    requests.append(Request([], 0, rooms_of, stream=False, outcome=Outcome.ERROR, rooms=2))
-    assert went_on(requests) == 2
+def test_the_longest_silence_counts_from_the_fault_on() -> None:
+    stream = Request([], 0, rooms_of, stream=True, said=[1.0, 6.0, 6.5, 9.0, 9.5])
+    assert [stream.silence_s(since) for since in (0.0, 6.1, 9.4, 9.5)] == [5.0, 2.5, pytest.approx(0.1), 0.0]
+    assert not Request([], 0, rooms_of, stream=False).silence_s(0.0)
 
 
 def test_outcomes_and_reasons_are_counted() -> None:
@@ -135,6 +136,7 @@ def test_outcomes_and_reasons_are_counted() -> None:
         ({"outcomes": {Outcome.WRONG: 1}}, "1 wrong"),
         ({"outcomes": {Outcome.HUNG: 2}}, "2 hung"),
         ({"seconds": 3.1}, "after 3.1 s"),
+        ({"silence_s": 3.2}, "said nothing for 3.2 s"),
         ({"leaked": 3}, "3 entries leaked"),
         ({"stuck": 1}, "1 rooms stuck"),
     ],

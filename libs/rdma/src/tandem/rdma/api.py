@@ -321,4 +321,4 @@ class FaultPlan:
     stall_at_chunk: int | None = None
     """Stops in the midst of a chunk with this number: under way inside its grant, as a stuck device would be."""
     pace_ms: int = 0
-    """Waits this long before each piece of a chunk, which keeps a transfer under way. Not over verbs."""
+    """Waits this long before each piece of a chunk, which keeps a transfer under way."""

@@ -82,7 +82,7 @@ class RankSettings(Settings, env_prefix="TANDEM_RANK_"):
     fault_stall_bytes: int = Field(default=-1, ge=-1, description="tests only: stop reading a lane after these bytes")
     fault_stall_chunk: int = Field(default=-1, ge=-1, description="tests only: stop reading a lane in these chunks")
     fault_stall_tp: int = Field(default=-1, ge=-1, description="tests only: stop on this tp rank only, -1 = on all")
-    fault_pace_ms: int = Field(default=0, ge=0, description="tests only: wait before each piece of a chunk; not verbs")
+    fault_pace_ms: int = Field(default=0, ge=0, description="tests only: wait before each piece of a chunk")
 
     @property
     def host(self) -> str:

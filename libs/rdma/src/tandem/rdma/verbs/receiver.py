@@ -112,6 +112,8 @@ class VerbsReceiverLane:
         """Tags that came before their write was announced: the rail and its life that each came over."""
         self._next_tag: int | None = None
         """The tag after the last that was announced."""
+        self._next_due = 0.0
+        """When the next piece is looked at, in the loop's seconds; only if a fault makes pieces slow."""
         self._quiet: dict[GrantId, asyncio.Future[None]] = {}
         self._up: asyncio.Future[None] = self._loop.create_future()
         self._lost: TandemError | None = None
@@ -253,8 +255,13 @@ class VerbsReceiverLane:
             if rail.up:
                 rail.renew()
             return
-        if not self._faults.stalled:
-            self._take(completion.imm, rail, rail.life)
+        if self._faults.stalled:
+            return
+        if self._faults.pace_ms:
+            self._next_due = max(self._next_due, self._loop.time()) + self._faults.pace_ms / 1000
+            self._loop.call_at(self._next_due, self._take, completion.imm, rail, rail.life)
+            return
+        self._take(completion.imm, rail, rail.life)
 
     def _take(self, tag: int, rail: Rail, life: int) -> None:
         if self._next_tag is None or (tag - self._next_tag) % _TAGS < _TAGS // 2:

@@ -6,12 +6,14 @@ it, too, and docs/reliability.md has what it found.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.support.faults.cells import Cell, Fault, Moment, Victim, cells
-from tests.support.faults.matrix import run_matrix
+from tests.support.faults.matrix import MakeStage, mock_stage, run_matrix
+from tests.support.faults.sglang import CELLS, sglang_stage
 
 SLICE = (
     Cell("tcp", Moment.MID_TRANSFER, Victim.PREFILL, Fault.STOP),
@@ -21,11 +23,11 @@ SLICE = (
 )
 
 
-def check(chosen: list[Cell], folder: Path) -> None:
+def check(chosen: Sequence[Cell], folder: Path, make_stage: MakeStage = mock_stage) -> None:
     """Runs cells; none may have a problem."""
-    findings = list(run_matrix(chosen, folder))
+    findings = list(run_matrix(chosen, folder, make_stage=make_stage))
     assert not {str(finding): finding.problems for finding in findings if finding.problems}
-    assert [finding.cell for finding in findings] == chosen
+    assert [finding.cell for finding in findings] == list(chosen)
 
 
 def test_the_slice_has_everything_once() -> None:
@@ -45,3 +47,21 @@ def test_a_cell_of_the_slice(cell: Cell, tmp_path: Path) -> None:
 @pytest.mark.parametrize("provider", ["tcp", "cma"])
 def test_all_cells_of_a_moment(provider: str, moment: Moment, tmp_path: Path) -> None:
     check(list(cells([provider], [moment])), tmp_path)
+
+
+# ---------------------------------------------------------------- with SGLang, token for token
+
+
+@pytest.mark.sglang
+@pytest.mark.slow
+@pytest.mark.timeout(420)
+def test_a_cell_with_sglang(tmp_path: Path) -> None:
+    check([Cell("cma", Moment.MID_TRANSFER, Victim.DECODE, Fault.CUT)], tmp_path, sglang_stage)
+
+
+@pytest.mark.sglang
+@pytest.mark.long
+@pytest.mark.timeout(3_000)
+def test_all_cells_with_sglang(tmp_path: Path) -> None:
+    assert len(CELLS) == 12
+    check(CELLS, tmp_path, sglang_stage)

@@ -85,7 +85,7 @@ ARRANGEMENTS: Final[Mapping[Moment, Arrangement]] = {
 
 SGLANG: Final[Mapping[Moment, Arrangement]] = {
     Moment.MID_TRANSFER: Arrangement(
-        {"chunked_prefill_size": "256"}, {"TANDEM_RANK_FAULT_PACE_MS": "300"}, 32, _on_its_way
+        {"chunked_prefill_size": "256"}, {"TANDEM_RANK_FAULT_PACE_MS": "150"}, 32, _on_its_way
     ),
     Moment.MID_DECODE: Arrangement({}, {}, 200, _mid_decode),
 }

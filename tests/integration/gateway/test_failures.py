@@ -62,6 +62,15 @@ async def test_a_failure_of_every_attempt_has_the_catalogues_status() -> None:
         assert len({submit.room for submit in now.decodes[0].submits}) == 3
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_room_that_an_operator_gives_up_is_told_to_its_client_and_not_tried_again(stream: bool) -> None:
+    async with cluster(decode=[fail_with(ErrorReason.CANCELLED)]) as now:
+        response = await now.http.post("/v1/completions", json={**PROMPT, "stream": stream})
+        assert response.status_code == 499
+        assert response.json()["error"]["code"] == "cancelled"
+        assert len(now.decodes[0].submits) == 1
+
+
 async def test_pool_exhaustion_is_told_with_retry_after() -> None:
     async with cluster(decode=[fail_with(ErrorReason.POOL_EXHAUSTED)]) as now:
         response = await now.http.post("/generate", json={"text": "a"})

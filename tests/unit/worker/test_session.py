@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tandem.core.errors import CATALOGUE
 from tandem.core.ids import Incarnation, Role, RoomId, WorkerId, WorkerLife
 from tandem.core.room.events import Why
 from tandem.core.version import CURRENT
@@ -32,6 +33,7 @@ class Host:
         self.engine: Any = self
         self.submitted = asyncio.Event()
         self.aborted = asyncio.Event()
+        self.why: Why | None = None
 
     async def submit(self, job: Job, sink: Sink) -> None:
         """The engine's."""
@@ -40,6 +42,7 @@ class Host:
     async def abort(self, room: RoomId, why: Why) -> bool:
         """The engine's."""
         assert room == ROOM
+        self.why = why
         self.aborted.set()
         return True
 
@@ -85,3 +88,6 @@ async def test_a_call_that_is_cancelled_while_its_stream_ends_aborts_its_rooms(s
     call.cancel()
     await asyncio.wait_for(host.aborted.wait(), 5)
     await asyncio.wait({call})
+    # Its peer may tell a gateway that lives: that has to try again, as nobody has cancelled anything.
+    assert host.why is not None
+    assert CATALOGUE[host.why.reason].retryable

@@ -86,8 +86,8 @@ class Front:
         except TandemError as error:
             # Endpoints let errors out only where no response has begun.
             self._metrics.errors.labels(visit.endpoint, error.reason.value).inc()
-            if error.reason is not ErrorReason.CANCELLED:
-                await problem_response(error, self._retry_after_s)(scope, receive, send_named)
+            # Where the client has gone nobody reads it; where an operator gave its room up the client is still there.
+            await problem_response(error, self._retry_after_s)(scope, receive, send_named)
         finally:
             self._metrics.requests.labels(visit.endpoint, str(status)).inc()
 

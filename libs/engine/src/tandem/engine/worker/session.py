@@ -85,7 +85,8 @@ class Session:
         for part in parts:
             part.cancel()
         await asyncio.gather(*parts, return_exceptions=True)
-        why = Why(ErrorReason.CANCELLED, f"the session with {gateway} ended")
+        # Not CANCELLED: nobody asked for that. Another gateway, or this one over a new Session, may try again.
+        why = Why(ErrorReason.PEER_LOST, f"the session with {gateway} ended")
         log.info("%s; %d rooms were open", why.message, len(self._rooms))
         await self._tasks.close()
         for room in list(self._rooms):

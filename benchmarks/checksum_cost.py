@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import random
 import sys
 from contextlib import AsyncExitStack
@@ -40,11 +39,11 @@ async def ask(address: str, prompt: list[int]) -> Times:
 async def measure(tokens: int, rounds: int, requests: int, provider: str) -> list[dict[str, Times]]:
     """Medians of each round, by side."""
     dice, found = random.Random(0), []
-    options = SideOptions(settings.default_model(), 1, MAX_TOTAL_TOKENS, provider)
     async with AsyncExitStack() as stack:
         addresses = {}
         for side, value in SIDES.items():
-            os.environ[SETTING] = value  # a child has it from us
+            env = {SETTING: value}
+            options = SideOptions(settings.default_model(), 1, MAX_TOTAL_TOKENS, provider, env=env)
             addresses[side] = await stack.enter_async_context(disaggregated(options))
         for number in range(-1, rounds):
             took: dict[str, list[Times]] = {side: [] for side in SIDES}

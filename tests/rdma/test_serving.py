@@ -1,4 +1,4 @@
-"""All four services over verbs, with the mock engine: many requests at once, and every answer is right."""
+"""All four services over verbs, with the mock engine: many requests at once, and faults; every answer is right."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.sglang_over_verbs import PATIENT
-from tandem.rdma import Direction
-from tests.support.rdma.sender import devices_of
+from tests.support.faults.cells import Fault, Moment, Victim, cells
+from tests.support.faults.matrix import run_matrix
+from tests.support.rdma.serving import verbs_options, verbs_stage
 from tests.support.system.asking import generate_all
 from tests.support.system.mock_oracle import PAGE_BYTES, PAGE_SIZE, tiny_oracle
 from tests.support.system.system import is_idle, running_system
@@ -25,20 +25,13 @@ START_TIMEOUT_S = 400
 PATIENT_S = 300
 
 
-def crossed() -> list[str]:
-    """Settings that send prefill's first rail to the device that decode uses first, through the guest's cable."""
-    ways = {"prefill": Direction.SEND, "decode": Direction.RECEIVE}
-    named = {f"{role}-{n}": ",".join(devices_of(way)) for role, way in ways.items() for n in range(2)}
-    return [part for name, value in named.items() for part in ("--env", f"{name}:TANDEM_RANK_VERBS_DEVICES={value}")]
-
-
 @pytest.mark.timeout(600)
 async def test_two_by_two_answer_200_requests_at_once(tmp_path: Path) -> None:
     dice = random.Random(1)
     prompts = [[dice.randrange(3, 1000) for _ in range(dice.randint(1, LONGEST))] for _ in range(REQUESTS)]
     oracle = tiny_oracle()
     options = ("--engine", "mock", "--ratio", "2:2", "--provider", "verbs", "--engine-arg", "chunk_tokens=32")
-    with running_system(tmp_path, *options, *PATIENT, *crossed(), start_timeout_s=START_TIMEOUT_S) as system:
+    with running_system(tmp_path, *options, *verbs_options(), start_timeout_s=START_TIMEOUT_S) as system:
         async with system.client(PATIENT_S) as client:
             answers = await generate_all(client, prompts, NEW_TOKENS, at_once=REQUESTS)
         statuses = await system.wait_idle()
@@ -51,3 +44,13 @@ async def test_two_by_two_answer_200_requests_at_once(tmp_path: Path) -> None:
     for role in ("prefill", "decode"):
         moved = sum(status.kv_bytes for name, status in statuses.items() if name.startswith(role))
         assert moved == pages * PAGE_BYTES
+
+
+VERBS_CELLS = list(cells(["verbs"], [Moment.MID_TRANSFER], [Victim.PREFILL, Victim.DECODE]))
+
+
+@pytest.mark.timeout(2_400)
+def test_faults_in_mid_transfer_over_verbs(tmp_path: Path) -> None:
+    findings = list(run_matrix(VERBS_CELLS, tmp_path, make_stage=verbs_stage))
+    assert not {str(finding): finding.problems for finding in findings if finding.problems}
+    assert len(findings) == len(Fault) * 2

@@ -22,9 +22,10 @@ from tandem.rdma import (
     ReceiverLane,
     open_endpoint,
 )
-from tests.support.rdma.double import use_double
+from tests.support.rdma.double import Fabric, use_double
 from tests.support.rdma.pools import U64, Bytes, buffers_of, random_pool
 from tests.support.rdma.sender import LocalSender, ProcessSender, Sender, SenderSide, offer_of, plain, settings_of
+from tests.support.rdma.verbs_lane import Lane, open_lane
 
 MIB = 1 << 20
 SEED = 11
@@ -154,3 +155,22 @@ def whole(pool: Bytes) -> tuple[U64, U64]:
 def open_whole(lane: ReceiverLane, pool: Bytes, grant_id: int = 1) -> Grant:
     """A grant over a whole pool."""
     return lane.grant(GrantId(grant_id), *whole(pool))
+
+
+@pytest.fixture
+def fabric(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fabric]:
+    """The devices; nothing of them may be left at the end."""
+    with use_double(monkeypatch) as made:
+        yield made
+    assert not made.open
+
+
+@pytest.fixture
+async def lane(fabric: Fabric) -> AsyncIterator[Lane]:
+    """A lane over two devices."""
+    made = await open_lane()
+    yield made
+    fabric.fault = lambda *_: ""
+    fabric.release()
+    for end in reversed(made.ends):
+        await end.close()

@@ -52,6 +52,8 @@ class Stage:
     draw: Draw
     bound_s: float
     """What the last outcome may take."""
+    silence_bound_s: float
+    """How long a stream may say nothing."""
     whole_timeout_s: float
     """What every worker may take to serve again."""
 
@@ -97,6 +99,7 @@ class Experiment:
             silence_s=max(
                 (one.silence_s(self._since) for one in requests if one.outcome is Outcome.ANSWERED), default=0.0
             ),
+            silence_bound_s=self._stage.silence_bound_s,
             leaked=leaked,
             stuck=stuck,
             whole_s=whole_s,

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from tests.support.faults.cells import Cell
 from tests.support.faults.load import Outcome, Request
-
-SILENCE_BOUND_S: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +29,8 @@ class Finding:
     """What `seconds` may be."""
     silence_s: float
     """Longest time, from the same moment on, in which a stream that was answered said nothing."""
+    silence_bound_s: float
+    """What that may be."""
     leaked: int
     """Pages, rows and states that nobody uses and nobody can have, once the system is idle again."""
     stuck: int
@@ -42,7 +41,7 @@ class Finding:
     @property
     def late(self) -> bool:
         """Whether somebody waited too long."""
-        return self.seconds > self.bound_s or self.silence_s > SILENCE_BOUND_S
+        return self.seconds > self.bound_s or self.silence_s > self.silence_bound_s
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -55,8 +54,8 @@ class Finding:
                 yield f"{count} {outcome.value}"
         if self.seconds > self.bound_s:
             yield f"the last outcome came after {self.seconds:.1f} s, {self.bound_s:g} s are allowed"
-        if self.silence_s > SILENCE_BOUND_S:
-            yield f"a stream said nothing for {self.silence_s:.1f} s, {SILENCE_BOUND_S:g} s are allowed"
+        if self.silence_s > self.silence_bound_s:
+            yield f"a stream said nothing for {self.silence_s:.1f} s, {self.silence_bound_s:g} s are allowed"
         if self.leaked:
             yield f"{self.leaked} entries leaked"
         if self.stuck:

@@ -27,17 +27,25 @@ MakeStage = Callable[[Path, str, Moment], AbstractContextManager[Stage]]
 
 
 @contextmanager
-def mock_stage(folder: Path, provider: str, moment: Moment) -> Iterator[Stage]:
-    """With the mock engine, whose answers an oracle foretells."""
+def mock_stage(
+    folder: Path,
+    provider: str,
+    moment: Moment,
+    *options: str,
+    bound_s: float = BOUND_S,
+    whole_timeout_s: float = WHOLE_TIMEOUT_S,
+) -> Iterator[Stage]:
+    """With the mock engine, whose answers an oracle foretells. options: more of them for `tandem up`."""
     oracle, dice, arrangement = tiny_oracle(), random.Random(f"{provider} {moment}"), ARRANGEMENTS[moment]
     shape = ("--engine", "mock", "--ratio", "2:2", "--provider", provider)
-    with running_system(folder, *shape, *arrangement.options) as system:
+    with running_system(folder, *shape, *arrangement.options, *options, start_timeout_s=2 * whole_timeout_s) as system:
         yield Stage(
             system,
             arrangement,
             lambda new_tokens, stream: draw(dice, oracle, new_tokens, stream=stream),
-            bound_s=BOUND_S,
-            whole_timeout_s=WHOLE_TIMEOUT_S,
+            bound_s=bound_s,
+            silence_bound_s=bound_s,
+            whole_timeout_s=whole_timeout_s,
         )
 
 

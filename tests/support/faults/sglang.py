@@ -27,6 +27,7 @@ PROMPT_TOKENS: Final = 600
 MAX_TOTAL_TOKENS: Final = 32_768
 BOUND_S: Final = 60.0
 """From the fault to the last outcome: whole answers of several requests at once, on a few cores, are among them."""
+SILENCE_BOUND_S: Final = 3.0
 START_TIMEOUT_S: Final = 300.0
 WHOLE_TIMEOUT_S: Final = 300.0
 """A worker whose process ended loads SGLang anew."""
@@ -42,7 +43,7 @@ def sglang_stage(folder: Path, provider: str, moment: Moment) -> Iterator[Stage]
     with running_system(
         folder, *shape, *arrangement.options, env=one_thread, start_timeout_s=START_TIMEOUT_S
     ) as system:
-        yield Stage(system, arrangement, draw, BOUND_S, WHOLE_TIMEOUT_S)
+        yield Stage(system, arrangement, draw, BOUND_S, SILENCE_BOUND_S, WHOLE_TIMEOUT_S)
 
 
 def drawn_from(folder: Path, new_tokens: int) -> Draw:

@@ -28,6 +28,7 @@ WELL = Finding(
     seconds=0.5,
     bound_s=3.0,
     silence_s=0.4,
+    silence_bound_s=3.0,
     leaked=0,
     stuck=0,
     whole_s=2.0,

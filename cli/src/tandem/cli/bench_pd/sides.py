@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +34,8 @@ class SideOptions:
     """Tokens in each KV pool."""
     provider: str = "auto"
     ratio: str = "1:1"
+    env: Mapping[str, str] = field(default_factory=dict)
+    """More settings of the disaggregated side."""
 
 
 @asynccontextmanager
@@ -44,7 +46,7 @@ async def disaggregated(options: SideOptions) -> AsyncIterator[str]:
         command = [settings.python(), "-m", "tandem.cli", "up", "--port", "0", "--device", "cpu", "--state-file"]
         command += [str(state), "--log-dir", folder, "--quiet", "--model", options.model, "--ratio", options.ratio]
         command += ["--provider", options.provider, "--engine-arg", f"max_total_tokens={options.max_total_tokens}"]
-        env = {**settings.inherited(), "TANDEM_SGLANG_THREADS_PER_RANK": str(options.threads)}
+        env = {**settings.inherited(), "TANDEM_SGLANG_THREADS_PER_RANK": str(options.threads), **options.env}
         async with _running(command, env, PD_READY):
             yield read_state(state).url.removeprefix("http://")
 

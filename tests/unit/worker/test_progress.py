@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
 
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.engine.worker.progress import ProgressWatch
+from tandem.engine.worker.progress import MOST_TIMEOUTS, ProgressWatch, all_work, cpu_ticks
 
 TIMEOUT_MS = 60
 
@@ -21,6 +22,9 @@ class Stage:
         self.hangs = False
         self.refuses = False
         self.asked = 0
+        self.works: tuple[int, ...] = ()
+        """Processes of ranks that use a processor."""
+        self.ticks = 0
         self.notes: list[str] = []
         self._noted = asyncio.Event()
 
@@ -32,6 +36,11 @@ class Stage:
             raise TandemError(ErrorReason.DEADLINE_EXCEEDED, "a rank does not answer")
         if self.hangs:
             await asyncio.Event().wait()
+
+    def used(self) -> dict[int, int]:
+        """Two ranks, whose processes are looked at."""
+        self.ticks += 1
+        return {pid: self.ticks if pid in self.works else 7 for pid in (1, 2)}
 
     async def suspend(self) -> None:
         """As a LeaseKeeper's."""
@@ -62,7 +71,7 @@ class Stage:
 async def watched() -> AsyncIterator[Stage]:
     """A stage whose engine is watched."""
     stage = Stage()
-    watch = asyncio.create_task(ProgressWatch(stage.ask, stage, stage.stuck, TIMEOUT_MS).run())
+    watch = asyncio.create_task(ProgressWatch(stage.ask, stage, stage.stuck, TIMEOUT_MS, stage.used).run())
     try:
         yield stage
     finally:
@@ -82,3 +91,32 @@ async def test_a_stuck_engine_takes_its_worker_out_until_it_answers(how: str) ->
 async def test_an_engine_that_answers_is_left_alone() -> None:
     async with watched() as stage:
         assert not await stage.until(asked=5)
+
+
+async def test_an_engine_that_is_late_but_works_is_left_alone() -> None:
+    async with watched() as stage:
+        stage.works, stage.hangs = (1, 2), True
+        began = asyncio.get_running_loop().time()
+        await stage.until(asked=1)
+        await asyncio.sleep(3 * TIMEOUT_MS / 1000)  # much longer than one that stands still is given
+        assert not stage.notes
+        assert await stage.until(notes=2) == ["stuck", "suspend"], "not for ever: it may run in a circle"
+        assert asyncio.get_running_loop().time() - began >= MOST_TIMEOUTS * TIMEOUT_MS / 1000
+
+
+async def test_one_rank_that_stands_still_is_enough() -> None:
+    async with watched() as stage:
+        stage.works, stage.hangs = (1,), True
+        began = asyncio.get_running_loop().time()
+        await stage.until(notes=2)
+        assert asyncio.get_running_loop().time() - began < MOST_TIMEOUTS * TIMEOUT_MS / 1000
+
+
+async def test_ticks_of_a_process_grow_as_it_works() -> None:
+    me = os.getpid()
+    before = cpu_ticks([me, 2**31 - 1])
+    assert list(before) == [me], "the other is not there"
+    async with asyncio.timeout(5):
+        while not all_work(before, cpu_ticks([me])):
+            sum(range(100_000))
+            await asyncio.sleep(0)

@@ -7,7 +7,7 @@ import itertools
 import logging
 import tempfile
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -180,6 +180,10 @@ class RankHub(rank_pb2_grpc.RankHubServiceServicer):
         finally:
             for rank in ranks:
                 rank.polls.pop(poll, None)
+
+    def rank_pids(self) -> Sequence[int]:
+        """Processes of the ranks that have attached."""
+        return [rank.pid for rank in self._ranks.values()]
 
     async def wait_failed(self) -> TandemError:
         """Returns when a rank was lost."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
@@ -210,6 +210,9 @@ class Engine(Protocol):
 
     async def status(self) -> EngineStatus:
         """The state of this moment."""
+
+    def rank_pids(self) -> Sequence[int]:
+        """Processes of its ranks; empty if they are in this one, or have not started."""
 
     async def wait_failed(self) -> TandemError:
         """Returns when the engine can't go on (a rank died); never in a healthy life."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -137,6 +137,10 @@ class MockEngine:
             checksum_failures=sum(each.checksum_failures for each in counters),
             links={peer: provider for each in counters for peer, provider in each.links.items()},
         )
+
+    def rank_pids(self) -> Sequence[int]:
+        """None: its ranks are in this process."""
+        return ()
 
     async def wait_failed(self) -> TandemError:
         """Returns when the scheduler has crashed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -189,6 +190,10 @@ class SglangEngine:
     async def status(self) -> EngineStatus:
         """The state of this moment."""
         return await self._started_hub().status()
+
+    def rank_pids(self) -> Sequence[int]:
+        """Processes of SGLang's schedulers."""
+        return self._started_hub().rank_pids()
 
     async def wait_failed(self) -> TandemError:
         """Returns when a process of SGLang died."""

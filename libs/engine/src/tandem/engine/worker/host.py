@@ -16,7 +16,7 @@ from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import Incarnation, RankId, Role, RoomId, WorkerId, WorkerLife
 from tandem.engine.port import Engine, EngineFacts
 from tandem.engine.rank import status, wire
-from tandem.engine.worker.progress import ProgressWatch
+from tandem.engine.worker.progress import ProgressWatch, cpu_ticks
 from tandem.engine.worker.session import Session
 from tandem.engine.worker.settings import WorkerSettings
 from tandem.rpc import convert
@@ -93,7 +93,13 @@ class WorkerHost:
         announce(self._settings.worker_id, address)
         failed = asyncio.ensure_future(self.engine.wait_failed())
         stopped = asyncio.ensure_future(stop.wait())
-        progress = ProgressWatch(self.engine.status, lease, self._set_stuck, self._settings.progress_timeout_ms)
+        progress = ProgressWatch(
+            self.engine.status,
+            lease,
+            self._set_stuck,
+            self._settings.progress_timeout_ms,
+            lambda: cpu_ticks(self.engine.rank_pids()),
+        )
         watching = asyncio.ensure_future(progress.run())
         try:
             await asyncio.wait({failed, stopped, watching}, return_when=asyncio.FIRST_COMPLETED)

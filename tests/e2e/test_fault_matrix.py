@@ -53,8 +53,8 @@ def test_all_cells_of_a_moment(provider: str, moment: Moment, tmp_path: Path) ->
 
 
 @pytest.mark.sglang
-@pytest.mark.slow
-@pytest.mark.timeout(420)
+@pytest.mark.long
+@pytest.mark.timeout(600)
 def test_a_cell_with_sglang(tmp_path: Path) -> None:
     check([Cell("cma", Moment.MID_TRANSFER, Victim.DECODE, Fault.CUT)], tmp_path, sglang_stage)
 

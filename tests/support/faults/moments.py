@@ -14,6 +14,9 @@ from tandem.v1.session_pb2 import WorkerStatus
 from tests.support.faults.cells import Moment
 from tests.support.faults.load import Request
 
+CHUNK_TOKENS: Final = 256
+"""Of SGLang's prefill, where it is to have several chunks."""
+
 Statuses = Mapping[str, WorkerStatus]
 """The last status of each worker, by its name."""
 
@@ -85,7 +88,7 @@ ARRANGEMENTS: Final[Mapping[Moment, Arrangement]] = {
 
 SGLANG: Final[Mapping[Moment, Arrangement]] = {
     Moment.MID_TRANSFER: Arrangement(
-        {"chunked_prefill_size": "256"}, {"TANDEM_RANK_FAULT_PACE_MS": "150"}, 32, _on_its_way
+        {"chunked_prefill_size": str(CHUNK_TOKENS)}, {"TANDEM_RANK_FAULT_PACE_MS": "150"}, 32, _on_its_way
     ),
     Moment.MID_DECODE: Arrangement({}, {}, 200, _mid_decode),
 }

@@ -31,8 +31,9 @@ from tandem.rpc.exits import ExitCode
 from tests.support.settings import environment
 
 ROOMS = 20_000
-SECONDS = 60
 PLANTED_SEEDS = 2_000
+HUNTED_ROOMS = 100 * PLANTED_SEEDS
+"""Where a hunt for a planted bug gives up; a seed has some 86 rooms."""
 OUTCOMES = {
     "answered",
     "answered after a retry",
@@ -48,17 +49,17 @@ OUTCOMES = {
 
 
 def test_no_invariant_breaks_under_any_fault() -> None:
-    campaign = run_seeds(new_seed(), ROOMS, SECONDS)
+    campaign = run_seeds(new_seed(), ROOMS)
     print(campaign.report())
     assert campaign.violation is None, campaign.report()
-    assert campaign.rooms >= ROOMS, f"only {campaign.rooms} rooms in {SECONDS} s"
+    assert campaign.rooms >= ROOMS
     assert set(campaign.providers) == {provider.value for provider in Provider}
     assert {name for name, count in campaign.faults.items() if count} == set(FAULTS), "a kind of fault never happened"
     assert set(campaign.outcomes) >= OUTCOMES, "a kind of outcome never showed"
 
 
 def test_without_faults_requests_are_answered() -> None:
-    campaign = run_seeds(new_seed(), 2_000, SECONDS, plan=lambda seed: Plan(seed, without=frozenset(FAULTS)))
+    campaign = run_seeds(new_seed(), 2_000, plan=lambda seed: Plan(seed, without=frozenset(FAULTS)))
     assert campaign.violation is None, campaign.report()
     answered = campaign.outcomes["answered"] + campaign.outcomes["answered after a retry"]
     assert answered >= 0.95 * campaign.outcomes.total(), campaign.report()
@@ -219,7 +220,7 @@ def test_a_planted_bug_is_found(name: str, provider: Provider) -> None:
     def plan(seed: int) -> Plan:
         return Plan(seed, provider=provider, machines=planted.machines, mover=planted.mover)
 
-    campaign = run_seeds(1, sys.maxsize, SECONDS, plan=plan)  # it ends when the bug is found
+    campaign = run_seeds(1, HUNTED_ROOMS, plan=plan)  # it ends when the bug is found
     assert campaign.violation is not None
     assert campaign.violation.invariant is planted.invariant, campaign.report()
     assert planted.text in str(campaign.violation)
@@ -237,7 +238,7 @@ def test_a_page_that_is_given_out_twice_is_found(monkeypatch: pytest.MonkeyPatch
         return pages
 
     monkeypatch.setattr(Pool, "reserve", reserve_and_forget)
-    campaign = run_seeds(1, sys.maxsize, SECONDS)
+    campaign = run_seeds(1, HUNTED_ROOMS)
     assert campaign.violation is not None
     assert campaign.violation.invariant is Invariant.ONE_WRITER
     assert campaign.seeds <= PLANTED_SEEDS
@@ -245,7 +246,7 @@ def test_a_page_that_is_given_out_twice_is_found(monkeypatch: pytest.MonkeyPatch
 
 def test_what_breaks_is_told_with_as_little_as_it_needs() -> None:
     machines = Machines(receiver=ReceiverThatTrusts)
-    campaign = run_seeds(1, sys.maxsize, SECONDS, plan=lambda seed: Plan(seed, machines=machines))
+    campaign = run_seeds(1, HUNTED_ROOMS, plan=lambda seed: Plan(seed, machines=machines))
     found = story.tell(Plan(campaign.last_seed, machines=machines))
     assert found is not None
     short = story.shrink(found)
@@ -283,7 +284,7 @@ def rows_are_never_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("rows_are_never_given_back")
 def test_a_row_that_is_never_given_back_is_found() -> None:
-    campaign = run_seeds(1, sys.maxsize, SECONDS)
+    campaign = run_seeds(1, HUNTED_ROOMS)
     assert campaign.violation is not None
     assert campaign.violation.invariant is Invariant.POOLS_BALANCE
     assert campaign.seeds <= PLANTED_SEEDS

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Coroutine
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,6 +128,36 @@ async def test_a_lost_rank_is_the_engines_end() -> None:
         assert "tp1" in error.message
     finally:
         await decode.close()
+
+
+async def test_a_rank_whose_service_hung_up_may_be_used_and_closed_at_any_moment(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also between the end of the rank's loop and that of its thread, where nothing can be posted any more."""
+    loop_closed, thread_may_end, run = threading.Event(), threading.Event(), asyncio.run
+
+    def lingering(main: Coroutine[Any, Any, None]) -> None:
+        run(main)
+        loop_closed.set()
+        thread_may_end.wait(10)
+
+    monkeypatch.setattr("tandem.engine.rank.threaded.asyncio.run", lingering)
+    prefill = Worker(Role.PREFILL, 1)
+    await prefill.start()
+    sender = prefill.ranks[0].sender(7)
+    await prefill.hub.close()
+    assert await asyncio.to_thread(loop_closed.wait, 10)
+    assert "rank dp0.pp0.tp0 lost its service: " in caplog.text
+    sender.abort(ErrorReason.CANCELLED, "the engine was told to")
+    thread = prefill.ranks[0]._thread
+    join = thread.join
+
+    def join_and_let_end(timeout_s: float) -> None:
+        thread_may_end.set()
+        join(timeout_s)
+
+    monkeypatch.setattr(thread, "join", join_and_let_end)
+    await asyncio.to_thread(prefill.ranks[0].close)
 
 
 async def test_ranks_that_do_not_come_are_counted() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import threading
@@ -54,8 +55,8 @@ class ThreadedRank:
 
     def close(self) -> None:
         """Ends every room and the thread."""
-        if self._loop is not None and self._stop is not None and self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._stop.set)
+        if self._loop is not None and self._stop is not None:
+            self._post(self._stop.set)
             self._thread.join(START_TIMEOUT_S)
 
     def sender(self, room: int) -> SenderHandle:
@@ -76,7 +77,8 @@ class ThreadedRank:
 
     def _post(self, call: Callable[..., object], *args: object) -> None:
         assert self._loop is not None, "start() comes first"
-        if not self._loop.is_closed():
+        # The loop may close at any moment, when the service hangs up. What a call would act on has ended then.
+        with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(call, *args)
 
     def _run(self) -> None:
@@ -110,10 +112,19 @@ class ThreadedRank:
                     part.cancel()
                 await asyncio.gather(*pending, return_exceptions=True)
                 if stop not in done:
-                    log.error("rank %s lost its service", self._setup.rank)
+                    log.error("rank %s lost its service: %s", self._setup.rank, _why_lost(done))
                 call.cancel()
         finally:
             await attachment.agent.close()
+
+
+def _why_lost(ended: set[asyncio.Task[Any]]) -> str:
+    """In words. Raises what is neither the service's end nor the connection's: a defect of ours."""
+    for error in filter(None, (task.exception() for task in ended)):
+        if not isinstance(error, grpc.aio.AioRpcError | asyncio.InvalidStateError):
+            raise error
+        return str(error.details() if isinstance(error, grpc.aio.AioRpcError) else error)
+    return "it hung up"
 
 
 class _Attachment:

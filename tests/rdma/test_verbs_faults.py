@@ -104,13 +104,14 @@ async def test_a_write_that_the_device_refuses_fails_alone(bench: Bench, what: s
 
 async def test_more_tags_than_receive_requests_break_no_lane(bench: Bench) -> None:
     """The receiver does not look for a while, and the sender believes in more room than there is."""
-    await bench.lane()
+    lane = await bench.lane()
     await bench.sender.call("tamper", what="credit")
     key = await bench.begin()
     time_to_run_out = time.monotonic() + 1.0
     while time.monotonic() < time_to_run_out:  # on purpose: this loop takes no completions meanwhile
         sum(range(10_000))
     assert (await asyncio.wait_for(bench.sender.call("wait", key=key), 60))["status"] == "done"
+    assert any(rail.life >= 2 for rail in lane._rails), "there was room for all of it"  # type: ignore[attr-defined]
     await bench.expect_good()
 
 
@@ -181,8 +182,9 @@ async def test_links_that_stay_down_end_the_lane_and_another_works_when_they_are
     await bench.expect_good()
 
 
-@pytest.mark.timeout(900)  # beside other work an emulated processor takes ten minutes
-async def test_nothing_changes_after_any_of_1000_revocations(bench: Bench) -> None:
+@pytest.mark.timeout(900)  # beside other work an emulated processor takes ten minutes for a thousand
+@pytest.mark.parametrize("trials", [150, pytest.param(1_000, marks=pytest.mark.long)])
+async def test_nothing_changes_after_any_of_many_revocations(bench: Bench, trials: int) -> None:
     """A sender that goes on writing, and a receiver that takes its grant back at some moment."""
     lane = await bench.lane()
     random = np.random.default_rng(1)
@@ -190,7 +192,7 @@ async def test_nothing_changes_after_any_of_1000_revocations(bench: Bench) -> No
     lengths = np.full(PAGES, 4096, np.uint64)
     target = bench.pool[: PAGES * 4096]
     ends = Counter[str]()
-    for trial in range(2, 1002):
+    for trial in range(2, trials + 2):
         order = random.permutation(pages)
         grant = lane.grant(GrantId(trial), order, lengths)
         arrays = {"src": order.tolist(), "dst": order.tolist(), "lengths": lengths.tolist()}
@@ -204,4 +206,4 @@ async def test_nothing_changes_after_any_of_1000_revocations(bench: Bench) -> No
         assert end["status"] in ("refused", "done"), f"trial {trial}: {end}"
         ends[end["status"]] += 1
         target[:] = 0
-    assert ends["refused"] > 100, f"too few revocations came in the middle of a write: {ends}"
+    assert ends["refused"] > trials / 10, f"too few revocations came in the middle of a write: {ends}"

@@ -48,7 +48,7 @@ def handed_over(config: pytest.Config) -> tuple[str, ...]:
 def pytest_inside(tests: tuple[str, ...]) -> tuple[str, ...]:
     """The command that runs tests in a guest with a folder for results, and reports there."""
     report = f"--junitxml={guest.RESULTS_INSIDE}/{REPORT}"
-    options = ("-p", "no:cacheprovider", "-m", "rdma", f"--timeout={TEST_TIMEOUT_S}", report)
+    options = ("-p", "no:cacheprovider", "-m", "rdma", f"--timeout={TEST_TIMEOUT_S}", "--durations=10", report)
     return (sys.executable, "-m", "pytest", *options, *tests)
 
 

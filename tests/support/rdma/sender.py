@@ -113,7 +113,7 @@ class SenderSide:
                 case "rkey":
                     rail._keys = replace(keys, remote=keys.remote ^ np.uint32(0x55))
                 case "credit":
-                    rail._most_credits = rail._credits = 1 << 20
+                    rail._credits = 1 << 20  # of this life of the queue pair; the next begins with what is true
         if what == "end":
             memory = lane._remote  # type: ignore[attr-defined]
             memory._shifts[-1] += np.uint64(4096)

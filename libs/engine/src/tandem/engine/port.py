@@ -11,6 +11,7 @@ from tandem.core.errors import TandemError
 from tandem.core.ids import Nonce, RankId, RequestId, RoomId, WorkerLife
 from tandem.core.layout import KvLayout
 from tandem.core.room.events import Why
+from tandem.engine.measures import RankReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +184,15 @@ class EngineStatus:
     """Peer worker id to provider name."""
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Everything that an engine can be asked about itself, for operators."""
+
+    status: EngineStatus
+    ranks: tuple[RankReport, ...]
+    """In order of rank."""
+
+
 class Engine(Protocol):
     """An engine in one role. Every method runs on the worker's event loop."""
 
@@ -209,7 +219,10 @@ class Engine(Protocol):
         """A peer's life is over: its links close, its rooms fail with PEER_LOST."""
 
     async def status(self) -> EngineStatus:
-        """The state of this moment."""
+        """The state of this moment. Raises TandemError if a rank does not say."""
+
+    async def measured(self) -> Measured:
+        """The same, and what its ranks have measured."""
 
     def rank_pids(self) -> Sequence[int]:
         """Processes of its ranks; empty if they are in this one, or have not started."""

@@ -3,8 +3,10 @@
 isort:skip_file
 Inside one worker: between the service and the ranks of its engine."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from tandem.v1 import common_pb2 as _common_pb2
 from tandem.v1 import session_pb2 as _session_pb2
 import builtins as _builtins
@@ -379,16 +381,20 @@ class PollStatus(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Echoed in the answer."""
+    metrics: _builtins.bool
+    """Whether the answer shall have RankStatus.metrics."""
     def __init__(
         self,
         *,
         id: _builtins.int = ...,
+        metrics: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "metrics", b"metrics"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -402,22 +408,240 @@ class RankStatus(_message.Message):
 
     STATUS_FIELD_NUMBER: _builtins.int
     POLL_ID_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
     poll_id: _builtins.int
     """Id of the PollStatus that asked, or 0."""
     @_builtins.property
     def status(self) -> _session_pb2.WorkerStatus:
         """The rank's share of WorkerStatus; worker-wide fields are empty."""
 
+    @_builtins.property
+    def metrics(self) -> Global___RankMetrics:
+        """Set by the rank if the PollStatus asked for it."""
+
     def __init__(
         self,
         *,
         status: _session_pb2.WorkerStatus | None = ...,
         poll_id: _builtins.int = ...,
+        metrics: Global___RankMetrics | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["metrics", b"metrics", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["poll_id", b"poll_id", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["metrics", b"metrics", "poll_id", b"poll_id", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RankStatus: _TypeAlias = RankStatus  # noqa: Y015
+
+@_typing.final
+class RankMetrics(_message.Message):
+    """What a rank has measured. What counts does so from the rank's start and never falls, so that a poll that is lost
+    loses nothing.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROOMS_FIELD_NUMBER: _builtins.int
+    ROOMS_OVERDUE_FIELD_NUMBER: _builtins.int
+    OLDEST_ROOM_MS_FIELD_NUMBER: _builtins.int
+    ROOMS_SUCCEEDED_FIELD_NUMBER: _builtins.int
+    ROOMS_FAILED_FIELD_NUMBER: _builtins.int
+    QUEUE_FIELD_NUMBER: _builtins.int
+    ROOM_FIELD_NUMBER: _builtins.int
+    ABORTS_SENT_FIELD_NUMBER: _builtins.int
+    ABORTS_RECEIVED_FIELD_NUMBER: _builtins.int
+    REVOKED_FIELD_NUMBER: _builtins.int
+    FENCE_FIELD_NUMBER: _builtins.int
+    QUEUE_PAIRS_REPLACED_FIELD_NUMBER: _builtins.int
+    PEERS_FIELD_NUMBER: _builtins.int
+    LOOP_LAG_FIELD_NUMBER: _builtins.int
+    CPU_MS_FIELD_NUMBER: _builtins.int
+    RESIDENT_BYTES_FIELD_NUMBER: _builtins.int
+    OPEN_FDS_FIELD_NUMBER: _builtins.int
+    rooms_overdue: _builtins.int
+    """Open rooms that are past their deadline."""
+    oldest_room_ms: _builtins.int
+    """Age of the oldest open room, in milliseconds; 0 if there is none."""
+    rooms_succeeded: _builtins.int
+    """Rooms that ended well."""
+    aborts_sent: _builtins.int
+    """Aborts sent to the other side."""
+    aborts_received: _builtins.int
+    """Aborts that the other side sent."""
+    queue_pairs_replaced: _builtins.int
+    """Provider verbs: queue pairs that broke or were fenced, and were made anew."""
+    cpu_ms: _builtins.int
+    """Processor time of the rank's process, in milliseconds."""
+    resident_bytes: _builtins.int
+    """Resident memory of the rank's process, in bytes."""
+    open_fds: _builtins.int
+    """File descriptors that the rank's process has open."""
+    @_builtins.property
+    def rooms(self) -> _containers.RepeatedCompositeFieldContainer[Global___NamedCount]:
+        """Open rooms by the state of their machine, as in ARCHITECTURE.md, in lower case."""
+
+    @_builtins.property
+    def rooms_failed(self) -> _containers.RepeatedCompositeFieldContainer[Global___NamedCount]:
+        """Rooms that ended badly, by reason."""
+
+    @_builtins.property
+    def queue(self) -> Global___Distribution:
+        """Per room, from its ticket until the engine begins: prefill has its first chunk, decode has reserved its pages."""
+
+    @_builtins.property
+    def room(self) -> Global___Distribution:
+        """Per room that ended well, from there to its end."""
+
+    @_builtins.property
+    def revoked(self) -> _containers.RepeatedCompositeFieldContainer[Global___NamedCount]:
+        """Decode: grants taken back before all that they were for had landed, by provider."""
+
+    @_builtins.property
+    def fence(self) -> Global___Distribution:
+        """Per room that failed, until nothing of it moves any more."""
+
+    @_builtins.property
+    def peers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PeerMetrics]:
+        """Lanes by peer and provider: 512 at most, and those of the peers "other"."""
+
+    @_builtins.property
+    def loop_lag(self) -> Global___Distribution:
+        """How late the rank's event loop was, looked at every 100 ms."""
+
+    def __init__(
+        self,
+        *,
+        rooms: _abc.Iterable[Global___NamedCount] | None = ...,
+        rooms_overdue: _builtins.int = ...,
+        oldest_room_ms: _builtins.int = ...,
+        rooms_succeeded: _builtins.int = ...,
+        rooms_failed: _abc.Iterable[Global___NamedCount] | None = ...,
+        queue: Global___Distribution | None = ...,
+        room: Global___Distribution | None = ...,
+        aborts_sent: _builtins.int = ...,
+        aborts_received: _builtins.int = ...,
+        revoked: _abc.Iterable[Global___NamedCount] | None = ...,
+        fence: Global___Distribution | None = ...,
+        queue_pairs_replaced: _builtins.int = ...,
+        peers: _abc.Iterable[Global___PeerMetrics] | None = ...,
+        loop_lag: Global___Distribution | None = ...,
+        cpu_ms: _builtins.int = ...,
+        resident_bytes: _builtins.int = ...,
+        open_fds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence", "loop_lag", b"loop_lag", "queue", b"queue", "room", b"room"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aborts_received", b"aborts_received", "aborts_sent", b"aborts_sent", "cpu_ms", b"cpu_ms", "fence", b"fence", "loop_lag", b"loop_lag", "oldest_room_ms", b"oldest_room_ms", "open_fds", b"open_fds", "peers", b"peers", "queue", b"queue", "queue_pairs_replaced", b"queue_pairs_replaced", "resident_bytes", b"resident_bytes", "revoked", b"revoked", "room", b"room", "rooms", b"rooms", "rooms_failed", b"rooms_failed", "rooms_overdue", b"rooms_overdue", "rooms_succeeded", b"rooms_succeeded"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RankMetrics: _TypeAlias = RankMetrics  # noqa: Y015
+
+@_typing.final
+class NamedCount(_message.Message):
+    """How often something was seen."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """What."""
+    count: _builtins.int
+    """How often."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NamedCount: _TypeAlias = NamedCount  # noqa: Y015
+
+@_typing.final
+class Distribution(_message.Message):
+    """Durations, sorted into buckets."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BOUNDS_S_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    SUM_S_FIELD_NUMBER: _builtins.int
+    sum_s: _builtins.float
+    """All durations together, in seconds."""
+    @_builtins.property
+    def bounds_s(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Upper bounds of the buckets, in seconds, rising."""
+
+    @_builtins.property
+    def counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Durations per bucket; one more than bounds, for what is over all of them."""
+
+    def __init__(
+        self,
+        *,
+        bounds_s: _abc.Iterable[_builtins.float] | None = ...,
+        counts: _abc.Iterable[_builtins.int] | None = ...,
+        sum_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bounds_s", b"bounds_s", "counts", b"counts", "sum_s", b"sum_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Distribution: _TypeAlias = Distribution  # noqa: Y015
+
+@_typing.final
+class PeerMetrics(_message.Message):
+    """What went over the lanes to one peer by one provider."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PEER_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    LINKS_FIELD_NUMBER: _builtins.int
+    LINKS_OPENED_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    CHUNKS_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    peer: _builtins.str
+    """Worker id of the peer, or "other" for all that came after the first 512."""
+    provider: _builtins.str
+    """Name of the provider."""
+    links: _builtins.int
+    """Links that are up now."""
+    links_opened: _builtins.int
+    """Links opened so far."""
+    bytes: _builtins.int
+    """Bytes moved, metadata rows included, of rooms that failed later too."""
+    chunks: _builtins.int
+    """Chunks moved."""
+    @_builtins.property
+    def chunk(self) -> Global___Distribution:
+        """Prefill: per chunk, from its write until decode has it."""
+
+    def __init__(
+        self,
+        *,
+        peer: _builtins.str = ...,
+        provider: _builtins.str = ...,
+        links: _builtins.int = ...,
+        links_opened: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        chunks: _builtins.int = ...,
+        chunk: Global___Distribution | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "chunk", b"chunk", "chunks", b"chunks", "links", b"links", "links_opened", b"links_opened", "peer", b"peer", "provider", b"provider"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeerMetrics: _TypeAlias = PeerMetrics  # noqa: Y015

@@ -8,8 +8,7 @@ import random
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -35,6 +34,7 @@ from tandem.rpc.client import open_channel
 from tandem.rpc.credentials import Credentials, TlsSettings
 from tandem.rpc.exits import ExitCode
 from tandem.rpc.metrics import Metrics
+from tandem.rpc.metrics_server import HttpServer
 from tandem.rpc.run import Stop, announce
 from tandem.rpc.server import GrpcServer
 from tandem.rpc.tasks import TaskSupervisor
@@ -46,15 +46,6 @@ log = logging.getLogger(__name__)
 ADMIN_GRACE_MS: Final = 1000
 LISTEN_BACKLOG: Final = 2048
 KEEP_ALIVE_S: Final = 75
-
-
-class _HttpServer(uvicorn.Server):
-    """uvicorn without its signal handlers: the service has its own."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Captures none."""
-        yield
 
 
 class Gateway:
@@ -144,7 +135,7 @@ class Gateway:
             await self._admin.set_ready(not self._missing())
             await self._pool.wait_changed()
 
-    def _build_http(self, router: Router, metrics: Metrics, counted: GatewayMetrics) -> _HttpServer:
+    def _build_http(self, router: Router, metrics: Metrics, counted: GatewayMetrics) -> HttpServer:
         settings = self._settings
         fallback = settings.served_model_name or Path(settings.model_path).name
         catalog = Catalog(self._pool, fallback, only=settings.served_model_name)
@@ -183,7 +174,7 @@ class Gateway:
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=max(1, settings.drain_timeout_ms // 1000),
         )
-        return _HttpServer(config)
+        return HttpServer(config)
 
 
 async def serve(settings: GatewaySettings, tls: TlsSettings, stop: Stop) -> int:

@@ -19,7 +19,7 @@ from tandem.engine.mock.memory import RankMemory, layout_of
 from tandem.engine.mock.prefill import PrefillScheduler
 from tandem.engine.mock.rank_port import MakeRank, RankPort, RoomPort, agents
 from tandem.engine.mock.settings import MockSettings
-from tandem.engine.port import EngineFacts, EngineStatus, Job, PoolStatus, RankInfo, Sink, Ticket
+from tandem.engine.port import EngineFacts, EngineStatus, Job, Measured, PoolStatus, RankInfo, Sink, Ticket
 from tandem.engine.rank.settings import RankSettings
 from tandem.rpc.tasks import TaskSupervisor
 
@@ -137,6 +137,11 @@ class MockEngine:
             checksum_failures=sum(each.checksum_failures for each in counters),
             links={peer: provider for each in counters for peer, provider in each.links.items()},
         )
+
+    async def measured(self) -> Measured:
+        """The same, and what its ranks have measured."""
+        reports = tuple(rank.report() for rank in self._running().ranks.values())
+        return Measured(await self.status(), reports)
 
     def rank_pids(self) -> Sequence[int]:
         """None: its ranks are in this process."""

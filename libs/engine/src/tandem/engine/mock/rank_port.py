@@ -11,6 +11,7 @@ from tandem.core.errors import ErrorReason
 from tandem.core.ids import RankId, Role, RoomId, WorkerLife
 from tandem.core.layout import KvLayout
 from tandem.core.room.events import Phase, Why
+from tandem.engine.measures import RankReport
 from tandem.engine.port import RankInfo, Ticket
 from tandem.engine.rank.agent import RankAgent, RankSetup
 from tandem.engine.rank.counters import RankCounters
@@ -78,6 +79,7 @@ class RankPort(Protocol):
     def peer_gone(self, life: WorkerLife) -> None: ...
     def sender(self, room: RoomId) -> SenderPort: ...
     def receiver(self, room: RoomId) -> ReceiverPort: ...
+    def report(self) -> RankReport: ...
 
 
 MakeRank = Callable[[Role, RankId, KvLayout, tuple[Pool, ...]], RankPort]

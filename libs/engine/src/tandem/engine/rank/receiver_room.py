@@ -70,7 +70,7 @@ class ReceiverRoom(RoomShell):
         if link.open_offers >= link.offer_credit:
             self.feed(Broken(Why(ErrorReason.OVERLOADED, f"{link.offer_credit} offers to {link.peer} are open")))
             return
-        self._started_s = self._loop.time()
+        self._begin()
         self._entries = tuple(entries)
         self._prefix_len = decode_prefix_len
         ranges = self._host.pools.own(self._entries)
@@ -151,6 +151,8 @@ class ReceiverRoom(RoomShell):
 
     async def _quiesce(self) -> None:
         if self._grant is not None:
+            if self.link is not None:
+                self._host.counters.measures.revoked[self.link.provider] += 1
             await self._grant.revoke()
             try:
                 await self._host.staging.settle()

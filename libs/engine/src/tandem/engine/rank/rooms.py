@@ -64,6 +64,8 @@ class RoomShell(ABC):
         self._stepping = False
         self._started_s: float | None = None
         self._loop = asyncio.get_running_loop()
+        self.opened_s = self._loop.time()
+        """When its ticket was opened, in the loop's seconds."""
         self._timer: asyncio.TimerHandle | None = None
         self._arm()
 
@@ -76,6 +78,11 @@ class RoomShell(ABC):
     def grant_id(self) -> int:
         """Its grant, or 0."""
         return self._machine.grant_id or 0
+
+    @property
+    def state(self) -> str:
+        """Of its machine."""
+        return str(self._machine.state.value)
 
     def attach(self, handle: RoomHandle) -> None:
         """The engine takes hold of the room."""
@@ -95,6 +102,12 @@ class RoomShell(ABC):
                 self._publish()
         finally:
             self._stepping = False
+
+    def _begin(self) -> None:
+        """The engine begins with the room."""
+        if self._started_s is None:
+            self._started_s = self._loop.time()
+            self._host.counters.measures.queue_s.observe(self._started_s - self.opened_s)
 
     def _arm(self) -> None:
         deadline = self._machine.next_deadline()
@@ -120,9 +133,10 @@ class RoomShell(ABC):
         try:
             match effect:
                 case Fence():
-                    self._host.spawn(self._quiesce(), f"fence {self.room}")
+                    self._host.spawn(self._fence(), f"fence {self.room}")
                 case SendAbort(why):
                     if self.link is not None:
+                        self._host.counters.measures.aborts_sent += 1
                         self.link.send_abort(self.room, self.grant_id, why)
                 case SendAbortAck():
                     if self.link is not None:
@@ -141,6 +155,11 @@ class RoomShell(ABC):
     def act(self, effect: Effect) -> None:
         """Carries out an effect that only this side knows. Raises TandemError if it can't be."""
 
+    async def _fence(self) -> None:
+        began = self._loop.time()
+        await self._quiesce()
+        self._host.counters.measures.fence_s.observe(self._loop.time() - began)
+
     @abstractmethod
     async def _quiesce(self) -> None:
         """Returns once nothing of this room moves any more, then feeds Quiet."""
@@ -150,8 +169,12 @@ class RoomShell(ABC):
             self._timer.cancel()
         if self.link is not None:
             self.link.rooms.discard(self.room)
-        if self._handle is not None and self._started_s is not None:
-            self._handle.elapsed_s = self._loop.time() - self._started_s
+        if self._started_s is not None:
+            elapsed_s = self._loop.time() - self._started_s
+            if self._handle is not None:
+                self._handle.elapsed_s = elapsed_s
+            if why is None:
+                self._host.counters.measures.room_s.observe(elapsed_s)
         if why is not None and why.reason is ErrorReason.CHECKSUM_MISMATCH:
             self._host.counters.checksum_failures += 1
         self._host.room_ended(self, why)

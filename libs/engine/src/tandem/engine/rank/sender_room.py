@@ -83,8 +83,7 @@ class SenderRoom(RoomShell):
 
     def push(self, chunk: Chunk) -> None:
         """The engine finished a chunk."""
-        if self._started_s is None:
-            self._started_s = self._loop.time()
+        self._begin()
         self._chunks.append(chunk)
         self.feed(ChunkReady(ChunkIndex(len(self._chunks) - 1), chunk.last))
 
@@ -166,6 +165,8 @@ class SenderRoom(RoomShell):
         result = await transfer.wait()
         self._transfers.discard(transfer)
         if result.status is TransferStatus.DONE:
+            if self.link is not None:
+                self.link.measures.moved(result.bytes, result.elapsed_ns / 1e9)
             self.feed(ChunkMoved(index, result.bytes, result.checksum))
         elif self.link is not None and self.link.down is not None:
             self.feed(Broken(self.link.down))  # the link's end is the cause, not the chunk's

@@ -33,6 +33,7 @@ from tandem.rpc import logs
 from tandem.rpc.client import open_channel
 from tandem.rpc.credentials import Credentials, TlsSettings
 from tandem.rpc.exits import ExitCode
+from tandem.rpc.loop_lag import measure_lag
 from tandem.rpc.metrics import Metrics
 from tandem.rpc.metrics_server import HttpServer
 from tandem.rpc.run import Stop, announce
@@ -74,6 +75,9 @@ class Gateway:
         callbacks = WatchCallbacks(joined=self._pool.joined, left=self._pool.left, changed=self._pool.changed)
         self._watcher = ClusterWatcher(self._bootstrap, rng=rng, callbacks=callbacks)
         self._pool.follow(lambda: self._watcher.view, lambda: self._watcher.connected)
+        counted.follow(self._pool.standings, lambda: self._watcher.connected)
+        counted.limit.set(settings.max_concurrent)
+        self._lag = counted.lag
         self._tokenizer = PromptTokenizer(encoder, threads=settings.tokenizer_threads)
         router = Router(
             self._pool,
@@ -82,12 +86,13 @@ class Gateway:
             encoder.text,
             on_retry=counted.count_retry,
             on_resume=counted.resumed.inc,
+            on_picked=counted.queue.observe,
         )
         self._admin = GrpcServer(credentials=credentials, on_call=metrics.count_rpc)
         servicer = AdminServicer(self._pool, router, self._bootstrap)
         self._admin.add(admin_pb2_grpc.add_AdminServiceServicer_to_server, servicer, "tandem.v1.AdminService")
         self._http = self._build_http(router, metrics, counted)
-        self._tasks = TaskSupervisor(on_crash=on_crash, max_tasks=2)
+        self._tasks = TaskSupervisor(on_crash=on_crash, max_tasks=3)
         self._serving: asyncio.Task[None] | None = None
         self._draining = False
         self.http_address = ""
@@ -106,6 +111,7 @@ class Gateway:
         self._watcher.start()
         self._serving = self._tasks.spawn(self._http.serve(sockets=[listener]), "http")
         self._tasks.spawn(self._publish_readiness(), "readiness")
+        self._tasks.spawn(measure_lag(self._lag.observe), "event loop lag")
         log.info("HTTP on %s, AdminService on %s", self.http_address, self.admin_address)
 
     async def stop(self) -> None:

@@ -98,6 +98,7 @@ class GenerationEndpoint:
         try:
             async with asyncio.timeout_at(journey.deadline + WRITE_GRACE_S):
                 sequences = await self._works.preparer.prepare(call)
+                watch.prepared()
                 self._works.metrics.tokens.labels("prompt").inc(
                     sum(len(one.input_ids) for one in sequences if one.choice == 0)
                 )

@@ -104,7 +104,9 @@ class Router:
         dice: Dice | None = None,
         on_retry: Callable[[ErrorReason], None] = lambda _: None,
         on_resume: Callable[[], None] = lambda: None,
+        on_picked: Callable[[float], None] = lambda _: None,
     ) -> None:
+        """on_picked: gets the seconds that an attempt has waited for workers."""
         self._workers = workers
         self._settings = settings
         self._choosers = {role: _Chooser(policies[role]) for role in Role}
@@ -112,6 +114,7 @@ class Router:
         self._dice = dice or Dice()
         self._on_retry = on_retry
         self._on_resume = on_resume
+        self._on_picked = on_picked
 
     def set_policy(self, policy: PolicyName) -> PolicyName:
         """Takes another policy for both roles from now on; returns decode's former one."""
@@ -168,10 +171,13 @@ class Router:
         waits for them a while.
         """
         loop = asyncio.get_running_loop()
-        until = loop.time() + self._settings.retry_wait_ms / 1000
+        began = loop.time()
+        until = began + self._settings.retry_wait_ms / 1000
         while True:
             try:
-                return self._pick(model, avoid)
+                picked = self._pick(model, avoid)
+                self._on_picked(loop.time() - began)
+                return picked
             except TandemError:
                 if loop.time() >= until or not (avoid or self._workers.known(model)):
                     raise

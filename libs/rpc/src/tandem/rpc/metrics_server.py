@@ -68,6 +68,7 @@ class MetricsServer:
             access_log=False,
             server_header=False,
             proxy_headers=False,
+            log_level="warning",
             limit_concurrency=MAX_CONNECTIONS,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=CLOSE_S,

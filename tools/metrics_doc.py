@@ -52,8 +52,8 @@ LABELS: Final = {
 INTRO: Final = """\
 # Metrics
 
-Each service answers `GET /metrics` in Prometheus' text format: the gateway on the port of its HTTP, the others on a port
-of their own.
+Each service answers `GET /metrics` in Prometheus' text format: the gateway on the port of its HTTP, the others on a
+port of their own.
 
 | service | where | setting |
 |---|---|---|
@@ -62,8 +62,8 @@ of their own.
 | prefill | the same | `TANDEM_PREFILL_METRICS_ADDRESS` |
 | decode | the same | `TANDEM_DECODE_METRICS_ADDRESS` |
 
-These are the defaults; an empty address turns it off. `tandem up` writes the addresses to its state file, as `metrics` of each process. There are
-no prompts, answers or secrets in metrics, but names of workers and models; who can reach the port can read them.
+These are the defaults; an empty address turns it off. `tandem up` writes the addresses to its state file, as `metrics`
+of each process. Metrics hold no prompts, answers or secrets, but names of workers. Who can reach a port can read them.
 
 - `deploy/prometheus/prometheus.yml` collects them in containers, `deploy/prometheus/alerts.yml` has alerts, and
   `deploy/grafana/tandem.json` is a dashboard for Grafana.

@@ -26,9 +26,12 @@ def known() -> dict[str, set[str]]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("where", "text", "named"), files.expressions(), ids=lambda value: value[:40] if isinstance(value, str) else ""
-)
+def name_of(value: object) -> str:
+    """In the name of a test."""
+    return value[:40] if isinstance(value, str) else ""
+
+
+@pytest.mark.parametrize(("where", "text", "named"), files.expressions(), ids=name_of)
 def test_an_expression_asks_for_what_exists(where: str, text: str, named: list[str]) -> None:
     labels_of, question = known(), promql.read(text)
     assert question.selectors, where

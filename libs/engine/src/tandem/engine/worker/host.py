@@ -138,10 +138,11 @@ class WorkerHost:
         tasks.spawn(measure_lag(self._metrics.lag.observe), "event loop lag")
 
     async def _scraped(self) -> bytes:
-        """What operators see, asked of every rank now."""
+        """What operators see, asked of every rank now; of none while the engine starts."""
         measured = None
-        with contextlib.suppress(TandemError):
-            measured = await self.engine.measured()
+        if self._serving:
+            with contextlib.suppress(TandemError):
+                measured = await self.engine.measured()
         facts = WorkerFacts(
             sessions=self._sessions,
             submits=self._submitted,

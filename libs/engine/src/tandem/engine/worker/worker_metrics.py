@@ -33,7 +33,7 @@ WORKER: Final = (SESSIONS, SUBMITS, OPEN, DRAINING, STUCK, SERVING)
 ANSWERS: Final = Family(
     "tandem_engine_up",
     GAUGE,
-    "1 if every rank of the engine answered this scrape, else 0: then what follows is absent.",
+    "1 if the worker serves and every rank answered this scrape, else 0: then what is of its engine is absent.",
 )
 SEQUENCES: Final = Family("tandem_engine_sequences", GAUGE, "Sequences in the engine: running or waiting.", ("state",))
 POOL: Final = Family(

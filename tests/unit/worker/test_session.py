@@ -14,8 +14,11 @@ from tandem.core.ids import Incarnation, Role, RoomId, WorkerId, WorkerLife
 from tandem.core.room.events import Why
 from tandem.core.version import CURRENT
 from tandem.engine.port import Job, Sink
+from tandem.engine.worker.leg_trace import LegTraces
 from tandem.engine.worker.session import Session
 from tandem.rpc import convert
+from tandem.rpc.tracing.provider import Tracing
+from tandem.rpc.tracing.settings import TraceSettings
 from tandem.v1 import session_pb2
 
 ROOM = 7
@@ -31,6 +34,7 @@ class Host:
 
     def __init__(self) -> None:
         self.engine: Any = self
+        self.traces = LegTraces(Tracing("prefill", "p0", TraceSettings(enabled=False)), self.role, self.life.worker_id)
         self.submitted = asyncio.Event()
         self.aborted = asyncio.Event()
         self.why: Why | None = None

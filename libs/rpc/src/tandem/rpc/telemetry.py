@@ -29,6 +29,11 @@ class TraceParent:
     def __str__(self) -> str:
         return f"00-{self.trace_id:032x}-{self.span_id:016x}-{int(self.sampled):02x}"
 
+    @property
+    def trace_id_hex(self) -> str:
+        """32 hexadecimal digits."""
+        return f"{self.trace_id:032x}"
+
     def child(self, span_bits: int) -> TraceParent:
         """Another span of the same trace, given 64 random bits."""
         return replace(self, span_id=_nonzero(span_bits, 64))

@@ -60,6 +60,8 @@ class Stopwatch:
         self._duration = metrics.duration.labels(endpoint)
         self._completion = metrics.tokens.labels("completion")
         self._last: dict[int, float] = {}
+        self.first_token_s: float | None = None
+        """Seconds from the request to its first token, once that is there."""
 
     def elapsed(self) -> float:
         """Seconds since the request came."""
@@ -76,7 +78,8 @@ class Stopwatch:
             if one.index in self._last:
                 self._itl.observe((now - self._last[one.index]) / tokens)
             elif not self._last:
-                self._ttft.observe(now - self._started)
+                self.first_token_s = now - self._started
+                self._ttft.observe(self.first_token_s)
             self._last[one.index] = now
 
     def ended(self) -> None:

@@ -51,7 +51,7 @@ def facts_of(span: RoomSpan) -> dict[str, Value]:
         found[names.PAGES] = span.pages
     if span.bytes:
         found[names.BYTES] = span.bytes
-        if span.end_s > span.start_s:
+        if span.step is Step.CHUNK and span.end_s > span.start_s:
             found[names.GB_PER_S] = round(span.bytes / (span.end_s - span.start_s) / 1e9, 3)
     if span.provider:
         found[names.PROVIDER] = span.provider

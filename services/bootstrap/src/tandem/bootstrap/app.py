@@ -16,6 +16,9 @@ from tandem.rpc.exits import ExitCode
 from tandem.rpc.run import Stop, announce
 from tandem.rpc.server import GrpcServer
 from tandem.rpc.tasks import TaskSupervisor
+from tandem.rpc.tracing.provider import Tracing
+from tandem.rpc.tracing.service import add_trace_service
+from tandem.rpc.tracing.settings import TraceSettings
 from tandem.v1 import bootstrap_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -29,10 +32,13 @@ def _store(settings: BootstrapSettings) -> MemoryStore:
 async def serve(settings: BootstrapSettings, tls: TlsSettings, stop: Stop) -> int:
     """Runs the service; returns its exit code."""
     logs.setup("bootstrap", level=settings.log_level, log_format=settings.log_format)
-    log.info("settings:\n%s\n%s", settings.describe(), tls.describe())
+    trace = TraceSettings.load()
+    log.info("settings:\n%s\n%s\n%s", settings.describe(), tls.describe(), trace.describe())
     store = _store(settings)
+    tracing = Tracing("bootstrap", "bootstrap", trace)
     try:
-        server = GrpcServer(credentials=Credentials.from_settings(tls))
+        server = GrpcServer(credentials=Credentials.from_settings(tls), spans=tracing)
+        add_trace_service(server, tracing)
         server.add(bootstrap_pb2_grpc.add_BootstrapServiceServicer_to_server, BootstrapServicer(store), SERVICE_NAME)
         address = server.bind(settings.address)
     except TandemError as error:
@@ -48,4 +54,5 @@ async def serve(settings: BootstrapSettings, tls: TlsSettings, stop: Stop) -> in
     store.close()
     await server.stop(settings.stop_grace_ms)
     await tasks.close()
+    await tracing.close()
     return stop.code

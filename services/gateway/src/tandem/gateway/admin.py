@@ -14,6 +14,7 @@ from tandem.core.policies import policy_named
 from tandem.gateway.pool import SessionPool
 from tandem.gateway.router import Router
 from tandem.rpc import convert
+from tandem.rpc.telemetry import metadata
 from tandem.rpc.tracing.provider import Tracing
 from tandem.rpc.tracing.service import kept_trace, that_fit
 from tandem.v1 import admin_pb2, admin_pb2_grpc, bootstrap_pb2, bootstrap_pb2_grpc, trace_pb2, trace_pb2_grpc
@@ -72,7 +73,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         """Passes the wish on to bootstrap, whose error is passed back."""
         del context
         await self._bootstrap.Drain(
-            bootstrap_pb2.DrainRequest(worker_id=request.worker_id), timeout=BOOTSTRAP_TIMEOUT_S
+            bootstrap_pb2.DrainRequest(worker_id=request.worker_id), timeout=BOOTSTRAP_TIMEOUT_S, metadata=metadata()
         )
         return admin_pb2.DrainWorkerResponse()
 
@@ -82,7 +83,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         """Passes the wish on to bootstrap, whose error is passed back."""
         del context
         await self._bootstrap.Undrain(
-            bootstrap_pb2.UndrainRequest(worker_id=request.worker_id), timeout=BOOTSTRAP_TIMEOUT_S
+            bootstrap_pb2.UndrainRequest(worker_id=request.worker_id), timeout=BOOTSTRAP_TIMEOUT_S, metadata=metadata()
         )
         return admin_pb2.UndrainWorkerResponse()
 

@@ -100,7 +100,7 @@ class Gateway:
             on_retry=counted.count_retry,
             on_resume=counted.resumed.inc,
         )
-        self._admin = GrpcServer(credentials=credentials, on_call=metrics.count_rpc)
+        self._admin = GrpcServer(credentials=credentials, on_call=metrics.count_rpc, spans=self._tracing)
         servicer = AdminServicer(self._pool, router, self._bootstrap, self._tracing, connect)
         self._admin.add(admin_pb2_grpc.add_AdminServiceServicer_to_server, servicer, "tandem.v1.AdminService")
         add_trace_service(self._admin, self._tracing)

@@ -19,7 +19,7 @@ from tandem.core.ids import RequestId
 from tandem.gateway.gateway_metrics import GatewayMetrics
 from tandem.gateway.problems import problem_of
 from tandem.rpc import logs
-from tandem.rpc.telemetry import TRACEPARENT_KEY
+from tandem.rpc.telemetry import TRACEPARENT_KEY, TRACESTATE_KEY
 from tandem.rpc.tracing import names
 from tandem.rpc.tracing.provider import Tracing, fail, remote, trace_id_of, traceparent_of
 
@@ -27,7 +27,6 @@ _REQUEST_ID: Final = re.compile(r"[!-~]{1,128}")
 _OPEN_PATHS: Final = frozenset({"/health", "/ready"})
 """Paths that need no key."""
 _KEY: Final = "tandem_visit"
-_TRACESTATE: Final = "tracestate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +114,7 @@ class Front:
         request_id = _request_id(headers)
         span: Span = INVALID_SPAN
         if path in self._traced:
-            caller = remote(headers.get(TRACEPARENT_KEY, ""), ",".join(headers.getlist(_TRACESTATE)))
+            caller = remote(headers.get(TRACEPARENT_KEY, ""), ",".join(headers.getlist(TRACESTATE_KEY)))
             span = self._tracing.enter(
                 f"{scope['method']} {path}",
                 caller,

@@ -86,7 +86,7 @@ class WorkerHost:
     async def _serve(self, stop: Stop, stack: contextlib.AsyncExitStack) -> None:
         stack.push_async_callback(self._tracing.close)
         credentials = Credentials.from_settings(TlsSettings.load())
-        server = GrpcServer(credentials=credentials)
+        server = GrpcServer(credentials=credentials, spans=self._tracing)
         self._add_service(server, self)
         add_trace_service(server, self._tracing)
         bound = server.bind(f"{self._settings.host}:{self._settings.port}")

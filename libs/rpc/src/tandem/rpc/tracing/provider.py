@@ -25,7 +25,7 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-from tandem.core.errors import ErrorReason
+from tandem.core.errors import ErrorReason, TandemError
 from tandem.rpc.telemetry import parse
 from tandem.rpc.tracing import names
 from tandem.rpc.tracing.export import batches_of, exporter_of
@@ -94,11 +94,36 @@ class Tracing:
         context = set_span_in_context(parent, _EMPTY)
         return self._tracer.start_span(name, context, kind, attributes, start_time=start_ns)
 
+    def call(self, method: str, traceparent: str, tracestate: str) -> RpcSpan:
+        """The span of an RPC that this service was called with, `/package.Service/Method`."""
+        name = method.strip("/")
+        facts = {names.RPC_SYSTEM: "grpc", names.RPC_METHOD: name}
+        return RpcSpan(self.enter(name, remote(traceparent, tracestate), facts))
+
     async def close(self) -> None:
         """Sends what waits for its export, bounded, and ends."""
         if self._exporter is not None:
             self._exporter.closing()
             await asyncio.to_thread(self._provider.shutdown)
+
+
+class RpcSpan:
+    """See tandem.rpc.interceptors.OpenCall."""
+
+    def __init__(self, span: Span) -> None:
+        self._span = span
+
+    @property
+    def traceparent(self) -> str:
+        """For what happens below it."""
+        return traceparent_of(self._span)
+
+    def end(self, code: str, error: TandemError | None) -> None:
+        """The RPC ended with this status code."""
+        self._span.set_attribute(names.RPC_STATUS, code)
+        if error is not None:
+            fail(self._span, error.reason, error.message)
+        self._span.end()
 
 
 def remote(traceparent: str, tracestate: str = "") -> Span:

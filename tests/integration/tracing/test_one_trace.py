@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from typing import Any
+from dataclasses import replace
 
 import pytest
 
 from tandem.cli.trace import Trace
 from tandem.cli.waterfall import layout
+from tandem.core.cluster import ClusterView, WorkerInfo
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.core.ids import RoomId
-from tandem.core.room.events import Why
-from tests.support.tracing.system import Here, named, one, services_here
+from tests.support.tracing.system import CALLER, PROMPT, SLOW, TRACE_ID, give_up_one, named, one, room_of, services_here
 
-TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
-CALLER = "00f067aa0ba902b7"
-SLOW: dict[str, Any] = {"prefill_us_per_token": 500, "chunk_tokens": 16, "decode_us_per_step": 5_000}
 TOLERANCE_NS = 50_000_000
 """Ends are noted by whoever hears of them, so that a child may end a moment after its parent."""
-PROMPT = "Let me tell you a long story about a river. " * 4
-
-
-@pytest.fixture(autouse=True)
-def over_tcp(monkeypatch: pytest.MonkeyPatch) -> None:
-    """KV travels over sockets, whatever the machine has."""
-    monkeypatch.setenv("TANDEM_RANK_PROVIDERS", "tcp")
 
 
 def tree(trace: Trace) -> dict[str, list[str]]:
@@ -198,39 +186,11 @@ async def test_many_requests_of_one_trace_are_told_apart() -> None:
     assert len(named(whole, "attempt")) == 2
 
 
-def _moved(view: Any, info: Any) -> Any:
-    from dataclasses import replace
-
+def _moved(view: ClusterView, info: WorkerInfo) -> ClusterView:
+    """The same, with a worker at an address where nobody is."""
     return replace(view, workers={**view.workers, info.life.worker_id: replace(info, address="127.0.0.1:1")})
 
 
 def legs_of(trace: Trace, attempt: str) -> set[str]:
     """Ids of an attempt's legs."""
     return {span.span_id for span in trace.spans if span.parent_id == attempt}
-
-
-async def room_of(here: Here, worker_id: str) -> RoomId:
-    """The room that runs on a mock worker, once pages are offered for it."""
-    async with asyncio.timeout(20):
-        while True:
-            for room in _moving(here, worker_id):
-                return room
-            await asyncio.sleep(0.002)
-
-
-def _moving(here: Here, worker_id: str) -> Iterator[RoomId]:
-    engine: Any = here.hosts[worker_id].engine
-    for leg in engine._running().book.legs.values():
-        if leg.lease is not None:
-            yield leg.room
-
-
-async def give_up_one(here: Here, reason: ErrorReason) -> None:
-    """Ends the room that runs, on whichever decode worker has it."""
-    async with asyncio.timeout(20):
-        while True:
-            for worker_id in (name for name in here.hosts if name.startswith("d")):
-                for room in _moving(here, worker_id):
-                    assert await here.hosts[worker_id].engine.abort(room, Why(reason, "planted"))
-                    return
-            await asyncio.sleep(0.002)

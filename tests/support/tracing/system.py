@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +12,9 @@ import httpx
 
 from tandem.cli.trace import Trace, trace_of
 from tandem.cli.waterfall import ShownSpan
-from tandem.core.ids import Role
+from tandem.core.errors import ErrorReason
+from tandem.core.ids import Role, RoomId
+from tandem.core.room.events import Why
 from tandem.decode.servicer import add_service as add_decode
 from tandem.decode.settings import DecodeSettings
 from tandem.engine.mock.engine import MockEngine
@@ -28,6 +30,11 @@ from tandem.rpc.run import Stop
 from tests.support.gateway.cluster import MODEL_PATH, bootstrap_here, encoder
 
 MODEL = MODEL_PATH.name
+TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
+CALLER = "00f067aa0ba902b7"
+SLOW: dict[str, Any] = {"prefill_us_per_token": 500, "chunk_tokens": 16, "decode_us_per_step": 5_000}
+"""Settings of the mock with which a request takes long enough to be caught in each of its parts."""
+PROMPT = "Let me tell you a long story about a river. " * 4
 _KINDS: dict[Role, tuple[type[WorkerSettings], Any]] = {
     Role.PREFILL: (PrefillSettings, add_prefill),
     Role.DECODE: (DecodeSettings, add_decode),
@@ -115,3 +122,30 @@ async def _all_here(gateway: Gateway, workers: int) -> None:
     async with asyncio.timeout(30):
         while len(pool.sessions(Role.PREFILL, MODEL)) + len(pool.sessions(Role.DECODE, MODEL)) < workers:
             await pool.wait_changed()
+
+
+async def room_of(here: Here, worker_id: str) -> RoomId:
+    """The room that runs on a mock worker, once pages are offered for it."""
+    async with asyncio.timeout(20):
+        while True:
+            for room in _moving(here, worker_id):
+                return room
+            await asyncio.sleep(0.002)
+
+
+def _moving(here: Here, worker_id: str) -> Iterator[RoomId]:
+    engine: Any = here.hosts[worker_id].engine
+    for leg in engine._running().book.legs.values():
+        if leg.lease is not None:
+            yield leg.room
+
+
+async def give_up_one(here: Here, reason: ErrorReason) -> None:
+    """Ends the room that runs, on whichever decode worker has it."""
+    async with asyncio.timeout(20):
+        while True:
+            for worker_id in (name for name in here.hosts if name.startswith("d")):
+                for room in _moving(here, worker_id):
+                    assert await here.hosts[worker_id].engine.abort(room, Why(reason, "planted"))
+                    return
+            await asyncio.sleep(0.002)

@@ -309,7 +309,7 @@ class RankAgent:
             self.counters.rooms_succeeded += 1
         else:
             self.counters.rooms_failed += 1
-            log.info("room %d failed: %s: %s", room.room, why.reason.value, why.message, extra=room.log_ids)
+            log.info("%s failed: %s: %s", room.label, why.reason.value, why.message, extra=room.log_ids)
         self._on_room_ended(RoomReport(room.room, why, room.bytes_moved, room.trace(self.setup.rank)))
 
     def link_up(self, link: KvLink) -> None:

@@ -171,8 +171,8 @@ class ReceiverRoom(RoomShell):
             try:
                 await self._host.staging.settle()
             except TandemError as error:
-                text = "room %d: what has landed may still appear in its pages: %s"
-                log.error(text, self.room, error.message, extra=self.log_ids)
+                text = "%s: what has landed may still appear in its pages: %s"
+                log.error(text, self.label, error.message, extra=self.log_ids)
         self.feed(Quiet())
 
     def _end(self, why: Why | None) -> None:

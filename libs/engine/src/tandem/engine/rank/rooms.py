@@ -74,6 +74,9 @@ class RoomShell(ABC):
         self._opened_unix_ns = time.time_ns()
         self.log_ids = {"request_id": ticket.request_id, "trace_id": parent.trace_id_hex if parent is not None else ""}
         """For lines of logs about this room."""
+        known = ", ".join(f"{name[:-3]} {value}" for name, value in self.log_ids.items() if value)
+        self.label = f"room {ticket.room} ({known})" if known else f"room {ticket.room}"
+        """Its name in logs. SGLang's processes have a format of their own, which knows no request."""
         self._arm()
 
     @property
@@ -147,7 +150,7 @@ class RoomShell(ABC):
                         self.link.send_abort_ack(self.room, self.grant_id)
                 case Refused(what):
                     self._host.counters.stale_messages += 1
-                    log.debug("room %d: refused %s", self.room, what, extra=self.log_ids)
+                    log.debug("%s: refused %s", self.label, what, extra=self.log_ids)
                 case Ended(why):
                     self._end(why)
                 case _:

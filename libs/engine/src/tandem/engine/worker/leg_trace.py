@@ -11,7 +11,7 @@ from tandem.core.ids import Role, RoomId, WorkerId
 from tandem.core.room.events import Why
 from tandem.engine.port import Delta, Finish, RoomTrace
 from tandem.engine.worker import room_spans
-from tandem.rpc import logs
+from tandem.rpc import convert, logs
 from tandem.rpc.tracing import names
 from tandem.rpc.tracing.provider import Tracing, Value, fail, remote, trace_id_of, traceparent_of
 from tandem.v1 import session_pb2
@@ -33,7 +33,7 @@ class LegTraces:
             names.REQUEST_ID: submit.request_id,
             names.ROOM: str(submit.room),
             names.WORKER: self._worker_id,
-            names.PEER: f"{submit.peer.worker_id}#{submit.peer.incarnation}",
+            names.PEER: str(convert.life_from_proto(submit.peer)),
             names.REQUEST_MODEL: submit.model,
             names.INPUT_TOKENS: len(submit.input_ids),
         }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
@@ -28,9 +28,11 @@ from opentelemetry.trace import (
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.rpc.telemetry import parse
 from tandem.rpc.tracing import names
-from tandem.rpc.tracing.export import batches_of, exporter_of
 from tandem.rpc.tracing.ring import TraceRing
 from tandem.rpc.tracing.settings import TraceSettings
+
+if TYPE_CHECKING:
+    from tandem.rpc.tracing.export import SayOnce
 
 Value = str | bool | int | float | Sequence[str]
 Attributes = Mapping[str, Value]
@@ -67,8 +69,12 @@ class Tracing:
         sampler = ParentBased(TraceIdRatioBased(settings.sample_ratio)) if settings.enabled else ALWAYS_OFF
         self._provider = TracerProvider(sampler, Resource.create(resource), shutdown_on_exit=False, span_limits=_LIMITS)
         self._provider.add_span_processor(self.ring)
-        self._exporter = exporter_of(settings) if settings.enabled and settings.endpoint else None
-        if self._exporter is not None:
+        self._exporter: SayOnce | None = None
+        if settings.enabled and settings.endpoint:
+            # Its import takes every process a fifth of a second, so only those that export have it.
+            from tandem.rpc.tracing.export import batches_of, exporter_of
+
+            self._exporter = exporter_of(settings)
             self._provider.add_span_processor(batches_of(settings, self._exporter))
         self._tracer = self._provider.get_tracer("tandem")
 

@@ -8,9 +8,11 @@ from dataclasses import replace
 import pytest
 
 from tandem.cli.trace import Trace
-from tandem.cli.waterfall import layout
+from tandem.cli.waterfall import ShownSpan, layout
 from tandem.core.cluster import ClusterView, WorkerInfo
 from tandem.core.errors import ErrorReason, TandemError
+from tandem.rpc.client import open_channel
+from tandem.v1 import admin_pb2, admin_pb2_grpc, trace_pb2, trace_pb2_grpc
 from tests.support.tracing.system import CALLER, PROMPT, SLOW, TRACE_ID, give_up_one, named, one, room_of, services_here
 
 TOLERANCE_NS = 50_000_000
@@ -162,6 +164,37 @@ async def test_every_answer_of_a_batch_has_its_attempt() -> None:
     assert one(trace, "POST /v1/completions").attributes["gen_ai.request.choice.count"] == 4
 
 
+async def test_each_rank_has_spans_of_its_own_and_chunks_of_layers_say_of_which() -> None:
+    async with services_here(mock={"tp_size": 2, "layers": 2, "layers_per_push": 1}) as here:
+        response = await here.ask("short")
+        trace = await here.settled_trace(response.headers["x-request-id"])
+    check_whole(trace)
+    assert sorted(str(span.attributes["tandem.rank"]) for span in named(trace, "receive")) == [
+        "dp0.pp0.tp0",
+        "dp0.pp0.tp1",
+    ]
+    of_layers = {
+        (span.attributes["tandem.first_buffer"], span.attributes["tandem.buffers"]) for span in chunks_of(trace)
+    }
+    assert of_layers == {(0, 2), (1, 2)}, "keys and values of one layer each; all keys lie before all values"
+
+
+async def test_what_an_operator_asks_is_traced_through_bootstrap() -> None:
+    metadata = (("traceparent", f"00-{TRACE_ID}-{CALLER}-01"),)
+    async with services_here() as here:
+        async with open_channel(here.gateway.admin_address) as channel:
+            stub = admin_pb2_grpc.AdminServiceStub(channel)
+            await stub.DrainWorker(admin_pb2.DrainWorkerRequest(worker_id="d0"), metadata=metadata)  # type: ignore[misc]
+        trace = await here.trace(TRACE_ID)
+        async with open_channel(here.gateway._settings.bootstrap_address) as channel:
+            wanted = trace_pb2.GetTraceRequest(trace_id=TRACE_ID)
+            found = await trace_pb2_grpc.TraceServiceStub(channel).GetTrace(wanted)  # type: ignore[misc]
+    (asked,), (drained,) = trace.spans, found.spans
+    assert (asked.name, asked.parent_id) == ("tandem.v1.AdminService/DrainWorker", CALLER)
+    assert (drained.name, drained.parent_span_id) == ("tandem.v1.BootstrapService/Drain", asked.span_id)
+    assert drained.service == "tandem-bootstrap"
+
+
 async def test_a_worker_that_does_not_answer_is_named() -> None:
     async with services_here(decodes=2, mock=SLOW) as here:
         await here.ask(headers={"X-Request-Id": "mine"})
@@ -189,6 +222,11 @@ async def test_many_requests_of_one_trace_are_told_apart() -> None:
 def _moved(view: ClusterView, info: WorkerInfo) -> ClusterView:
     """The same, with a worker at an address where nobody is."""
     return replace(view, workers={**view.workers, info.life.worker_id: replace(info, address="127.0.0.1:1")})
+
+
+def chunks_of(trace: Trace) -> list[ShownSpan]:
+    """Transfers that are not of the metadata row only."""
+    return [span for span in named(trace, "chunk") if span.attributes["tandem.pages"]]
 
 
 def legs_of(trace: Trace, attempt: str) -> set[str]:

@@ -150,8 +150,7 @@ class SenderRoom(RoomShell):
             if buffers is None:
                 self._timeline.begin(Step.CHUNK, chunk=index, pages=pages, provider=link.provider)
             else:
-                first, count = int(buffers.min(initial=0)), int(buffers.size)
-                self._timeline.begin_buffers(index, pages, link.provider, first, count)
+                self._timeline.begin_buffers(index, pages, link.provider, int(buffers.min()), int(buffers.size))
         transfer = link.sender_lane.write(ranges.src, ranges.dst, ranges.lengths, GrantId(self.grant_id), index)
         self._transfers.add(transfer)
         self._host.spawn(self._finish(transfer, index), f"chunk {index} of {self.room}")

@@ -182,6 +182,9 @@ class RoomDouble:
         if (sender := self.wire.other(self)) is not None:
             self.wire.soon(lambda: sender.turn(Phase.WAITING, None))
 
+    def began(self, at_s: float) -> None:
+        """Notes nothing."""
+
     def push(self, kv_pages, state_pages=(), *, last: bool, metadata_row=None, kv_buffers=None) -> None:
         pages = np.asarray(kv_pages).copy()
         self.wire.pushes.append((self.room, self.host.rank, pages.size, last))

@@ -15,7 +15,7 @@ from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import RankId, Role, RoomId, WorkerLife
 from tandem.core.layout import KvLayout
 from tandem.core.room.events import Why
-from tandem.engine.port import EngineStatus, Job, Measured, RankInfo
+from tandem.engine.port import EngineStatus, Job, Measured, RankInfo, RoomTraceSink
 from tandem.engine.rank import reports, status, wire
 from tandem.rpc import convert
 from tandem.rpc.server import GrpcServer
@@ -61,12 +61,19 @@ class RankHub(rank_pb2_grpc.RankHubServiceServicer):
     """Where the ranks of one engine attach. A rank that is lost ends the engine."""
 
     def __init__(
-        self, role: Role, expected_ranks: int, *, on_room_failed: Callable[[RoomId, Why], None] = lambda *_: None
+        self,
+        role: Role,
+        expected_ranks: int,
+        *,
+        on_room_failed: Callable[[RoomId, Why], None] = lambda *_: None,
+        on_room_traced: RoomTraceSink = lambda _: None,
     ) -> None:
-        """on_room_failed: called on the loop for the first rank that reports a failed room."""
+        """on_room_failed: called on the loop for the first rank that reports a failed room. on_room_traced: for every
+        rank that says what it noted of a room."""
         self._role = role
         self._expected = expected_ranks
         self._on_room_failed = on_room_failed
+        self._on_room_traced = on_room_traced
         self._ranks: dict[RankId, _Rank] = {}
         self._all_here = asyncio.Event()
         self._failed: asyncio.Future[TandemError] = asyncio.get_running_loop().create_future()
@@ -242,14 +249,16 @@ class RankHub(rank_pb2_grpc.RankHubServiceServicer):
                 if future is not None and not future.done():
                     _settle(future, message.ticket_opened)
             case "room_ended":
-                self._room_ended(message.room_ended)
+                self._room_ended(rank, message.room_ended)
             case "status":
                 poll = rank.polls.get(message.status.poll_id)
                 if poll is not None and not poll.done():
                     poll.set_result(message.status)
 
-    def _room_ended(self, ended: rank_pb2.RoomEnded) -> None:
+    def _room_ended(self, rank: _Rank, ended: rank_pb2.RoomEnded) -> None:
         room = RoomId(ended.room)
+        if ended.HasField("trace"):
+            self._on_room_traced(wire.trace_of(ended.trace, room, rank.rank))
         if ended.success or room in self._failures:
             return
         why = wire.why_of(ended.failure)
@@ -282,6 +291,7 @@ def _ticket(job: Job, rank: RankId, timeout_ms: int) -> rank_pb2.OpenTicket:
         timeout_ms=timeout_ms,
         traceparent=job.traceparent,
         prompt_tokens=len(job.input_ids),
+        request_id=job.request_id,
     )
 
 

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from tandem.v1 import common_pb2 as _common_pb2
 from tandem.v1 import session_pb2 as _session_pb2
 import builtins as _builtins
@@ -19,6 +20,66 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _RoomStep:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RoomStepEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RoomStep.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ROOM_STEP_UNSPECIFIED: _RoomStep.ValueType  # 0
+    """Never sent."""
+    ROOM_STEP_GRANT_WAIT: _RoomStep.ValueType  # 1
+    """Prefill: from the ticket to decode's offer."""
+    ROOM_STEP_QUEUE: _RoomStep.ValueType  # 2
+    """Prefill: from the offer until the engine computes, where the engine says when that is."""
+    ROOM_STEP_COMPUTE: _RoomStep.ValueType  # 3
+    """Prefill: until the last chunk is computed."""
+    ROOM_STEP_CHUNK: _RoomStep.ValueType  # 4
+    """Prefill: one transfer."""
+    ROOM_STEP_LANDING: _RoomStep.ValueType  # 5
+    """Prefill: from Complete to Landed."""
+    ROOM_STEP_LINK_WAIT: _RoomStep.ValueType  # 6
+    """Decode: from the ticket until the link to the prefill rank is there."""
+    ROOM_STEP_RESERVE: _RoomStep.ValueType  # 7
+    """Decode: until the engine has pages for the prompt."""
+    ROOM_STEP_RECEIVE: _RoomStep.ValueType  # 8
+    """Decode: from the offer until everything has landed and is verified."""
+    ROOM_STEP_LANDED: _RoomStep.ValueType  # 9
+    """Decode: one chunk is in memory; a moment."""
+    ROOM_STEP_CLOSE: _RoomStep.ValueType  # 10
+    """Decode: the grant is closed, and the pages are copied to the device where the pool lies in one."""
+    ROOM_STEP_FENCE: _RoomStep.ValueType  # 11
+    """A room that failed: until nothing of it moves any more."""
+
+class RoomStep(_RoomStep, metaclass=_RoomStepEnumTypeWrapper):
+    """Where the time of a room goes on a rank."""
+
+ROOM_STEP_UNSPECIFIED: RoomStep.ValueType  # 0
+"""Never sent."""
+ROOM_STEP_GRANT_WAIT: RoomStep.ValueType  # 1
+"""Prefill: from the ticket to decode's offer."""
+ROOM_STEP_QUEUE: RoomStep.ValueType  # 2
+"""Prefill: from the offer until the engine computes, where the engine says when that is."""
+ROOM_STEP_COMPUTE: RoomStep.ValueType  # 3
+"""Prefill: until the last chunk is computed."""
+ROOM_STEP_CHUNK: RoomStep.ValueType  # 4
+"""Prefill: one transfer."""
+ROOM_STEP_LANDING: RoomStep.ValueType  # 5
+"""Prefill: from Complete to Landed."""
+ROOM_STEP_LINK_WAIT: RoomStep.ValueType  # 6
+"""Decode: from the ticket until the link to the prefill rank is there."""
+ROOM_STEP_RESERVE: RoomStep.ValueType  # 7
+"""Decode: until the engine has pages for the prompt."""
+ROOM_STEP_RECEIVE: RoomStep.ValueType  # 8
+"""Decode: from the offer until everything has landed and is verified."""
+ROOM_STEP_LANDED: RoomStep.ValueType  # 9
+"""Decode: one chunk is in memory; a moment."""
+ROOM_STEP_CLOSE: RoomStep.ValueType  # 10
+"""Decode: the grant is closed, and the pages are copied to the device where the pool lies in one."""
+ROOM_STEP_FENCE: RoomStep.ValueType  # 11
+"""A room that failed: until nothing of it moves any more."""
+Global___RoomStep: _TypeAlias = RoomStep  # noqa: Y015
 
 @_typing.final
 class AttachRequest(_message.Message):
@@ -191,6 +252,7 @@ class OpenTicket(_message.Message):
     TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     room: _builtins.int
     """The room."""
     nonce: _builtins.bytes
@@ -203,6 +265,8 @@ class OpenTicket(_message.Message):
     """W3C trace context, or empty."""
     prompt_tokens: _builtins.int
     """Prompt length in tokens; says what must be moved."""
+    request_id: _builtins.str
+    """Request that the room is of, for logs; at most 128 characters. Set by the service."""
     @_builtins.property
     def peer(self) -> _common_pb2.WorkerRef:
         """The worker of the other leg."""
@@ -217,10 +281,11 @@ class OpenTicket(_message.Message):
         timeout_ms: _builtins.int = ...,
         traceparent: _builtins.str = ...,
         prompt_tokens: _builtins.int = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["peer", b"peer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["nonce", b"nonce", "peer", b"peer", "peer_address", b"peer_address", "prompt_tokens", b"prompt_tokens", "room", b"room", "timeout_ms", b"timeout_ms", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nonce", b"nonce", "peer", b"peer", "peer_address", b"peer_address", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "room", b"room", "timeout_ms", b"timeout_ms", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -265,6 +330,7 @@ class RoomEnded(_message.Message):
     FAILURE_FIELD_NUMBER: _builtins.int
     KV_BYTES_FIELD_NUMBER: _builtins.int
     CHUNKS_FIELD_NUMBER: _builtins.int
+    TRACE_FIELD_NUMBER: _builtins.int
     room: _builtins.int
     """The room."""
     success: _builtins.bool
@@ -277,6 +343,10 @@ class RoomEnded(_message.Message):
     def failure(self) -> _common_pb2.Failure:
         """Set if not."""
 
+    @_builtins.property
+    def trace(self) -> Global___RoomTrace:
+        """What took the time; absent if the ticket's trace is not sampled. Set by the rank."""
+
     def __init__(
         self,
         *,
@@ -285,14 +355,109 @@ class RoomEnded(_message.Message):
         failure: _common_pb2.Failure | None = ...,
         kv_bytes: _builtins.int = ...,
         chunks: _builtins.int = ...,
+        trace: Global___RoomTrace | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "trace", b"trace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "failure", b"failure", "kv_bytes", b"kv_bytes", "room", b"room", "success", b"success"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "failure", b"failure", "kv_bytes", b"kv_bytes", "room", b"room", "success", b"success", "trace", b"trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RoomEnded: _TypeAlias = RoomEnded  # noqa: Y015
+
+@_typing.final
+class RoomTrace(_message.Message):
+    """What a rank noted of one room, which its service makes spans of."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
+    OPENED_UNIX_NS_FIELD_NUMBER: _builtins.int
+    SPANS_FIELD_NUMBER: _builtins.int
+    DROPPED_SPANS_FIELD_NUMBER: _builtins.int
+    traceparent: _builtins.str
+    """As in OpenTicket: the span that these belong under."""
+    opened_unix_ns: _builtins.int
+    """When the rank opened the room, in nanoseconds since 1970 by its own clock."""
+    dropped_spans: _builtins.int
+    """Spans of chunks that were not kept. Range 0..131072."""
+    @_builtins.property
+    def spans(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoomSpan]:
+        """In order of start. At most 256 of chunks and one of each other step."""
+
+    def __init__(
+        self,
+        *,
+        traceparent: _builtins.str = ...,
+        opened_unix_ns: _builtins.int = ...,
+        spans: _abc.Iterable[Global___RoomSpan] | None = ...,
+        dropped_spans: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped_spans", b"dropped_spans", "opened_unix_ns", b"opened_unix_ns", "spans", b"spans", "traceparent", b"traceparent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoomTrace: _TypeAlias = RoomTrace  # noqa: Y015
+
+@_typing.final
+class RoomSpan(_message.Message):
+    """One step of a room on a rank. Set by the rank; fields that do not belong to its kind are 0 or empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    START_NS_FIELD_NUMBER: _builtins.int
+    END_NS_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    PAGES_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    FIRST_BUFFER_FIELD_NUMBER: _builtins.int
+    BUFFERS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    step: Global___RoomStep.ValueType
+    """The kind of step."""
+    start_ns: _builtins.int
+    """When it began, in nanoseconds since the room was opened."""
+    end_ns: _builtins.int
+    """When it ended, the same; not before start_ns."""
+    chunk: _builtins.int
+    """CHUNK, LANDED: number of the chunk, from 0. Range 0..65535."""
+    pages: _builtins.int
+    """CHUNK, RESERVE, RECEIVE: KV pages. Range 0..4194304."""
+    bytes: _builtins.int
+    """CHUNK, LANDED, RECEIVE: bytes, over all pools."""
+    provider: _builtins.str
+    """CHUNK, RECEIVE: name of the data provider, e.g. "tcp"."""
+    first_buffer: _builtins.int
+    """CHUNK: first buffer of the KV pool that it is of."""
+    buffers: _builtins.int
+    """CHUNK: buffers of the KV pool that it is of; 0 = all."""
+    reason: _builtins.str
+    """Reason of the error catalogue, e.g. "LINK_LOST"; empty if the step ended well."""
+    def __init__(
+        self,
+        *,
+        step: Global___RoomStep.ValueType = ...,
+        start_ns: _builtins.int = ...,
+        end_ns: _builtins.int = ...,
+        chunk: _builtins.int = ...,
+        pages: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        provider: _builtins.str = ...,
+        first_buffer: _builtins.int = ...,
+        buffers: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buffers", b"buffers", "bytes", b"bytes", "chunk", b"chunk", "end_ns", b"end_ns", "first_buffer", b"first_buffer", "pages", b"pages", "provider", b"provider", "reason", b"reason", "start_ns", b"start_ns", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoomSpan: _TypeAlias = RoomSpan  # noqa: Y015
 
 @_typing.final
 class AbortRoom(_message.Message):

@@ -22,6 +22,9 @@ from tandem.rpc.metrics_server import MetricsServer
 from tandem.rpc.run import Stop, announce
 from tandem.rpc.server import GrpcServer
 from tandem.rpc.tasks import TaskSupervisor
+from tandem.rpc.tracing.provider import Tracing
+from tandem.rpc.tracing.service import add_trace_service
+from tandem.rpc.tracing.settings import TraceSettings
 from tandem.v1 import bootstrap_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -48,12 +51,17 @@ def _listener(settings: BootstrapSettings, metrics: Metrics) -> MetricsServer | 
 async def serve(settings: BootstrapSettings, tls: TlsSettings, stop: Stop) -> int:
     """Runs the service; returns its exit code."""
     logs.setup("bootstrap", level=settings.log_level, log_format=settings.log_format)
-    log.info("settings:\n%s\n%s", settings.describe(), tls.describe())
+    trace = TraceSettings.load()
+    log.info("settings:\n%s\n%s\n%s", settings.describe(), tls.describe(), trace.describe())
     counted = BootstrapMetrics(lambda: store.workers, lambda: store.watchers)
     store = _store(settings, counted.changed)
     listener = _listener(settings, counted.metrics)
+    tracing = Tracing("bootstrap", "bootstrap", trace)
     try:
-        server = GrpcServer(credentials=Credentials.from_settings(tls), on_call=counted.metrics.count_rpc)
+        server = GrpcServer(
+            credentials=Credentials.from_settings(tls), on_call=counted.metrics.count_rpc, spans=tracing
+        )
+        add_trace_service(server, tracing)
         server.add(bootstrap_pb2_grpc.add_BootstrapServiceServicer_to_server, BootstrapServicer(store), SERVICE_NAME)
         address = server.bind(settings.address)
         if listener is not None:
@@ -74,4 +82,5 @@ async def serve(settings: BootstrapSettings, tls: TlsSettings, stop: Stop) -> in
     if listener is not None:
         await listener.close()
     await tasks.close()
+    await tracing.close()
     return stop.code

@@ -39,6 +39,9 @@ from tandem.rpc.metrics_server import HttpServer
 from tandem.rpc.run import Stop, announce
 from tandem.rpc.server import GrpcServer
 from tandem.rpc.tasks import TaskSupervisor
+from tandem.rpc.tracing.provider import Tracing
+from tandem.rpc.tracing.service import add_trace_service
+from tandem.rpc.tracing.settings import TraceSettings
 from tandem.rpc.watch import ClusterWatcher, WatchCallbacks
 from tandem.v1 import admin_pb2_grpc
 
@@ -58,8 +61,10 @@ class Gateway:
         tls: TlsSettings,
         encoder: Encoder,
         on_crash: Callable[[str, Exception], None] | None = None,
+        trace: TraceSettings | None = None,
     ) -> None:
-        """on_crash: called if a part of the gateway stops for good, with its name and error."""
+        """on_crash: called if a part of the gateway stops for good, with its name and error. trace: those of the
+        environment if None."""
         self._settings = settings
         credentials = Credentials.from_settings(tls)
         rng = random.Random(secrets.randbits(64))
@@ -67,8 +72,10 @@ class Gateway:
         counted = GatewayMetrics(metrics)
         connect = partial(open_channel, credentials=credentials)
         self._bootstrap = connect(settings.bootstrap_address)
+        gateway_id = f"gateway-{secrets.token_hex(8)}"
+        self._tracing = Tracing("gateway", gateway_id, trace or TraceSettings.load())
         self._pool = SessionPool(
-            PoolSettings(f"gateway-{secrets.token_hex(8)}", settings.session_outbox, STATUS_INTERVAL_MS),
+            PoolSettings(gateway_id, settings.session_outbox, STATUS_INTERVAL_MS),
             connect,
             rng=rng,
         )
@@ -84,13 +91,15 @@ class Gateway:
             RouterSettings(settings.max_attempts, settings.retry_backoff_ms, settings.retry_wait_ms),
             {Role.PREFILL: policy_named(settings.prefill_policy), Role.DECODE: policy_named(settings.decode_policy)},
             encoder.text,
+            self._tracing,
             on_retry=counted.count_retry,
             on_resume=counted.resumed.inc,
             on_picked=counted.queue.observe,
         )
-        self._admin = GrpcServer(credentials=credentials, on_call=metrics.count_rpc)
-        servicer = AdminServicer(self._pool, router, self._bootstrap)
+        self._admin = GrpcServer(credentials=credentials, on_call=metrics.count_rpc, spans=self._tracing)
+        servicer = AdminServicer(self._pool, router, self._bootstrap, self._tracing, connect)
         self._admin.add(admin_pb2_grpc.add_AdminServiceServicer_to_server, servicer, "tandem.v1.AdminService")
+        add_trace_service(self._admin, self._tracing)
         self._http = self._build_http(router, metrics, counted)
         self._tasks = TaskSupervisor(on_crash=on_crash, max_tasks=3)
         self._serving: asyncio.Task[None] | None = None
@@ -127,6 +136,7 @@ class Gateway:
         await self._tasks.close()
         await self._bootstrap.close()
         self._tokenizer.close()
+        await self._tracing.close()
 
     def _missing(self) -> str:
         """What keeps the gateway from being ready; empty if nothing does."""
@@ -157,6 +167,7 @@ class Gateway:
                 settings.stream_buffer_tokens,
                 settings.retry_after_s,
             ),
+            tracing=self._tracing,
         )
         parts = HttpParts(
             works=works,
@@ -186,10 +197,11 @@ class Gateway:
 async def serve(settings: GatewaySettings, tls: TlsSettings, stop: Stop) -> int:
     """Runs a gateway until it is asked to stop; returns the exit code."""
     logs.setup("gateway", level=settings.log_level, log_format=settings.log_format)
-    log.info("settings:\n%s\n%s", settings.describe(), tls.describe())
+    trace = TraceSettings.load()
+    log.info("settings:\n%s\n%s\n%s", settings.describe(), tls.describe(), trace.describe())
     try:
         encoder = await asyncio.to_thread(HuggingFaceEncoder, settings.model_path)
-        gateway = Gateway(settings, tls, encoder, lambda name, _: stop.request(f"{name} crashed", ExitCode.FAILED))
+        gateway = Gateway(settings, tls, encoder, partial(_crashed, stop), trace)
         await gateway.start()
     except (TandemError, OSError) as error:
         log.error("the gateway cannot start: %s", error)
@@ -199,6 +211,11 @@ async def serve(settings: GatewaySettings, tls: TlsSettings, stop: Stop) -> int:
     await stop.wait()
     await gateway.stop()
     return stop.code
+
+
+def _crashed(stop: Stop, name: str, error: Exception) -> None:
+    del error  # it is logged
+    stop.request(f"{name} crashed", ExitCode.FAILED)
 
 
 async def main(stop: Stop) -> int:

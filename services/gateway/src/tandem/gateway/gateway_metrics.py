@@ -168,6 +168,8 @@ class Stopwatch:
         self._prepared = metrics.prepared
         self._meters = metrics.of(endpoint)
         self._paces: dict[int, _Pace] = {}
+        self.first_token_s: float | None = None
+        """Seconds from the request to its first token, once that is there."""
 
     def elapsed(self) -> float:
         """Seconds since the request came."""
@@ -189,7 +191,8 @@ class Stopwatch:
                     pace.tokens += tokens
                 else:
                     if not self._paces:
-                        self._meters.ttft.observe(now - self._started)
+                        self.first_token_s = now - self._started
+                        self._meters.ttft.observe(self.first_token_s)
                     self._paces[one.index] = pace = _Pace(now, now, tokens)
             if pace is not None:
                 # What is void does not count: the sequence is as slow as its client sees it.

@@ -70,7 +70,9 @@ def build_http(parts: HttpParts) -> Starlette:
     front = Middleware(
         Front,
         metrics=parts.works.metrics,
+        tracing=parts.works.tracing,
         endpoints=frozenset(ENDPOINTS),
+        traced=frozenset(path for path, endpoint in endpoints.items() if isinstance(endpoint, GenerationEndpoint)),
         api_keys=parts.api_keys,
         retry_after_s=parts.works.limits.retry_after_s,
     )

@@ -20,7 +20,7 @@ from tandem.core.layout import KvLayout
 from tandem.core.pages import I64
 from tandem.core.room.events import Broken, PeerAborted, PeerQuiet, Phase, Why
 from tandem.engine.measures import RankReport
-from tandem.engine.port import RankInfo, Ticket
+from tandem.engine.port import RankInfo, RoomTrace, Ticket
 from tandem.engine.rank import wire
 from tandem.engine.rank.counters import RankCounters
 from tandem.engine.rank.dialer import Dialer
@@ -72,6 +72,8 @@ class RoomReport:
     room: RoomId
     why: Why | None
     kv_bytes: int
+    trace: RoomTrace | None = None
+    """None where its trace is not sampled."""
 
 
 def call_now(call: Callable[..., object], *args: object) -> None:
@@ -242,6 +244,12 @@ class RankAgent:
             pools = len(self.setup.pools)
             shell.push(chunk_of(_index(kv_pages), states, metadata_row, pools, last=last, kv_buffers=buffers))
 
+    def began(self, room: RoomId, at_s: float) -> None:
+        """The engine began to compute a prompt, at a time of the rank's clock."""
+        shell = self._rooms.get(room)
+        if isinstance(shell, SenderRoom):
+            shell.began(at_s)
+
     def reserve(
         self,
         room: RoomId,
@@ -321,8 +329,8 @@ class RankAgent:
         else:
             self.counters.rooms_failed += 1
             self.counters.measures.rooms_failed[why.reason.value] += 1
-            log.info("room %d failed: %s: %s", room.room, why.reason.value, why.message)
-        self._on_room_ended(RoomReport(room.room, why, room.bytes_moved))
+            log.info("%s failed: %s: %s", room.label, why.reason.value, why.message, extra=room.log_ids)
+        self._on_room_ended(RoomReport(room.room, why, room.bytes_moved, room.trace(self.setup.rank)))
 
     def link_up(self, link: KvLink) -> None:
         """A link and its lane are there."""

@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Coroutine
 from typing import Any, Protocol
 
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.core.ids import RoomId
+from tandem.core.ids import RankId, RoomId
 from tandem.core.room.events import Broken, Effect, Ended, Fence, Input, Refused, SendAbort, SendAbortAck, Tick, Why
 from tandem.core.room.receiver import Receiver
 from tandem.core.room.sender import Sender
-from tandem.engine.port import Ticket
+from tandem.core.room.timeline import Step, Timeline
+from tandem.engine.port import RoomTrace, Ticket
 from tandem.engine.rank import wire
 from tandem.engine.rank.counters import RankCounters
 from tandem.engine.rank.handles import RoomHandle
 from tandem.engine.rank.link import KvLink
 from tandem.engine.rank.pools import PoolMap
 from tandem.engine.rank.staging import Staging
+from tandem.rpc.telemetry import parse
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +70,15 @@ class RoomShell(ABC):
         self.opened_s = self._loop.time()
         """When its ticket was opened, in the loop's seconds."""
         self._timer: asyncio.TimerHandle | None = None
+        parent = parse(ticket.traceparent)
+        self._timeline = Timeline(self._loop.time) if parent is not None and parent.sampled else None
+        """None where the trace is not sampled: then nothing is noted."""
+        self._opened_unix_ns = time.time_ns()
+        self.log_ids = {"request_id": ticket.request_id, "trace_id": parent.trace_id_hex if parent is not None else ""}
+        """For lines of logs about this room."""
+        known = ", ".join(f"{name[:-3]} {value}" for name, value in self.log_ids.items() if value)
+        self.label = f"room {ticket.room} ({known})" if known else f"room {ticket.room}"
+        """Its name in logs. SGLang's processes have a format of their own, which knows no request."""
         self._arm()
 
     @property
@@ -83,6 +95,14 @@ class RoomShell(ABC):
     def state(self) -> str:
         """Of its machine."""
         return str(self._machine.state.value)
+
+    def trace(self, rank: RankId) -> RoomTrace | None:
+        """What was noted of it, once it has ended; None where its trace is not sampled."""
+        timeline = self._timeline
+        if timeline is None:
+            return None
+        spans, parent = timeline.spans(), self.ticket.traceparent
+        return RoomTrace(self.room, rank, parent, self._opened_unix_ns, spans, timeline.dropped)
 
     def attach(self, handle: RoomHandle) -> None:
         """The engine takes hold of the room."""
@@ -133,6 +153,7 @@ class RoomShell(ABC):
         try:
             match effect:
                 case Fence():
+                    self._begin_fence()
                     self._host.spawn(self._fence(), f"fence {self.room}")
                 case SendAbort(why):
                     if self.link is not None:
@@ -143,7 +164,7 @@ class RoomShell(ABC):
                         self.link.send_abort_ack(self.room, self.grant_id)
                 case Refused(what):
                     self._host.counters.stale_messages += 1
-                    log.debug("room %d: refused %s", self.room, what)
+                    log.debug("%s: refused %s", self.label, what, extra=self.log_ids)
                 case Ended(why):
                     self._end(why)
                 case _:
@@ -164,7 +185,16 @@ class RoomShell(ABC):
     async def _quiesce(self) -> None:
         """Returns once nothing of this room moves any more, then feeds Quiet."""
 
+    def _begin_fence(self) -> None:
+        if self._timeline is not None and self._machine.why is not None:
+            self._timeline.fail(self._machine.why.reason)
+            self._timeline.begin(Step.FENCE)
+
     def _end(self, why: Why | None) -> None:
+        if self._timeline is not None:
+            self._timeline.end(Step.FENCE)
+            if why is not None:
+                self._timeline.fail(why.reason)
         if self._timer is not None:
             self._timer.cancel()
         if self.link is not None:

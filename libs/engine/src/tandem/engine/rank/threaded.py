@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 
 from tandem.core.errors import TandemError
-from tandem.core.ids import Nonce, RoomId
+from tandem.core.ids import Nonce, RequestId, RoomId
 from tandem.engine.port import RankInfo, Ticket
 from tandem.engine.rank import reports, status, wire
 from tandem.engine.rank.agent import RankAgent, RankSetup, RoomReport
@@ -178,6 +178,7 @@ class _Attachment:
             deadline=now + message.timeout_ms / 1000,
             prompt_tokens=message.prompt_tokens,
             traceparent=message.traceparent,
+            request_id=RequestId(message.request_id),
         )
         opened = rank_pb2.TicketOpened(room=message.room)
         try:
@@ -190,6 +191,8 @@ class _Attachment:
         ended = rank_pb2.RoomEnded(room=report.room, success=report.why is None, kv_bytes=report.kv_bytes)
         if report.why is not None:
             ended.failure.CopyFrom(wire.failure(report.why))
+        if report.trace is not None:
+            ended.trace.CopyFrom(wire.trace_message(report.trace))
         self._outbox.put_nowait(rank_pb2.AttachRequest(room_ended=ended))
 
     def _report(self, poll: rank_pb2.PollStatus) -> None:

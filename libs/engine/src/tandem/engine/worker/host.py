@@ -16,6 +16,7 @@ from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import Incarnation, RankId, Role, RoomId, WorkerId, WorkerLife
 from tandem.engine.port import Engine, EngineFacts
 from tandem.engine.rank import status, wire
+from tandem.engine.worker.leg_trace import LegTraces
 from tandem.engine.worker.progress import ProgressWatch, cpu_ticks
 from tandem.engine.worker.session import Session
 from tandem.engine.worker.settings import WorkerSettings
@@ -30,6 +31,9 @@ from tandem.rpc.metrics_server import MetricsServer
 from tandem.rpc.run import Stop, announce
 from tandem.rpc.server import GrpcServer
 from tandem.rpc.tasks import TaskSupervisor
+from tandem.rpc.tracing.provider import Tracing
+from tandem.rpc.tracing.service import add_trace_service
+from tandem.rpc.tracing.settings import TraceSettings
 from tandem.rpc.watch import ClusterWatcher, WatchCallbacks
 from tandem.v1 import session_pb2
 
@@ -51,6 +55,9 @@ class WorkerHost:
         self.facts: EngineFacts
         self.life = WorkerLife(WorkerId(settings.worker_id), Incarnation(0))
         self._settings = settings
+        self._tracing = Tracing(role.value, settings.worker_id, TraceSettings.load())
+        self.traces = LegTraces(self._tracing, role, self.life.worker_id)
+        engine.on_room_traced(self.traces.room_traced)
         self._add_service = add_service
         self._metrics = WorkerMetrics(role)
         self._leaving = False
@@ -84,10 +91,12 @@ class WorkerHost:
         return stop.code
 
     async def _serve(self, stop: Stop, stack: contextlib.AsyncExitStack) -> None:
+        stack.push_async_callback(self._tracing.close)
         credentials = Credentials.from_settings(TlsSettings.load())
         await self._serve_metrics(stack)
-        server = GrpcServer(credentials=credentials, on_call=self._metrics.metrics.count_rpc)
+        server = GrpcServer(credentials=credentials, on_call=self._metrics.metrics.count_rpc, spans=self._tracing)
         self._add_service(server, self)
+        add_trace_service(server, self._tracing)
         bound = server.bind(f"{self._settings.host}:{self._settings.port}")
         await server.start()
         stack.push_async_callback(server.stop, grace_ms=200)

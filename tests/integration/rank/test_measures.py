@@ -156,6 +156,7 @@ async def test_the_hub_gets_the_reports_of_every_rank_only_where_it_asks_for_the
         ranks.append(ThreadedRank(setup, address, Gauges))
     try:
         await asyncio.gather(*(asyncio.to_thread(rank.start) for rank in ranks))
+        await hub.wait_ranks(10_000)
         hub.identify(PREFILL)
         found = await hub.measured()
         assert [report.rank for report in found.ranks] == [RankId(tp=0), RankId(tp=1)]

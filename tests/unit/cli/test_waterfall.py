@@ -110,4 +110,13 @@ def test_what_is_missing_is_said() -> None:
     assert "d1 did not answer" in text
     rows = [line for line in text.splitlines() if "█" in line]
     assert [row.split()[0] for row in rows] == ["root", "read", "attempt", "prefill", "chunk", "decode"]
-    assert len(table_of(layout(SPANS)).rows) == 6
+
+
+def test_a_narrow_terminal_cuts_nothing_but_facts() -> None:
+    out = io.StringIO()
+    spans = [replace(one, attributes={"gen_ai.request.model": "m" * 60}) for one in SPANS]
+    Console(file=out, width=80).print(table_of(layout(spans)))
+    _, *rows = out.getvalue().splitlines()
+    assert len(rows) == 6, "one line per span"
+    assert [row.split()[:2] for row in rows[3:5]] == [["prefill", "gateway"], ["chunk", "gateway"]]
+    assert all("mmm" in row and len(row) <= 80 for row in rows)

@@ -34,6 +34,7 @@ app.add_typer(bench, name="bench")
 sim = typer.Typer(help="Runs clusters on a virtual clock, with faults.", no_args_is_help=True)
 app.add_typer(sim, name="sim")
 
+PIPE_COLUMNS = 200
 _FORWARD = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
@@ -145,7 +146,9 @@ def trace(
     if as_json:
         print(trace_as_json(found))
         return
-    show(found, Console())
+    console = Console()
+    # What a program reads, or a file keeps, is not cut to a terminal's width.
+    show(found, console if console.is_terminal else Console(width=max(console.width, PIPE_COLUMNS)))
 
 
 @app.command()

@@ -101,8 +101,8 @@ _FACTS: Final[tuple[tuple[str, Callable[[Value], str]], ...]] = (
     ("http.response.status_code", lambda value: f"HTTP {value}"),
     ("tandem.attempt", lambda value: f"#{value}"),
     ("tandem.outcome", str),
-    ("tandem.decode.worker", lambda value: f"decode {value}"),
-    ("tandem.prefill.worker", lambda value: f"prefill {value}"),
+    ("tandem.decode.worker", lambda value: str(value).partition("@")[0]),
+    ("tandem.prefill.worker", lambda value: str(value).partition("@")[0]),
     ("tandem.chunk", lambda value: f"#{value}"),
     ("tandem.pages", lambda value: f"{value} pages"),
     ("tandem.bytes", lambda value: size_text(float(value))),
@@ -131,28 +131,29 @@ def facts(span: ShownSpan) -> str:
 
 
 def table_of(lines: Sequence[Line]) -> Table:
-    """The waterfall."""
+    """The waterfall, one line per span: of a narrow terminal the facts at the right are cut, and nothing else."""
     whole = total_ms(lines)
+    rows = [(_name(line), _place(line.span), f"{line.offset_ms:.2f}", _took(line)) for line in lines]
+    titles = ("span", "in", "at ms", "took ms")
     table = Table(box=None, padding=(0, 1, 0, 0))
-    for title in ("span", "in"):
-        table.add_column(title, header_style="dim", no_wrap=True)
-    for title in ("at ms", "took ms"):
-        table.add_column(title, header_style="dim", justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True, width=BAR_CELLS)
-    table.add_column("", style="dim", overflow="fold")
-    for line in lines:
-        span = line.span
-        style = "red" if span.failed else ""
-        took = f"{line.duration_ms:.2f}" if span.end_ns else f"{line.duration_ms:.2f}+"
-        table.add_row(
-            Text("  " * line.depth + span.name, style=style),
-            Text(_place(span), style="dim"),
-            f"{line.offset_ms:.2f}",
-            took,
-            Text(bar(line, whole), style=style or "cyan"),
-            Text(facts(span)),
-        )
+    for place, title in enumerate(titles):
+        width = max(len(cells[place]) for cells in [titles, *rows])
+        table.add_column(title, header_style="dim", justify="right" if place > 1 else "left", min_width=width)
+    table.add_column("", min_width=BAR_CELLS)
+    table.add_column("", style="dim", no_wrap=True, overflow="ellipsis")
+    for line, (name, place_name, at, took) in zip(lines, rows, strict=True):
+        style = "red" if line.span.failed else ""
+        bars = Text(bar(line, whole), style=style or "cyan")
+        table.add_row(Text(name, style=style), Text(place_name, style="dim"), at, took, bars, Text(facts(line.span)))
     return table
+
+
+def _name(line: Line) -> str:
+    return "  " * line.depth + line.span.name
+
+
+def _took(line: Line) -> str:
+    return f"{line.duration_ms:.2f}" if line.span.end_ns else f"{line.duration_ms:.2f}+"
 
 
 def _place(span: ShownSpan) -> str:

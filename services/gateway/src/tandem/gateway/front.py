@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import re
 import secrets
@@ -101,8 +102,10 @@ class Front:
             _note_error(visit.span, error)
             # Where the client has gone nobody reads it; where an operator gave its room up the client is still there.
             await problem_response(error, self._retry_after_s)(scope, receive, send_named)
-        except BaseException:
-            fail(visit.span, ErrorReason.INTERNAL, "The gateway failed.")
+        except BaseException as error:
+            gone = isinstance(error, asyncio.CancelledError)
+            reason = ErrorReason.CANCELLED if gone else ErrorReason.INTERNAL
+            fail(visit.span, reason, "The gateway stopped." if gone else "The gateway failed.")
             raise
         finally:
             self._metrics.requests.labels(visit.endpoint, str(status)).inc()
@@ -123,6 +126,7 @@ class Front:
                     names.HTTP_METHOD: scope["method"],
                     names.HTTP_ROUTE: path,
                     names.URL_PATH: path,
+                    names.URL_SCHEME: scope.get("scheme", "http"),
                 },
             )
         return Visit(request_id, span, path if path in self._endpoints else "other")

@@ -52,7 +52,7 @@ def facts_of(span: RoomSpan) -> dict[str, Value]:
     if span.bytes:
         found[names.BYTES] = span.bytes
         if span.step is Step.CHUNK and span.end_s > span.start_s:
-            found[names.GB_PER_S] = round(span.bytes / (span.end_s - span.start_s) / 1e9, 3)
+            found[names.GB_PER_S] = float(f"{span.bytes / (span.end_s - span.start_s) / 1e9:.3g}")
     if span.provider:
         found[names.PROVIDER] = span.provider
     if span.buffers:

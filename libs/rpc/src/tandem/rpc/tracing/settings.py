@@ -22,6 +22,7 @@ class TraceSettings(Settings):
     )
     endpoint: str = Field(
         default="",
+        pattern=r"^(https?://[^\s/]+/?)?$",
         description="where spans are exported to by OTLP over gRPC, e.g. http://localhost:4317; empty = nowhere",
     )
     export_timeout_ms: int = Field(default=3_000, ge=100, le=60_000, description="longest export of one batch")

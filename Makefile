@@ -99,10 +99,11 @@ protos: dev ## stubs are what protos/ gives, and no message breaks with the last
 
 # --- maintenance -----------------------------------------------------------------------------------------------------
 
-gen: dev ## generate what is made from the code: stubs, drawings, the table of settings
+gen: dev ## generate what is made from the code: stubs, drawings, the tables of settings and metrics
 	@$(PY) -m tools.gen_protos
 	@$(PY) -m tools.room_diagram
 	@$(PY) -m tools.settings_doc
+	@$(PY) -m tools.metrics_doc
 
 format: dev ## format, and fix what ruff can fix
 	@$(VENV)/bin/ruff check --quiet --fix $(CHECKED) || true

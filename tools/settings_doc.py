@@ -38,6 +38,7 @@ SECTIONS: Final = {
     "SGLANG": "A worker's SGLang engine; 0 and empty leave the choice to Tandem, or to SGLang.",
     "MOCK": "A worker's mock engine.",
     "TLS": "Certificates of any process: all three files, or none. KvLink does not take them yet.",
+    "TRACE": "Traces of any service: what is sampled, kept and exported. See [tracing.md](tracing.md).",
     "CLI": "The command `tandem`.",
 }
 """What each prefix belongs to, in the order of the document."""

@@ -1,4 +1,4 @@
-"""`tandem generate`, `workers`, `drain` and `undrain` against a running system."""
+"""`tandem generate`, `workers`, `trace`, `drain` and `undrain` against a running system."""
 
 from __future__ import annotations
 
@@ -53,6 +53,32 @@ def test_generate_passes_the_gateways_word_on(system: System) -> None:
     assert found.returncode == 2
     assert "400" in found.stderr
     assert "shorten the prompt" in found.stderr
+
+
+async def test_trace_shows_a_request_over_all_its_services(system: System) -> None:
+    async with system.client() as client:
+        body = {"prompt": "Once upon a time", "max_tokens": 4}
+        response = await client.post("/v1/completions", json=body, headers={"X-Request-Id": "shown"})
+    trace_id = response.headers["traceparent"].split("-")[1]
+    for options in (("shown",), (trace_id,), ("shown", "--admin", system.state.admin)):
+        shown = tandem(None if "--admin" in options else system, "trace", *options)
+        assert shown.returncode == 0, shown.stderr
+        first, _, *lines = shown.stdout.splitlines()
+        assert first.startswith(f"trace {trace_id} ")
+        names = [line.split()[0] for line in lines if "█" in line]
+        assert {"POST", "route", "attempt", "prefill", "grant_wait", "chunk", "decode", "receive", "generate"} <= set(
+            names
+        )
+        assert {"gateway", "prefill-0", "decode-0"} <= set(shown.stdout.split())
+    found = json.loads(tandem(system, "trace", "shown", "--json").stdout)
+    by_id = {span["span_id"]: span for span in found["spans"]}
+    assert [span["name"] for span in found["spans"] if span["parent_span_id"] not in by_id] == ["POST /v1/completions"]
+
+
+def test_trace_of_a_request_that_nobody_knows(system: System) -> None:
+    found = tandem(system, "trace", "never-asked")
+    assert found.returncode == 2
+    assert "there is no trace of never-asked" in found.stderr
 
 
 def test_generate_without_a_gateway_says_where_it_looked() -> None:

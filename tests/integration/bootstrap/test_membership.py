@@ -171,10 +171,12 @@ async def test_after_a_restart_of_bootstrap_workers_come_back_as_they_were_and_n
     process = await start_bootstrap(lease_ttl_ms=1500)
     registered: asyncio.Queue[WorkerLife] = asyncio.Queue()
     left: list[WorkerLife] = []
+    heard: list[str] = []
+    told = {"lost": lambda: heard.append("lost"), "missed": lambda: heard.append("missed")}
     async with (
         connect(process.address) as (channel, _),
         watching(channel, WatchCallbacks(left=left.append)) as watcher,
-        keeping(channel, registered=registered.put_nowait) as keeper,
+        keeping(channel, registered=registered.put_nowait, **told) as keeper,
     ):
         life = await registered.get()
         before = await watcher.wait_for(holds("p0"), WAIT_MS)
@@ -186,6 +188,7 @@ async def test_after_a_restart_of_bootstrap_workers_come_back_as_they_were_and_n
             assert after.workers[WorkerId("p0")].life == life == keeper.life
             # The process may take longer to start than the view's lease; then it left and joined again.
             assert left in ([], [life])
+            assert (set(heard), heard.count("lost"), heard[-1]) == ({"missed", "lost"}, 1, "lost")
         finally:
             await keeper.close()
             await process.end()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Coroutine
 from typing import Any
 
@@ -14,8 +15,9 @@ from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import RankId, RequestId, Role, RoomId
 from tandem.core.layout import KvLayout
 from tandem.core.room.events import Phase, Why
+from tandem.core.room.timeline import Step
 from tandem.engine.hub import RankHub
-from tandem.engine.port import Job, PoolStatus, Sampling
+from tandem.engine.port import Job, PoolStatus, RoomTrace, Sampling
 from tandem.engine.rank.agent import RankSetup
 from tandem.engine.rank.settings import RankSettings
 from tandem.engine.rank.status import Gauges
@@ -29,7 +31,8 @@ class Worker:
     """One engine of `tp` ranks, each in its own thread, and its hub."""
 
     def __init__(self, role: Role, tp: int) -> None:
-        self.hub = RankHub(role, tp)
+        self.traces: list[RoomTrace] = []
+        self.hub = RankHub(role, tp, on_room_traced=self.traces.append)
         self.memories = [Memory() for _ in range(tp)]
         self.ranks: list[ThreadedRank] = []
         self.role = role
@@ -52,7 +55,7 @@ class Worker:
         await asyncio.gather(*(asyncio.to_thread(rank.close) for rank in self.ranks))
 
 
-def _job(room: int, peer: str, addresses: dict[RankId, str], timeout_s: float = 5.0) -> Job:
+def _job(room: int, peer: str, addresses: dict[RankId, str], timeout_s: float = 5.0, traceparent: str = "") -> Job:
     return Job(
         request_id=RequestId("r"),
         room=RoomId(room),
@@ -62,6 +65,7 @@ def _job(room: int, peer: str, addresses: dict[RankId, str], timeout_s: float = 
         deadline=asyncio.get_running_loop().time() + timeout_s,
         input_ids=[1, 2, 3],
         sampling=Sampling(max_new_tokens=4),
+        traceparent=traceparent,
     )
 
 
@@ -98,6 +102,69 @@ async def test_two_ranks_each_hand_their_share_over() -> None:
     finally:
         await decode.close()
         await prefill.close()
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+async def test_ranks_say_what_took_the_time_of_a_room_that_is_traced(sampled: bool) -> None:
+    traceparent = f"00-{'ab' * 16}-00f067aa0ba902b7-0{int(sampled)}"
+    prefill, decode = Worker(Role.PREFILL, 2), Worker(Role.DECODE, 2)
+    try:
+        addresses = await prefill.start()
+        await decode.start()
+        await asyncio.gather(
+            prefill.hub.open_tickets(_job(5, "decode", {}, traceparent=traceparent)),
+            decode.hub.open_tickets(_job(5, "prefill", addresses, traceparent=traceparent)),
+        )
+        for tp in range(2):
+            sender, receiver = prefill.ranks[tp].sender(5), decode.ranks[tp].receiver(5)
+            await _poll(receiver, Phase.WAITING, Phase.FAILED)
+            receiver.offer([4, 5, 6], metadata_row=1)
+            await _poll(sender, Phase.WAITING, Phase.FAILED)
+            sender.began(time.monotonic())
+            sender.push([8], last=False)
+            sender.push([2, 3], last=True, metadata_row=0)
+            await _poll(sender, Phase.SUCCESS, Phase.FAILED)
+            await _poll(receiver, Phase.SUCCESS, Phase.FAILED)
+        await asyncio.gather(prefill.hub.status(), decode.hub.status())  # so that what ranks said before is here
+    finally:
+        await decode.close()
+        await prefill.close()
+    if not sampled:
+        assert prefill.traces == decode.traces == []
+        return
+    for worker in (prefill, decode):
+        assert sorted(trace.rank.tp for trace in worker.traces) == [0, 1]
+        assert {(trace.room, trace.traceparent, trace.dropped) for trace in worker.traces} == {(5, traceparent, 0)}
+    for trace in prefill.traces:
+        chunks = [(span.chunk, span.pages, span.provider) for span in trace.spans if span.step is Step.CHUNK]
+        assert sorted(chunks) == [(0, 1, "tcp"), (1, 2, "tcp")]
+        others = {span.step for span in trace.spans if span.step is not Step.CHUNK}
+        assert others == {Step.GRANT_WAIT, Step.QUEUE, Step.COMPUTE, Step.LANDING}
+    for trace in decode.traces:
+        landed = [(span.chunk, span.bytes) for span in trace.spans if span.step is Step.LANDED]
+        assert sorted(landed) == [(0, 128), (1, 2 * 128 + 16)]
+        (receive,) = (span for span in trace.spans if span.step is Step.RECEIVE)
+        assert (receive.pages, receive.bytes, receive.reason) == (3, 3 * 128 + 16, None)
+        assert abs(trace.opened_unix_ns - time.time_ns()) < 60e9
+
+
+async def test_a_traced_room_that_fails_says_where_it_stood() -> None:
+    traceparent = f"00-{'ab' * 16}-00f067aa0ba902b7-01"
+    prefill = Worker(Role.PREFILL, 1)
+    try:
+        await prefill.start()
+        await prefill.hub.open_tickets(_job(7, "decode", {}, traceparent=traceparent))
+        prefill.hub.abort(RoomId(7), Why(ErrorReason.PEER_LOST, "gone"))
+        sender = prefill.ranks[0].sender(7)
+        await _poll(sender, Phase.FAILED)
+        await prefill.hub.status()
+    finally:
+        await prefill.close()
+    (trace,) = prefill.traces
+    assert [(span.step, span.reason) for span in trace.spans] == [
+        (Step.GRANT_WAIT, ErrorReason.PEER_LOST),
+        (Step.FENCE, None),
+    ]
 
 
 async def test_a_refused_ticket_is_reported_and_a_room_can_be_aborted() -> None:

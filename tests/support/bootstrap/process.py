@@ -44,7 +44,9 @@ async def _start(*arguments: str, **env: str) -> Process:
         env=environment(**env),
     )
     assert child.stdout is not None
-    line = await asyncio.wait_for(child.stdout.readline(), START_TIMEOUT_S)
+    line = b"listening metrics"
+    while line.startswith(b"listening metrics"):  # told before what the process is for
+        line = await asyncio.wait_for(child.stdout.readline(), START_TIMEOUT_S)
     if not line.startswith(b"listening "):
         raise AssertionError(f"{arguments} did not start: exit code {await child.wait()}")
     return Process(child, line.split()[2].decode())

@@ -25,6 +25,9 @@ from tandem.rpc.client import open_channel
 from tandem.rpc.clock import SystemClock
 from tandem.rpc.credentials import TlsSettings
 from tandem.rpc.server import GrpcServer
+from tandem.rpc.tracing.provider import Tracing
+from tandem.rpc.tracing.service import add_trace_service
+from tandem.rpc.tracing.settings import TraceSettings
 from tandem.v1 import bootstrap_pb2_grpc
 from tests.support.gateway.fake_worker import FakeWorker, Script, count_up, hand_over
 
@@ -66,7 +69,9 @@ async def bootstrap_here() -> AsyncIterator[str]:
     """The real registry in this process; yields its address."""
     limits = RegistryLimits(LEASE_MS, 500, 256)
     store = MemoryStore(limits, SystemClock(), max_watchers=16, watch_queue=64)
-    server = GrpcServer()
+    tracing = Tracing("bootstrap", "bootstrap", TraceSettings())
+    server = GrpcServer(spans=tracing)
+    add_trace_service(server, tracing)
     server.add(bootstrap_pb2_grpc.add_BootstrapServiceServicer_to_server, BootstrapServicer(store), SERVICE_NAME)
     address = server.bind("127.0.0.1:0")
     await server.start()

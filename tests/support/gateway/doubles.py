@@ -23,6 +23,8 @@ from tandem.gateway.sessions import Leg
 from tandem.gateway.slots import Slots
 from tandem.gateway.tokenizer import PromptTokenizer
 from tandem.rpc.metrics import Metrics
+from tandem.rpc.tracing.provider import Tracing
+from tandem.rpc.tracing.settings import TraceSettings
 from tandem.v1 import session_pb2
 from tests.support.bootstrap.workers import worker
 
@@ -147,10 +149,16 @@ def one_each() -> NotingWorkers:
     return NotingWorkers([NotingWorker("p0", Role.PREFILL)], [NotingWorker("d0", Role.DECODE)])
 
 
-def router_of(workers: NotingWorkers, max_attempts: int = 3) -> Router:
+def untraced() -> Tracing:
+    """Records nothing."""
+    return Tracing("gateway", "g", TraceSettings(enabled=False))
+
+
+def router_of(workers: NotingWorkers, max_attempts: int = 3, tracing: Tracing | None = None) -> Router:
     """A router that takes turns and does not wait between attempts."""
     policies = dict.fromkeys(Role, PolicyName.ROUND_ROBIN)
-    return Router(workers, RouterSettings(max_attempts, retry_backoff_ms=0), policies, LetterEncoder().text)
+    settings = RouterSettings(max_attempts, retry_backoff_ms=0)
+    return Router(workers, settings, policies, LetterEncoder().text, tracing or untraced())
 
 
 def sequence(ids: tuple[int, ...] = (1, 2, 3), logprobs: session_pb2.LogprobOptions | None = None) -> Sequence:
@@ -193,6 +201,7 @@ def http_client(workers: NotingWorkers, limits: AppLimits | None = None) -> http
         counted,
         tokenizer.token_text,
         GenerationLimits(limits.max_body_bytes, 60_000, 1000, 1),
+        untraced(),
     )
     parts = HttpParts(
         works,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -13,6 +14,7 @@ from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import RankId, Role, RoomId, WorkerLife
 from tandem.core.layout import KvLayout
 from tandem.core.room.events import Phase, Why
+from tandem.engine.measures import ProcessUse, RankReport
 from tandem.engine.port import RankInfo, Ticket
 from tandem.engine.rank.counters import RankCounters
 from tandem.engine.rank.pools import Pool
@@ -139,6 +141,10 @@ class RankDouble:
 
     receiver = sender
 
+    def report(self) -> RankReport:
+        rooms = Counter({"double": self.counters.open_rooms})
+        return RankReport(self.rank, rooms, 0, 0.0, 0, ProcessUse(0.0, 0, 0), self.counters.measures)
+
 
 class RoomDouble:
     """One side of a room on one rank, sender or receiver."""
@@ -175,6 +181,9 @@ class RoomDouble:
         self.host.counters.granted_rows += 1
         if (sender := self.wire.other(self)) is not None:
             self.wire.soon(lambda: sender.turn(Phase.WAITING, None))
+
+    def began(self, at_s: float) -> None:
+        """Notes nothing."""
 
     def push(self, kv_pages, state_pages=(), *, last: bool, metadata_row=None, kv_buffers=None) -> None:
         pages = np.asarray(kv_pages).copy()

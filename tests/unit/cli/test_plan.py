@@ -46,6 +46,8 @@ def test_everything_listens_on_loopback_and_only_the_gateway_has_a_fixed_port(la
     hosts = {value for process in plan.processes for key, value in process.env.items() if key.endswith("_HOST")}
     assert hosts == {"127.0.0.1"}
     assert {worker.env[worker.prefixed("port")] for worker in plan.workers} == {"0"}
+    tellers = (plan.bootstrap, *plan.workers)
+    assert {teller.env[teller.prefixed("metrics_address")] for teller in tellers} == {"127.0.0.1:0"}
 
 
 @pytest.mark.parametrize(

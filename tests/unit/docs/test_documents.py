@@ -10,7 +10,7 @@ import pytest
 
 from tandem.core.errors import CATALOGUE, ErrorReason
 from tandem.rpc.exits import ExitCode
-from tools import room_diagram, settings_doc
+from tools import metrics_doc, room_diagram, settings_doc
 
 ROOT = Path(__file__).resolve().parents[3]
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
@@ -95,6 +95,21 @@ def test_settings_are_those_of_the_classes() -> None:
     assert settings_doc.DOCUMENT.read_text(encoding="utf-8") == settings_doc.document(), (
         "run: python -m tools.settings_doc"
     )
+
+
+def test_metrics_are_those_of_the_services() -> None:
+    assert metrics_doc.DOCUMENT.read_text(encoding="utf-8") == metrics_doc.document(), (
+        "run: python -m tools.metrics_doc"
+    )
+
+
+def test_every_metric_is_in_one_section_and_every_label_is_explained() -> None:
+    held = metrics_doc.holders(metrics_doc.families())
+    assert set(held.values()) <= set(metrics_doc.SECTIONS)
+    names = [family.name for family in held]
+    assert len(names) == len(set(names)), "one name, one meaning"
+    assert {label for family in held for label in family.labels} == metrics_doc.LABELS.keys()
+    assert list(metrics_doc.LABELS) == sorted(metrics_doc.LABELS)
 
 
 def test_every_setting_has_a_meaning_told_once() -> None:

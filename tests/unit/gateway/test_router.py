@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from opentelemetry.trace import INVALID_SPAN
 
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import RequestId, Role
@@ -24,6 +25,7 @@ from tests.support.gateway.doubles import (
     router_of,
     sequence,
     tokens,
+    untraced,
 )
 
 LOST = TandemError(ErrorReason.PEER_LOST, "gone")
@@ -31,7 +33,7 @@ LOST = TandemError(ErrorReason.PEER_LOST, "gone")
 
 def journey(seconds: float = 60) -> Journey:
     """A request with time left."""
-    return Journey(RequestId("req"), "", asyncio.get_running_loop().time() + seconds)
+    return Journey(RequestId("req"), INVALID_SPAN, asyncio.get_running_loop().time() + seconds)
 
 
 def two_each() -> NotingWorkers:
@@ -261,9 +263,8 @@ class LoadedDice(Dice):
 async def test_another_attempt_prefers_workers_that_have_not_failed() -> None:
     workers = two_each()
     workers.decodes[0].refuses = LOST
-    router = Router(
-        workers, RouterSettings(3, 0), dict.fromkeys(Role, PolicyName.RANDOM), LetterEncoder().text, dice=LoadedDice()
-    )
+    policies = dict.fromkeys(Role, PolicyName.RANDOM)
+    router = Router(workers, RouterSettings(3, 0), policies, LetterEncoder().text, untraced(), dice=LoadedDice())
     task = asyncio.create_task(router.run(sequence(), journey(), lambda _: True))
     submit = await workers.decodes[1].next_submit()
     assert [one.room for one in workers.prefills[1].submits] == [submit.room]
@@ -314,7 +315,7 @@ async def test_the_first_attempt_waits_for_workers_that_are_known() -> None:
 async def test_another_attempt_does_not_wait_for_long_and_the_first_does_not_wait() -> None:
     workers = one_each()
     policies = dict.fromkeys(Role, PolicyName.RANDOM)
-    router = Router(workers, RouterSettings(3, 0, retry_wait_ms=50), policies, LetterEncoder().text)
+    router = Router(workers, RouterSettings(3, 0, retry_wait_ms=50), policies, LetterEncoder().text, untraced())
     task = await settled(router.run(sequence(), journey(), lambda _: True))
     [lost], workers.decodes = workers.decodes, []
     lost.lose(LOST)

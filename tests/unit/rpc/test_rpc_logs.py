@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
@@ -27,6 +28,7 @@ def lines(log_format: logs.LogFormat) -> list[str]:
     token = logs.request_id.set("r-17")
     logging.getLogger("tandem.x").info("took %d ms", 5)
     logs.request_id.reset(token)
+    logging.getLogger("tandem.x").info("room 7", extra={"request_id": "r-18", "trace_id": "ab" * 16})
     try:
         raise ValueError("odd")
     except ValueError:
@@ -36,18 +38,40 @@ def lines(log_format: logs.LogFormat) -> list[str]:
 
 
 def test_people_read_service_worker_and_request():
-    first, second, *rest = lines(logs.LogFormat.HUMAN)
+    first, traced, second, *rest = lines(logs.LogFormat.HUMAN)
+    assert traced.endswith(f" INFO decode/d0 [r-18 {'ab' * 16}] tandem.x: room 7")
     assert first.endswith(" INFO decode/d0 [r-17] tandem.x: took 5 ms")
     assert second.endswith(" ERROR decode/d0 tandem.x: failed")
     assert rest[-1] == "ValueError: odd"
 
 
 def test_json_lines():
-    first, second = (json.loads(line) for line in lines(logs.LogFormat.JSON))
+    first, traced, second = (json.loads(line) for line in lines(logs.LogFormat.JSON))
     assert (first["service"], first["worker_id"], first["request_id"]) == ("decode", "d0", "r-17")
     assert (first["level"], first["message"], first["logger"]) == ("INFO", "took 5 ms", "tandem.x")
-    assert second["request_id"] == ""
+    assert (traced["request_id"], traced["trace_id"]) == ("r-18", "ab" * 16)
+    assert (second["request_id"], second["trace_id"]) == ("", "")
     assert "ValueError: odd" in second["traceback"]
+
+
+async def test_a_task_and_what_it_starts_are_about_its_request():
+    stream = io.StringIO()
+    logs.setup("decode", log_format=logs.LogFormat.JSON, stream=stream)
+
+    async def work(name: str) -> None:
+        logging.getLogger("tandem.x").info("%s", name)
+
+    async def serve(name: str) -> None:
+        logs.about(name, f"trace of {name}")
+        await asyncio.create_task(work(name))
+
+    await asyncio.gather(serve("a"), serve("b"), work(""))
+    found = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert sorted((one["message"], one["request_id"], one["trace_id"]) for one in found) == [
+        ("", "", ""),
+        ("a", "a", "trace of a"),
+        ("b", "b", "trace of b"),
+    ]
 
 
 def test_two_registries_do_not_share_counters():

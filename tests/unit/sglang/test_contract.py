@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import time
 from importlib.metadata import entry_points, version
 from types import SimpleNamespace
 
@@ -243,6 +244,29 @@ def test_first_token_is_said_early_unless_it_ends_the_answer(changes, said):
     assert streamed == []
     hooks.say_first_token(None, scheduler, req, last_chunk=True)
     assert streamed == ([[req]] if said else [])
+
+
+def test_requests_know_when_they_began_to_be_computed_by_the_monotonic_clock():
+    text = source("observability.req_time_stats:SchedulerReqTimeStats.set_forward_entry_time")
+    assert "ts = ts or time.perf_counter()" in text
+    assert "self.forward_entry_time = ts" in text
+    assert 'set_time_batch(can_run_list, "set_forward_entry_time")' in source("managers.scheduler")
+    assert time.get_clock_info("perf_counter").implementation == time.get_clock_info("monotonic").implementation
+
+
+def test_the_last_chunk_tells_the_room_when_its_compute_began(monkeypatch):
+    began = []
+
+    class Sender:
+        handle = SimpleNamespace(began=began.append)
+
+    monkeypatch.setattr(backend, "TandemKVSender", Sender)
+    monkeypatch.setattr(hooks, "say_first_token", lambda *_: None)
+    req = SimpleNamespace(disagg_kv_sender=Sender(), time_stats=SimpleNamespace(forward_entry_time=7.0))
+    hooks.after_chunk(None, None, req, last_chunk=False)
+    assert began == []
+    hooks.after_chunk(None, None, req, last_chunk=True)
+    assert began == [7.0]
 
 
 def test_requests_have_what_ends_an_answer():

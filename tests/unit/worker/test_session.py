@@ -14,8 +14,12 @@ from tandem.core.ids import Incarnation, Role, RoomId, WorkerId, WorkerLife
 from tandem.core.room.events import Why
 from tandem.core.version import CURRENT
 from tandem.engine.port import Job, Sink
+from tandem.engine.worker.leg_trace import LegTraces
 from tandem.engine.worker.session import Session
 from tandem.rpc import convert
+from tandem.rpc.tracing import names
+from tandem.rpc.tracing.provider import Tracing
+from tandem.rpc.tracing.settings import TraceSettings
 from tandem.v1 import session_pb2
 
 ROOM = 7
@@ -31,6 +35,9 @@ class Host:
 
     def __init__(self) -> None:
         self.engine: Any = self
+        self.tracing = Tracing("prefill", "p0", TraceSettings())
+        self.traces = LegTraces(self.tracing, self.role, self.life.worker_id)
+        self.knows_room = True
         self.submitted = asyncio.Event()
         self.aborted = asyncio.Event()
         self.why: Why | None = None
@@ -44,7 +51,7 @@ class Host:
         assert room == ROOM
         self.why = why
         self.aborted.set()
-        return True
+        return self.knows_room
 
     def take_room(self) -> None:
         """Any number."""
@@ -91,3 +98,17 @@ async def test_a_call_that_is_cancelled_while_its_stream_ends_aborts_its_rooms(s
     # Its peer may tell a gateway that lives: that has to try again, as nobody has cancelled anything.
     assert host.why is not None
     assert CATALOGUE[host.why.reason].retryable
+
+
+async def test_a_leg_that_nobody_knows_any_more_ends_with_its_session() -> None:
+    host, stream = Host(), Stream()
+    host.knows_room = False
+    stream.hang_up.set()
+    await Session(host).run(stream.requests(), stream.write)
+    found = host.tracing.ring.request("r")
+    assert found is not None
+    leg, ticket = found[1].spans
+    assert leg.end_time is not None
+    assert ticket.end_time is not None
+    assert (leg.attributes or {})[names.ERROR_TYPE] == "PEER_LOST"
+    assert not host.traces._open

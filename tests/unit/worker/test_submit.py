@@ -40,7 +40,7 @@ def _submit() -> session_pb2.Submit:
 def test_a_good_submit_becomes_a_job() -> None:
     message = _submit()
     check(message, FACTS)
-    job = job_of(message, 50.0, dp_rank=0, peer_dp_rank=0, peer_addresses={})
+    job = job_of(message, 50.0, dp_rank=0, peer_dp_rank=0, peer_addresses={}, traceparent="")
     assert (job.room, job.deadline, job.input_ids) == (77, 51.0, [1, 2, 3])
     assert (job.sampling.temperature, job.sampling.top_p, job.sampling.stop) == (0.0, None, ("x",))
     assert job.logprobs is None

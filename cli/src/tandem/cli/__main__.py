@@ -16,6 +16,8 @@ from tandem.cli.asking import GatewayClient, Question
 from tandem.cli.board import read_state
 from tandem.cli.cluster import members_of_bootstrap, members_of_gateway, set_draining, table_of
 from tandem.cli.plan import DeviceChoice, EngineChoice, Machine, ProviderChoice, UpOptions, make_plan, parse_ratio
+from tandem.cli.trace import as_json as trace_as_json
+from tandem.cli.trace import show, trace_of
 from tandem.cli.up import UpView, require_free_port, run_up
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.rpc.credentials import Credentials, TlsSettings
@@ -32,6 +34,7 @@ app.add_typer(bench, name="bench")
 sim = typer.Typer(help="Runs clusters on a virtual clock, with faults.", no_args_is_help=True)
 app.add_typer(sim, name="sim")
 
+PIPE_COLUMNS = 200
 _FORWARD = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
@@ -130,6 +133,25 @@ def workers(
 
 
 @app.command()
+def trace(
+    wanted: Annotated[str, typer.Argument(metavar="ID", help="A request's X-Request-Id, or a trace id.")],
+    admin: Annotated[
+        str, typer.Option(help="host:port of a gateway's AdminService; default: of the system run here.")
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Shows where the time of one request went, in all services."""
+    credentials = Credentials.from_settings(TlsSettings.load())
+    found = asyncio.run(trace_of(admin.removeprefix("http://") or _admin_here(), wanted, credentials))
+    if as_json:
+        print(trace_as_json(found))
+        return
+    console = Console()
+    # What a program reads, or a file keeps, is not cut to a terminal's width.
+    show(found, console if console.is_terminal else Console(width=max(console.width, PIPE_COLUMNS)))
+
+
+@app.command()
 def drain(
     worker_id: Annotated[str, typer.Argument(help="The worker.")],
     bootstrap: Annotated[str, typer.Option(help="host:port of bootstrap; default: of the system run here.")] = "",
@@ -201,6 +223,10 @@ def _mark(worker_id: str, bootstrap: str, *, draining: bool) -> None:
 
 def _bootstrap_here() -> str:
     return _started(read_state(settings.CliSettings.load().state_file).bootstrap)
+
+
+def _admin_here() -> str:
+    return _started(read_state(settings.CliSettings.load().state_file).admin)
 
 
 def _gateway_here(state_file: Path) -> str:

@@ -45,6 +45,8 @@ class Row:
     """0 while it does not run."""
     address: str = ""
     """host:port, empty until it listens."""
+    metrics: str = ""
+    """host:port of its /metrics; empty where there is none, and until it listens."""
     restarts: int = 0
 
 

@@ -66,6 +66,10 @@ class Child:
                 heard.cancel()
         return {name: self._announced[name] for name in names if name in self._announced}
 
+    def heard(self, name: str) -> str:
+        """Where it has said that it listens under this name; empty if it has not."""
+        return self._announced.get(name, "")
+
     async def wait(self) -> int:
         """Its exit code (minus the signal's number if one ended it), when it has ended and its output is read."""
         return await asyncio.shield(self._ended)

@@ -55,7 +55,7 @@ async def members_of_bootstrap(address: str, credentials: Credentials) -> list[M
     async with open_channel(address, credentials) as channel:
         stub: Any = bootstrap_pb2_grpc.BootstrapServiceStub(channel)
         call = stub.ListWorkers(bootstrap_pb2.ListWorkersRequest(), timeout=TIMEOUT_S)
-        listed = await _answer(call, f"bootstrap at {address}")
+        listed = await answer_of(call, f"bootstrap at {address}")
     statuses = await asyncio.gather(*(status_of(info, credentials) for info in listed.workers))
     return [Member(info, status) for info, status in zip(listed.workers, statuses, strict=True)]
 
@@ -65,7 +65,7 @@ async def members_of_gateway(address: str, credentials: Credentials) -> list[Mem
     async with open_channel(address, credentials) as channel:
         stub: Any = admin_pb2_grpc.AdminServiceStub(channel)
         call = stub.ListClusterWorkers(admin_pb2.ListClusterWorkersRequest(), timeout=TIMEOUT_S)
-        listed = await _answer(call, f"AdminService at {address}")
+        listed = await answer_of(call, f"AdminService at {address}")
     return [Member(one.info, one.status if one.HasField("status") else None) for one in listed.workers]
 
 
@@ -89,10 +89,11 @@ async def set_draining(address: str, worker_id: str, *, draining: bool, credenti
             call = stub.Drain(bootstrap_pb2.DrainRequest(worker_id=worker_id), timeout=TIMEOUT_S)
         else:
             call = stub.Undrain(bootstrap_pb2.UndrainRequest(worker_id=worker_id), timeout=TIMEOUT_S)
-        await _answer(call, f"bootstrap at {address}")
+        await answer_of(call, f"bootstrap at {address}")
 
 
-async def _answer(call: Any, who: str) -> Any:
+async def answer_of(call: Any, who: str) -> Any:
+    """What a call returns. Raises TandemError, which names `who`, where it fails."""
     try:
         return await call
     except grpc.aio.AioRpcError as error:

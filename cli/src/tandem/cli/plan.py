@@ -137,7 +137,8 @@ def make_plan(options: UpOptions, machine: Machine, inherited: Mapping[str, str]
     placed = _place(options, machine, len(names))
     share = sum(1 for gpus in placed if gpus == placed[0]) if placed[0] else 0
     drain = str(options.drain_ms)
-    bootstrap = ProcessPlan("bootstrap", Kind.BOOTSTRAP, {"TANDEM_BOOTSTRAP_PORT": "0", **own["bootstrap"]})
+    ports = {"TANDEM_BOOTSTRAP_PORT": "0", "TANDEM_BOOTSTRAP_METRICS_ADDRESS": f"{LOOPBACK}:0"}
+    bootstrap = ProcessPlan("bootstrap", Kind.BOOTSTRAP, {**ports, **own["bootstrap"]})
     workers = tuple(
         _worker(name, options, gpus, share, _threads(options, machine, inherited), own[name])
         for name, gpus in zip(names, placed, strict=True)
@@ -162,6 +163,7 @@ def _worker(
         plain.prefixed("worker_id"): name,
         plain.prefixed("host"): LOOPBACK,
         plain.prefixed("port"): "0",
+        plain.prefixed("metrics_address"): f"{LOOPBACK}:0",
         plain.prefixed("engine"): options.engine.value,
         plain.prefixed("model_path"): options.model,
         plain.prefixed("model_name"): options.model_name,

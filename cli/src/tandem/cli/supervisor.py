@@ -135,8 +135,12 @@ class Supervisor:
         self._serving = True
         self.address = found[wanted[0]]
         self._pin(found)
+        # The gateway has its own on the port of its HTTP; the others name theirs before they name themselves.
+        metrics = self.address if self.plan.kind is Kind.GATEWAY else child.heard("metrics")
         worker = self.plan.kind in (Kind.PREFILL, Kind.DECODE)
-        self._board.set(name, stage=Stage.REGISTERED if worker else Stage.LISTENING, address=self.address)
+        self._board.set(
+            name, stage=Stage.REGISTERED if worker else Stage.LISTENING, address=self.address, metrics=metrics
+        )
         return found
 
     def _pin(self, found: Mapping[str, str]) -> None:

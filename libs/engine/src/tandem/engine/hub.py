@@ -7,7 +7,7 @@ import itertools
 import logging
 import tempfile
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,8 +15,8 @@ from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import RankId, Role, RoomId, WorkerLife
 from tandem.core.layout import KvLayout
 from tandem.core.room.events import Why
-from tandem.engine.port import EngineStatus, Job, RankInfo
-from tandem.engine.rank import status, wire
+from tandem.engine.port import EngineStatus, Job, Measured, RankInfo, RoomTraceSink
+from tandem.engine.rank import reports, status, wire
 from tandem.rpc import convert
 from tandem.rpc.server import GrpcServer
 from tandem.v1 import common_pb2, rank_pb2, rank_pb2_grpc
@@ -40,7 +40,7 @@ class _Rank:
         self.pid = hello.pid
         self.outbox: asyncio.Queue[rank_pb2.AttachResponse] = asyncio.Queue(maxsize=65_536)
         self.tickets: dict[RoomId, asyncio.Future[None]] = {}
-        self.polls: dict[int, asyncio.Future[EngineStatus]] = {}
+        self.polls: dict[int, asyncio.Future[rank_pb2.RankStatus]] = {}
 
     def send(self, **message: Any) -> None:
         """Queues one message. Raises TandemError(OVERLOADED) if the rank does not read."""
@@ -61,12 +61,19 @@ class RankHub(rank_pb2_grpc.RankHubServiceServicer):
     """Where the ranks of one engine attach. A rank that is lost ends the engine."""
 
     def __init__(
-        self, role: Role, expected_ranks: int, *, on_room_failed: Callable[[RoomId, Why], None] = lambda *_: None
+        self,
+        role: Role,
+        expected_ranks: int,
+        *,
+        on_room_failed: Callable[[RoomId, Why], None] = lambda *_: None,
+        on_room_traced: RoomTraceSink = lambda _: None,
     ) -> None:
-        """on_room_failed: called on the loop for the first rank that reports a failed room."""
+        """on_room_failed: called on the loop for the first rank that reports a failed room. on_room_traced: for every
+        rank that says what it noted of a room."""
         self._role = role
         self._expected = expected_ranks
         self._on_room_failed = on_room_failed
+        self._on_room_traced = on_room_traced
         self._ranks: dict[RankId, _Rank] = {}
         self._all_here = asyncio.Event()
         self._failed: asyncio.Future[TandemError] = asyncio.get_running_loop().create_future()
@@ -167,14 +174,24 @@ class RankHub(rank_pb2_grpc.RankHubServiceServicer):
 
     async def status(self) -> EngineStatus:
         """The state of every rank, added up. Raises TandemError(DEADLINE_EXCEEDED) if a rank does not answer."""
+        return _merged(await self._poll(metrics=False))
+
+    async def measured(self) -> Measured:
+        """The same, and what each rank has measured."""
+        answers = await self._poll(metrics=True)
+        found = (reports.from_proto(rank, answer.metrics) for rank, answer in answers.items())
+        return Measured(_merged(answers), tuple(found))
+
+    async def _poll(self, *, metrics: bool) -> dict[RankId, rank_pb2.RankStatus]:
+        """What each rank says now, in order of rank."""
         loop, poll = asyncio.get_running_loop(), next(self._poll_ids)
         ranks = [self._ranks[rank] for rank in sorted(self._ranks)]
         try:
             for rank in ranks:
                 rank.polls[poll] = loop.create_future()
-                rank.send(poll_status=rank_pb2.PollStatus(id=poll))
+                rank.send(poll_status=rank_pb2.PollStatus(id=poll, metrics=metrics))
             async with asyncio.timeout(STATUS_TIMEOUT_MS / 1000):
-                return status.merge([await rank.polls[poll] for rank in ranks])
+                return {rank.rank: await rank.polls[poll] for rank in ranks}
         except TimeoutError as error:
             raise TandemError(ErrorReason.DEADLINE_EXCEEDED, "an engine rank does not answer") from error
         finally:
@@ -232,14 +249,16 @@ class RankHub(rank_pb2_grpc.RankHubServiceServicer):
                 if future is not None and not future.done():
                     _settle(future, message.ticket_opened)
             case "room_ended":
-                self._room_ended(message.room_ended)
+                self._room_ended(rank, message.room_ended)
             case "status":
                 poll = rank.polls.get(message.status.poll_id)
                 if poll is not None and not poll.done():
-                    poll.set_result(status.from_proto(message.status.status))
+                    poll.set_result(message.status)
 
-    def _room_ended(self, ended: rank_pb2.RoomEnded) -> None:
+    def _room_ended(self, rank: _Rank, ended: rank_pb2.RoomEnded) -> None:
         room = RoomId(ended.room)
+        if ended.HasField("trace"):
+            self._on_room_traced(wire.trace_of(ended.trace, room, rank.rank))
         if ended.success or room in self._failures:
             return
         why = wire.why_of(ended.failure)
@@ -272,6 +291,7 @@ def _ticket(job: Job, rank: RankId, timeout_ms: int) -> rank_pb2.OpenTicket:
         timeout_ms=timeout_ms,
         traceparent=job.traceparent,
         prompt_tokens=len(job.input_ids),
+        request_id=job.request_id,
     )
 
 
@@ -282,6 +302,10 @@ def _first_refusal(tickets: list[asyncio.Future[None]]) -> TandemError | None:
         if isinstance(error := ticket.exception(), TandemError):
             return error
     return None
+
+
+def _merged(answers: Mapping[RankId, rank_pb2.RankStatus]) -> EngineStatus:
+    return status.merge([status.from_proto(answer.status) for answer in answers.values()])
 
 
 def _settle(future: asyncio.Future[None], opened: rank_pb2.TicketOpened) -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import Final, Protocol
 
 from tandem.core.errors import TandemError
 from tandem.core.ids import Nonce, RankId, RequestId, RoomId, WorkerLife
 from tandem.core.layout import KvLayout
 from tandem.core.room.events import Why
+from tandem.core.room.timeline import RoomSpan
+from tandem.engine.measures import RankReport
+
+NO_REQUEST: Final = RequestId("")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,23 @@ class Ticket:
     """Monotonic seconds."""
     prompt_tokens: int
     traceparent: str = ""
+    request_id: RequestId = NO_REQUEST
+
+
+@dataclass(frozen=True, slots=True)
+class RoomTrace:
+    """What one rank noted of a room whose trace is sampled."""
+
+    room: RoomId
+    rank: RankId
+    traceparent: str
+    """As in the ticket: the span that these belong under."""
+    opened_unix_ns: int
+    """Nanoseconds since 1970, by the rank's clock; the spans count from there."""
+    spans: tuple[RoomSpan, ...]
+    """In order of start."""
+    dropped: int = 0
+    """Spans that were not kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +170,9 @@ class Delta:
     finish: Finish | None = None
 
 
+RoomTraceSink = Callable[[RoomTrace], None]
+"""Takes what a rank noted of a room that has ended, on the event loop; must not block."""
+
 Sink = Callable[[Delta], None]
 """Takes news of a room, on the event loop; must not block. The last one has `finish`."""
 
@@ -183,11 +207,23 @@ class EngineStatus:
     """Peer worker id to provider name."""
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Everything that an engine can be asked about itself, for operators."""
+
+    status: EngineStatus
+    ranks: tuple[RankReport, ...]
+    """In order of rank."""
+
+
 class Engine(Protocol):
     """An engine in one role. Every method runs on the worker's event loop."""
 
     async def start(self) -> EngineFacts:
         """Loads the model and starts the ranks. Raises TandemError(ENGINE_FAILED) with what went wrong."""
+
+    def on_room_traced(self, sink: RoomTraceSink) -> None:
+        """Sets who takes the ranks' traces of rooms, before `start`."""
 
     def identify(self, life: WorkerLife) -> None:
         """Tells the ranks the worker's name and life, once it is registered; links open only after that."""
@@ -209,7 +245,10 @@ class Engine(Protocol):
         """A peer's life is over: its links close, its rooms fail with PEER_LOST."""
 
     async def status(self) -> EngineStatus:
-        """The state of this moment."""
+        """The state of this moment. Raises TandemError if a rank does not say."""
+
+    async def measured(self) -> Measured:
+        """The same, and what its ranks have measured."""
 
     def rank_pids(self) -> Sequence[int]:
         """Processes of its ranks; empty if they are in this one, or have not started."""

@@ -24,33 +24,40 @@ _sym_db = _symbol_database.Default()
 
 from tandem.v1 import bootstrap_pb2 as tandem_dot_v1_dot_bootstrap__pb2
 from tandem.v1 import session_pb2 as tandem_dot_v1_dot_session__pb2
+from tandem.v1 import trace_pb2 as tandem_dot_v1_dot_trace__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15tandem/v1/admin.proto\x12\ttandem.v1\x1a\x19tandem/v1/bootstrap.proto\x1a\x17tandem/v1/session.proto\"\x1b\n\x19ListClusterWorkersRequest\"G\n\x1aListClusterWorkersResponse\x12)\n\x07workers\x18\x01 \x03(\x0b\x32\x18.tandem.v1.ClusterWorker\"p\n\rClusterWorker\x12#\n\x04info\x18\x01 \x01(\x0b\x32\x15.tandem.v1.WorkerInfo\x12\'\n\x06status\x18\x02 \x01(\x0b\x32\x17.tandem.v1.WorkerStatus\x12\x11\n\tin_flight\x18\x03 \x01(\r\"\"\n\x10SetPolicyRequest\x12\x0e\n\x06policy\x18\x01 \x01(\t\"%\n\x11SetPolicyResponse\x12\x10\n\x08previous\x18\x01 \x01(\t\"\'\n\x12\x44rainWorkerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\"\x15\n\x13\x44rainWorkerResponse\")\n\x14UndrainWorkerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\"\x17\n\x15UndrainWorkerResponse2\xdb\x02\n\x0c\x41\x64minService\x12\x61\n\x12ListClusterWorkers\x12$.tandem.v1.ListClusterWorkersRequest\x1a%.tandem.v1.ListClusterWorkersResponse\x12\x46\n\tSetPolicy\x12\x1b.tandem.v1.SetPolicyRequest\x1a\x1c.tandem.v1.SetPolicyResponse\x12L\n\x0b\x44rainWorker\x12\x1d.tandem.v1.DrainWorkerRequest\x1a\x1e.tandem.v1.DrainWorkerResponse\x12R\n\rUndrainWorker\x12\x1f.tandem.v1.UndrainWorkerRequest\x1a .tandem.v1.UndrainWorkerResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15tandem/v1/admin.proto\x12\ttandem.v1\x1a\x19tandem/v1/bootstrap.proto\x1a\x17tandem/v1/session.proto\x1a\x15tandem/v1/trace.proto\"\x1b\n\x19ListClusterWorkersRequest\"G\n\x1aListClusterWorkersResponse\x12)\n\x07workers\x18\x01 \x03(\x0b\x32\x18.tandem.v1.ClusterWorker\"p\n\rClusterWorker\x12#\n\x04info\x18\x01 \x01(\x0b\x32\x15.tandem.v1.WorkerInfo\x12\'\n\x06status\x18\x02 \x01(\x0b\x32\x17.tandem.v1.WorkerStatus\x12\x11\n\tin_flight\x18\x03 \x01(\r\"\"\n\x10SetPolicyRequest\x12\x0e\n\x06policy\x18\x01 \x01(\t\"%\n\x11SetPolicyResponse\x12\x10\n\x08previous\x18\x01 \x01(\t\"\'\n\x12\x44rainWorkerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\"\x15\n\x13\x44rainWorkerResponse\")\n\x14UndrainWorkerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\"\x17\n\x15UndrainWorkerResponse\"G\n\x14\x41\x64minGetTraceRequest\x12\x14\n\nrequest_id\x18\x01 \x01(\tH\x00\x12\x12\n\x08trace_id\x18\x02 \x01(\tH\x00\x42\x05\n\x03key\"\x8e\x01\n\x15\x41\x64minGetTraceResponse\x12\x10\n\x08trace_id\x18\x01 \x01(\t\x12#\n\x05spans\x18\x02 \x03(\x0b\x32\x14.tandem.v1.TraceSpan\x12\x15\n\rdropped_spans\x18\x03 \x01(\r\x12\'\n\x06silent\x18\x04 \x03(\x0b\x32\x17.tandem.v1.SilentWorker\"2\n\x0cSilentWorker\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0f\n\x07problem\x18\x02 \x01(\t2\xaa\x03\n\x0c\x41\x64minService\x12\x61\n\x12ListClusterWorkers\x12$.tandem.v1.ListClusterWorkersRequest\x1a%.tandem.v1.ListClusterWorkersResponse\x12\x46\n\tSetPolicy\x12\x1b.tandem.v1.SetPolicyRequest\x1a\x1c.tandem.v1.SetPolicyResponse\x12L\n\x0b\x44rainWorker\x12\x1d.tandem.v1.DrainWorkerRequest\x1a\x1e.tandem.v1.DrainWorkerResponse\x12R\n\rUndrainWorker\x12\x1f.tandem.v1.UndrainWorkerRequest\x1a .tandem.v1.UndrainWorkerResponse\x12M\n\x08GetTrace\x12\x1f.tandem.v1.AdminGetTraceRequest\x1a .tandem.v1.AdminGetTraceResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tandem.v1.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LISTCLUSTERWORKERSREQUEST']._serialized_start=88
-  _globals['_LISTCLUSTERWORKERSREQUEST']._serialized_end=115
-  _globals['_LISTCLUSTERWORKERSRESPONSE']._serialized_start=117
-  _globals['_LISTCLUSTERWORKERSRESPONSE']._serialized_end=188
-  _globals['_CLUSTERWORKER']._serialized_start=190
-  _globals['_CLUSTERWORKER']._serialized_end=302
-  _globals['_SETPOLICYREQUEST']._serialized_start=304
-  _globals['_SETPOLICYREQUEST']._serialized_end=338
-  _globals['_SETPOLICYRESPONSE']._serialized_start=340
-  _globals['_SETPOLICYRESPONSE']._serialized_end=377
-  _globals['_DRAINWORKERREQUEST']._serialized_start=379
-  _globals['_DRAINWORKERREQUEST']._serialized_end=418
-  _globals['_DRAINWORKERRESPONSE']._serialized_start=420
-  _globals['_DRAINWORKERRESPONSE']._serialized_end=441
-  _globals['_UNDRAINWORKERREQUEST']._serialized_start=443
-  _globals['_UNDRAINWORKERREQUEST']._serialized_end=484
-  _globals['_UNDRAINWORKERRESPONSE']._serialized_start=486
-  _globals['_UNDRAINWORKERRESPONSE']._serialized_end=509
-  _globals['_ADMINSERVICE']._serialized_start=512
-  _globals['_ADMINSERVICE']._serialized_end=859
+  _globals['_LISTCLUSTERWORKERSREQUEST']._serialized_start=111
+  _globals['_LISTCLUSTERWORKERSREQUEST']._serialized_end=138
+  _globals['_LISTCLUSTERWORKERSRESPONSE']._serialized_start=140
+  _globals['_LISTCLUSTERWORKERSRESPONSE']._serialized_end=211
+  _globals['_CLUSTERWORKER']._serialized_start=213
+  _globals['_CLUSTERWORKER']._serialized_end=325
+  _globals['_SETPOLICYREQUEST']._serialized_start=327
+  _globals['_SETPOLICYREQUEST']._serialized_end=361
+  _globals['_SETPOLICYRESPONSE']._serialized_start=363
+  _globals['_SETPOLICYRESPONSE']._serialized_end=400
+  _globals['_DRAINWORKERREQUEST']._serialized_start=402
+  _globals['_DRAINWORKERREQUEST']._serialized_end=441
+  _globals['_DRAINWORKERRESPONSE']._serialized_start=443
+  _globals['_DRAINWORKERRESPONSE']._serialized_end=464
+  _globals['_UNDRAINWORKERREQUEST']._serialized_start=466
+  _globals['_UNDRAINWORKERREQUEST']._serialized_end=507
+  _globals['_UNDRAINWORKERRESPONSE']._serialized_start=509
+  _globals['_UNDRAINWORKERRESPONSE']._serialized_end=532
+  _globals['_ADMINGETTRACEREQUEST']._serialized_start=534
+  _globals['_ADMINGETTRACEREQUEST']._serialized_end=605
+  _globals['_ADMINGETTRACERESPONSE']._serialized_start=608
+  _globals['_ADMINGETTRACERESPONSE']._serialized_end=750
+  _globals['_SILENTWORKER']._serialized_start=752
+  _globals['_SILENTWORKER']._serialized_end=802
+  _globals['_ADMINSERVICE']._serialized_start=805
+  _globals['_ADMINSERVICE']._serialized_end=1231
 # @@protoc_insertion_point(module_scope)

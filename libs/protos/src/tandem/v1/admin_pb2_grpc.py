@@ -31,6 +31,7 @@ class AdminServiceStub:
     1. ListClusterWorkers shows what the gateway routes to, each worker with its last status.
     2. SetPolicy changes how it routes, from the next request on.
     3. DrainWorker and UndrainWorker pass the wish on to BootstrapService.
+    4. GetTrace gathers the spans of one request from the gateway and from every worker in its view.
     """
 
     def __init__(self, channel):
@@ -59,6 +60,11 @@ class AdminServiceStub:
                 request_serializer=tandem_dot_v1_dot_admin__pb2.UndrainWorkerRequest.SerializeToString,
                 response_deserializer=tandem_dot_v1_dot_admin__pb2.UndrainWorkerResponse.FromString,
                 _registered_method=True)
+        self.GetTrace = channel.unary_unary(
+                '/tandem.v1.AdminService/GetTrace',
+                request_serializer=tandem_dot_v1_dot_admin__pb2.AdminGetTraceRequest.SerializeToString,
+                response_deserializer=tandem_dot_v1_dot_admin__pb2.AdminGetTraceResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -67,6 +73,7 @@ class AdminServiceServicer:
     1. ListClusterWorkers shows what the gateway routes to, each worker with its last status.
     2. SetPolicy changes how it routes, from the next request on.
     3. DrainWorker and UndrainWorker pass the wish on to BootstrapService.
+    4. GetTrace gathers the spans of one request from the gateway and from every worker in its view.
     """
 
     def ListClusterWorkers(self, request, context):
@@ -97,6 +104,13 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetTrace(self, request, context):
+        """One trace, from all services. No spans: nobody has it. INVALID_ARGUMENT: neither id is set, or it is none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -120,6 +134,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=tandem_dot_v1_dot_admin__pb2.UndrainWorkerRequest.FromString,
                     response_serializer=tandem_dot_v1_dot_admin__pb2.UndrainWorkerResponse.SerializeToString,
             ),
+            'GetTrace': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTrace,
+                    request_deserializer=tandem_dot_v1_dot_admin__pb2.AdminGetTraceRequest.FromString,
+                    response_serializer=tandem_dot_v1_dot_admin__pb2.AdminGetTraceResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'tandem.v1.AdminService', rpc_method_handlers)
@@ -134,6 +153,7 @@ class AdminService:
     1. ListClusterWorkers shows what the gateway routes to, each worker with its last status.
     2. SetPolicy changes how it routes, from the next request on.
     3. DrainWorker and UndrainWorker pass the wish on to BootstrapService.
+    4. GetTrace gathers the spans of one request from the gateway and from every worker in its view.
     """
 
     @staticmethod
@@ -234,6 +254,33 @@ class AdminService:
             '/tandem.v1.AdminService/UndrainWorker',
             tandem_dot_v1_dot_admin__pb2.UndrainWorkerRequest.SerializeToString,
             tandem_dot_v1_dot_admin__pb2.UndrainWorkerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTrace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.v1.AdminService/GetTrace',
+            tandem_dot_v1_dot_admin__pb2.AdminGetTraceRequest.SerializeToString,
+            tandem_dot_v1_dot_admin__pb2.AdminGetTraceResponse.FromString,
             options,
             channel_credentials,
             insecure,

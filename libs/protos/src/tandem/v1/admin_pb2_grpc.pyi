@@ -32,6 +32,7 @@ class AdminServiceStub:
     1. ListClusterWorkers shows what the gateway routes to, each worker with its last status.
     2. SetPolicy changes how it routes, from the next request on.
     3. DrainWorker and UndrainWorker pass the wish on to BootstrapService.
+    4. GetTrace gathers the spans of one request from the gateway and from every worker in its view.
     """
 
     @_typing.overload
@@ -46,6 +47,8 @@ class AdminServiceStub:
     """Stops new rooms for a worker. NOT_FOUND: no such worker."""
     UndrainWorker: _grpc.UnaryUnaryMultiCallable[_admin_pb2.UndrainWorkerRequest, _admin_pb2.UndrainWorkerResponse]
     """Takes a drain back. NOT_FOUND: no such worker."""
+    GetTrace: _grpc.UnaryUnaryMultiCallable[_admin_pb2.AdminGetTraceRequest, _admin_pb2.AdminGetTraceResponse]
+    """One trace, from all services. No spans: nobody has it. INVALID_ARGUMENT: neither id is set, or it is none."""
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -54,6 +57,7 @@ class AdminServiceAsyncStub(AdminServiceStub):
     1. ListClusterWorkers shows what the gateway routes to, each worker with its last status.
     2. SetPolicy changes how it routes, from the next request on.
     3. DrainWorker and UndrainWorker pass the wish on to BootstrapService.
+    4. GetTrace gathers the spans of one request from the gateway and from every worker in its view.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -65,6 +69,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Stops new rooms for a worker. NOT_FOUND: no such worker."""
     UndrainWorker: _aio.UnaryUnaryMultiCallable[_admin_pb2.UndrainWorkerRequest, _admin_pb2.UndrainWorkerResponse]  # type: ignore[assignment]
     """Takes a drain back. NOT_FOUND: no such worker."""
+    GetTrace: _aio.UnaryUnaryMultiCallable[_admin_pb2.AdminGetTraceRequest, _admin_pb2.AdminGetTraceResponse]  # type: ignore[assignment]
+    """One trace, from all services. No spans: nobody has it. INVALID_ARGUMENT: neither id is set, or it is none."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """Looks into a cluster and steers it. Served by the gateway, on loopback by default.
@@ -72,6 +78,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     1. ListClusterWorkers shows what the gateway routes to, each worker with its last status.
     2. SetPolicy changes how it routes, from the next request on.
     3. DrainWorker and UndrainWorker pass the wish on to BootstrapService.
+    4. GetTrace gathers the spans of one request from the gateway and from every worker in its view.
     """
 
     @_abc_1.abstractmethod
@@ -105,5 +112,13 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.UndrainWorkerResponse, _abc.Awaitable[_admin_pb2.UndrainWorkerResponse]]:
         """Takes a drain back. NOT_FOUND: no such worker."""
+
+    @_abc_1.abstractmethod
+    def GetTrace(
+        self,
+        request: _admin_pb2.AdminGetTraceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.AdminGetTraceResponse, _abc.Awaitable[_admin_pb2.AdminGetTraceResponse]]:
+        """One trace, from all services. No spans: nobody has it. INVALID_ARGUMENT: neither id is set, or it is none."""
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -3,8 +3,11 @@
 isort:skip_file
 Inside one worker: between the service and the ranks of its engine."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from tandem.v1 import common_pb2 as _common_pb2
 from tandem.v1 import session_pb2 as _session_pb2
 import builtins as _builtins
@@ -17,6 +20,66 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _RoomStep:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RoomStepEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RoomStep.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ROOM_STEP_UNSPECIFIED: _RoomStep.ValueType  # 0
+    """Never sent."""
+    ROOM_STEP_GRANT_WAIT: _RoomStep.ValueType  # 1
+    """Prefill: from the ticket to decode's offer."""
+    ROOM_STEP_QUEUE: _RoomStep.ValueType  # 2
+    """Prefill: from the offer until the engine computes, where the engine says when that is."""
+    ROOM_STEP_COMPUTE: _RoomStep.ValueType  # 3
+    """Prefill: until the last chunk is computed."""
+    ROOM_STEP_CHUNK: _RoomStep.ValueType  # 4
+    """Prefill: one transfer."""
+    ROOM_STEP_LANDING: _RoomStep.ValueType  # 5
+    """Prefill: from Complete to Landed."""
+    ROOM_STEP_LINK_WAIT: _RoomStep.ValueType  # 6
+    """Decode: from the ticket until the link to the prefill rank is there."""
+    ROOM_STEP_RESERVE: _RoomStep.ValueType  # 7
+    """Decode: until the engine has pages for the prompt."""
+    ROOM_STEP_RECEIVE: _RoomStep.ValueType  # 8
+    """Decode: from the offer until everything has landed and is verified."""
+    ROOM_STEP_LANDED: _RoomStep.ValueType  # 9
+    """Decode: one chunk is in memory; a moment."""
+    ROOM_STEP_CLOSE: _RoomStep.ValueType  # 10
+    """Decode: the grant is closed, and the pages are copied to the device where the pool lies in one."""
+    ROOM_STEP_FENCE: _RoomStep.ValueType  # 11
+    """A room that failed: until nothing of it moves any more."""
+
+class RoomStep(_RoomStep, metaclass=_RoomStepEnumTypeWrapper):
+    """Where the time of a room goes on a rank."""
+
+ROOM_STEP_UNSPECIFIED: RoomStep.ValueType  # 0
+"""Never sent."""
+ROOM_STEP_GRANT_WAIT: RoomStep.ValueType  # 1
+"""Prefill: from the ticket to decode's offer."""
+ROOM_STEP_QUEUE: RoomStep.ValueType  # 2
+"""Prefill: from the offer until the engine computes, where the engine says when that is."""
+ROOM_STEP_COMPUTE: RoomStep.ValueType  # 3
+"""Prefill: until the last chunk is computed."""
+ROOM_STEP_CHUNK: RoomStep.ValueType  # 4
+"""Prefill: one transfer."""
+ROOM_STEP_LANDING: RoomStep.ValueType  # 5
+"""Prefill: from Complete to Landed."""
+ROOM_STEP_LINK_WAIT: RoomStep.ValueType  # 6
+"""Decode: from the ticket until the link to the prefill rank is there."""
+ROOM_STEP_RESERVE: RoomStep.ValueType  # 7
+"""Decode: until the engine has pages for the prompt."""
+ROOM_STEP_RECEIVE: RoomStep.ValueType  # 8
+"""Decode: from the offer until everything has landed and is verified."""
+ROOM_STEP_LANDED: RoomStep.ValueType  # 9
+"""Decode: one chunk is in memory; a moment."""
+ROOM_STEP_CLOSE: RoomStep.ValueType  # 10
+"""Decode: the grant is closed, and the pages are copied to the device where the pool lies in one."""
+ROOM_STEP_FENCE: RoomStep.ValueType  # 11
+"""A room that failed: until nothing of it moves any more."""
+Global___RoomStep: _TypeAlias = RoomStep  # noqa: Y015
 
 @_typing.final
 class AttachRequest(_message.Message):
@@ -189,6 +252,7 @@ class OpenTicket(_message.Message):
     TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     room: _builtins.int
     """The room."""
     nonce: _builtins.bytes
@@ -201,6 +265,8 @@ class OpenTicket(_message.Message):
     """W3C trace context, or empty."""
     prompt_tokens: _builtins.int
     """Prompt length in tokens; says what must be moved."""
+    request_id: _builtins.str
+    """Request that the room is of, for logs; at most 128 characters. Set by the service."""
     @_builtins.property
     def peer(self) -> _common_pb2.WorkerRef:
         """The worker of the other leg."""
@@ -215,10 +281,11 @@ class OpenTicket(_message.Message):
         timeout_ms: _builtins.int = ...,
         traceparent: _builtins.str = ...,
         prompt_tokens: _builtins.int = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["peer", b"peer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["nonce", b"nonce", "peer", b"peer", "peer_address", b"peer_address", "prompt_tokens", b"prompt_tokens", "room", b"room", "timeout_ms", b"timeout_ms", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nonce", b"nonce", "peer", b"peer", "peer_address", b"peer_address", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "room", b"room", "timeout_ms", b"timeout_ms", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -263,6 +330,7 @@ class RoomEnded(_message.Message):
     FAILURE_FIELD_NUMBER: _builtins.int
     KV_BYTES_FIELD_NUMBER: _builtins.int
     CHUNKS_FIELD_NUMBER: _builtins.int
+    TRACE_FIELD_NUMBER: _builtins.int
     room: _builtins.int
     """The room."""
     success: _builtins.bool
@@ -275,6 +343,10 @@ class RoomEnded(_message.Message):
     def failure(self) -> _common_pb2.Failure:
         """Set if not."""
 
+    @_builtins.property
+    def trace(self) -> Global___RoomTrace:
+        """What took the time; absent if the ticket's trace is not sampled. Set by the rank."""
+
     def __init__(
         self,
         *,
@@ -283,14 +355,109 @@ class RoomEnded(_message.Message):
         failure: _common_pb2.Failure | None = ...,
         kv_bytes: _builtins.int = ...,
         chunks: _builtins.int = ...,
+        trace: Global___RoomTrace | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "trace", b"trace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "failure", b"failure", "kv_bytes", b"kv_bytes", "room", b"room", "success", b"success"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "failure", b"failure", "kv_bytes", b"kv_bytes", "room", b"room", "success", b"success", "trace", b"trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RoomEnded: _TypeAlias = RoomEnded  # noqa: Y015
+
+@_typing.final
+class RoomTrace(_message.Message):
+    """What a rank noted of one room, which its service makes spans of."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
+    OPENED_UNIX_NS_FIELD_NUMBER: _builtins.int
+    SPANS_FIELD_NUMBER: _builtins.int
+    DROPPED_SPANS_FIELD_NUMBER: _builtins.int
+    traceparent: _builtins.str
+    """As in OpenTicket: the span that these belong under."""
+    opened_unix_ns: _builtins.int
+    """When the rank opened the room, in nanoseconds since 1970 by its own clock."""
+    dropped_spans: _builtins.int
+    """Spans of chunks that were not kept. Range 0..131072."""
+    @_builtins.property
+    def spans(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoomSpan]:
+        """In order of start. At most 256 of chunks and one of each other step."""
+
+    def __init__(
+        self,
+        *,
+        traceparent: _builtins.str = ...,
+        opened_unix_ns: _builtins.int = ...,
+        spans: _abc.Iterable[Global___RoomSpan] | None = ...,
+        dropped_spans: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped_spans", b"dropped_spans", "opened_unix_ns", b"opened_unix_ns", "spans", b"spans", "traceparent", b"traceparent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoomTrace: _TypeAlias = RoomTrace  # noqa: Y015
+
+@_typing.final
+class RoomSpan(_message.Message):
+    """One step of a room on a rank. Set by the rank; fields that do not belong to its kind are 0 or empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    START_NS_FIELD_NUMBER: _builtins.int
+    END_NS_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    PAGES_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    FIRST_BUFFER_FIELD_NUMBER: _builtins.int
+    BUFFERS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    step: Global___RoomStep.ValueType
+    """The kind of step."""
+    start_ns: _builtins.int
+    """When it began, in nanoseconds since the room was opened."""
+    end_ns: _builtins.int
+    """When it ended, the same; not before start_ns."""
+    chunk: _builtins.int
+    """CHUNK, LANDED: number of the chunk, from 0. Range 0..65535."""
+    pages: _builtins.int
+    """CHUNK, RESERVE, RECEIVE: KV pages. Range 0..4194304."""
+    bytes: _builtins.int
+    """CHUNK, LANDED, RECEIVE: bytes, over all pools."""
+    provider: _builtins.str
+    """CHUNK, RECEIVE: name of the data provider, e.g. "tcp"."""
+    first_buffer: _builtins.int
+    """CHUNK: first buffer of the KV pool that it is of."""
+    buffers: _builtins.int
+    """CHUNK: buffers of the KV pool that it is of; 0 = all."""
+    reason: _builtins.str
+    """Reason of the error catalogue, e.g. "LINK_LOST"; empty if the step ended well."""
+    def __init__(
+        self,
+        *,
+        step: Global___RoomStep.ValueType = ...,
+        start_ns: _builtins.int = ...,
+        end_ns: _builtins.int = ...,
+        chunk: _builtins.int = ...,
+        pages: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        provider: _builtins.str = ...,
+        first_buffer: _builtins.int = ...,
+        buffers: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buffers", b"buffers", "bytes", b"bytes", "chunk", b"chunk", "end_ns", b"end_ns", "first_buffer", b"first_buffer", "pages", b"pages", "provider", b"provider", "reason", b"reason", "start_ns", b"start_ns", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoomSpan: _TypeAlias = RoomSpan  # noqa: Y015
 
 @_typing.final
 class AbortRoom(_message.Message):
@@ -379,16 +546,20 @@ class PollStatus(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Echoed in the answer."""
+    metrics: _builtins.bool
+    """Whether the answer shall have RankStatus.metrics."""
     def __init__(
         self,
         *,
         id: _builtins.int = ...,
+        metrics: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "metrics", b"metrics"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -402,22 +573,240 @@ class RankStatus(_message.Message):
 
     STATUS_FIELD_NUMBER: _builtins.int
     POLL_ID_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
     poll_id: _builtins.int
     """Id of the PollStatus that asked, or 0."""
     @_builtins.property
     def status(self) -> _session_pb2.WorkerStatus:
         """The rank's share of WorkerStatus; worker-wide fields are empty."""
 
+    @_builtins.property
+    def metrics(self) -> Global___RankMetrics:
+        """Set by the rank if the PollStatus asked for it."""
+
     def __init__(
         self,
         *,
         status: _session_pb2.WorkerStatus | None = ...,
         poll_id: _builtins.int = ...,
+        metrics: Global___RankMetrics | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["metrics", b"metrics", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["poll_id", b"poll_id", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["metrics", b"metrics", "poll_id", b"poll_id", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RankStatus: _TypeAlias = RankStatus  # noqa: Y015
+
+@_typing.final
+class RankMetrics(_message.Message):
+    """What a rank has measured. What counts does so from the rank's start and never falls, so that a poll that is lost
+    loses nothing.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROOMS_FIELD_NUMBER: _builtins.int
+    ROOMS_OVERDUE_FIELD_NUMBER: _builtins.int
+    OLDEST_ROOM_MS_FIELD_NUMBER: _builtins.int
+    ROOMS_SUCCEEDED_FIELD_NUMBER: _builtins.int
+    ROOMS_FAILED_FIELD_NUMBER: _builtins.int
+    QUEUE_FIELD_NUMBER: _builtins.int
+    ROOM_FIELD_NUMBER: _builtins.int
+    ABORTS_SENT_FIELD_NUMBER: _builtins.int
+    ABORTS_RECEIVED_FIELD_NUMBER: _builtins.int
+    REVOKED_FIELD_NUMBER: _builtins.int
+    FENCE_FIELD_NUMBER: _builtins.int
+    QUEUE_PAIRS_REPLACED_FIELD_NUMBER: _builtins.int
+    PEERS_FIELD_NUMBER: _builtins.int
+    LOOP_LAG_FIELD_NUMBER: _builtins.int
+    CPU_MS_FIELD_NUMBER: _builtins.int
+    RESIDENT_BYTES_FIELD_NUMBER: _builtins.int
+    OPEN_FDS_FIELD_NUMBER: _builtins.int
+    rooms_overdue: _builtins.int
+    """Open rooms that are past their deadline."""
+    oldest_room_ms: _builtins.int
+    """Age of the oldest open room, in milliseconds; 0 if there is none."""
+    rooms_succeeded: _builtins.int
+    """Rooms that ended well."""
+    aborts_sent: _builtins.int
+    """Aborts sent to the other side."""
+    aborts_received: _builtins.int
+    """Aborts that the other side sent."""
+    queue_pairs_replaced: _builtins.int
+    """Provider verbs: queue pairs that broke or were fenced, and were made anew."""
+    cpu_ms: _builtins.int
+    """Processor time of the rank's process, in milliseconds."""
+    resident_bytes: _builtins.int
+    """Resident memory of the rank's process, in bytes."""
+    open_fds: _builtins.int
+    """File descriptors that the rank's process has open."""
+    @_builtins.property
+    def rooms(self) -> _containers.RepeatedCompositeFieldContainer[Global___NamedCount]:
+        """Open rooms by the state of their machine, as in ARCHITECTURE.md, in lower case."""
+
+    @_builtins.property
+    def rooms_failed(self) -> _containers.RepeatedCompositeFieldContainer[Global___NamedCount]:
+        """Rooms that ended badly, by reason."""
+
+    @_builtins.property
+    def queue(self) -> Global___Distribution:
+        """Per room, from its ticket until the engine begins: prefill has its first chunk, decode has reserved its pages."""
+
+    @_builtins.property
+    def room(self) -> Global___Distribution:
+        """Per room that ended well, from there to its end."""
+
+    @_builtins.property
+    def revoked(self) -> _containers.RepeatedCompositeFieldContainer[Global___NamedCount]:
+        """Decode: grants taken back before all that they were for had landed, by provider."""
+
+    @_builtins.property
+    def fence(self) -> Global___Distribution:
+        """Per room that failed, until nothing of it moves any more."""
+
+    @_builtins.property
+    def peers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PeerMetrics]:
+        """Lanes by peer and provider: 512 at most, and those of the peers "other"."""
+
+    @_builtins.property
+    def loop_lag(self) -> Global___Distribution:
+        """How late the rank's event loop was, looked at every 100 ms."""
+
+    def __init__(
+        self,
+        *,
+        rooms: _abc.Iterable[Global___NamedCount] | None = ...,
+        rooms_overdue: _builtins.int = ...,
+        oldest_room_ms: _builtins.int = ...,
+        rooms_succeeded: _builtins.int = ...,
+        rooms_failed: _abc.Iterable[Global___NamedCount] | None = ...,
+        queue: Global___Distribution | None = ...,
+        room: Global___Distribution | None = ...,
+        aborts_sent: _builtins.int = ...,
+        aborts_received: _builtins.int = ...,
+        revoked: _abc.Iterable[Global___NamedCount] | None = ...,
+        fence: Global___Distribution | None = ...,
+        queue_pairs_replaced: _builtins.int = ...,
+        peers: _abc.Iterable[Global___PeerMetrics] | None = ...,
+        loop_lag: Global___Distribution | None = ...,
+        cpu_ms: _builtins.int = ...,
+        resident_bytes: _builtins.int = ...,
+        open_fds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence", "loop_lag", b"loop_lag", "queue", b"queue", "room", b"room"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aborts_received", b"aborts_received", "aborts_sent", b"aborts_sent", "cpu_ms", b"cpu_ms", "fence", b"fence", "loop_lag", b"loop_lag", "oldest_room_ms", b"oldest_room_ms", "open_fds", b"open_fds", "peers", b"peers", "queue", b"queue", "queue_pairs_replaced", b"queue_pairs_replaced", "resident_bytes", b"resident_bytes", "revoked", b"revoked", "room", b"room", "rooms", b"rooms", "rooms_failed", b"rooms_failed", "rooms_overdue", b"rooms_overdue", "rooms_succeeded", b"rooms_succeeded"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RankMetrics: _TypeAlias = RankMetrics  # noqa: Y015
+
+@_typing.final
+class NamedCount(_message.Message):
+    """How often something was seen."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """What."""
+    count: _builtins.int
+    """How often."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NamedCount: _TypeAlias = NamedCount  # noqa: Y015
+
+@_typing.final
+class Distribution(_message.Message):
+    """Durations, sorted into buckets."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BOUNDS_S_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    SUM_S_FIELD_NUMBER: _builtins.int
+    sum_s: _builtins.float
+    """All durations together, in seconds."""
+    @_builtins.property
+    def bounds_s(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Upper bounds of the buckets, in seconds, rising."""
+
+    @_builtins.property
+    def counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Durations per bucket; one more than bounds, for what is over all of them."""
+
+    def __init__(
+        self,
+        *,
+        bounds_s: _abc.Iterable[_builtins.float] | None = ...,
+        counts: _abc.Iterable[_builtins.int] | None = ...,
+        sum_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bounds_s", b"bounds_s", "counts", b"counts", "sum_s", b"sum_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Distribution: _TypeAlias = Distribution  # noqa: Y015
+
+@_typing.final
+class PeerMetrics(_message.Message):
+    """What went over the lanes to one peer by one provider."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PEER_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    LINKS_FIELD_NUMBER: _builtins.int
+    LINKS_OPENED_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    CHUNKS_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    peer: _builtins.str
+    """Worker id of the peer, or "other" for all that came after the first 512."""
+    provider: _builtins.str
+    """Name of the provider."""
+    links: _builtins.int
+    """Links that are up now."""
+    links_opened: _builtins.int
+    """Links opened so far."""
+    bytes: _builtins.int
+    """Bytes moved, metadata rows included, of rooms that failed later too."""
+    chunks: _builtins.int
+    """Chunks moved."""
+    @_builtins.property
+    def chunk(self) -> Global___Distribution:
+        """Prefill: per chunk, from its write until decode has it."""
+
+    def __init__(
+        self,
+        *,
+        peer: _builtins.str = ...,
+        provider: _builtins.str = ...,
+        links: _builtins.int = ...,
+        links_opened: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        chunks: _builtins.int = ...,
+        chunk: Global___Distribution | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "chunk", b"chunk", "chunks", b"chunks", "links", b"links", "links_opened", b"links_opened", "peer", b"peer", "provider", b"provider"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeerMetrics: _TypeAlias = PeerMetrics  # noqa: Y015

@@ -355,6 +355,7 @@ class Submit(_message.Message):
     PART_FIELD_NUMBER: _builtins.int
     MORE_FIELD_NUMBER: _builtins.int
     EARLY_FIRST_TOKEN_FIELD_NUMBER: _builtins.int
+    TRACESTATE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Groups the attempts and sequences of one client request, 1..128 characters. Set by the gateway."""
     room: _builtins.int
@@ -383,6 +384,10 @@ class Submit(_message.Message):
     """True: the prefill leg says the first token as soon as it has computed it, before the KV has landed;
     the decode leg says it again. Set by the gateway where that reaches the client sooner. A worker may
     leave it out, and does where the token ends the answer.
+    """
+    tracestate: _builtins.str
+    """W3C tracestate that belongs to `traceparent`, or empty; at most 512 characters. Set by the gateway, which passes
+    on what the client sent.
     """
     @_builtins.property
     def peer(self) -> _common_pb2.WorkerRef:
@@ -418,10 +423,11 @@ class Submit(_message.Message):
         part: _builtins.int = ...,
         more: _builtins.bool = ...,
         early_first_token: _builtins.bool = ...,
+        tracestate: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "peer", b"peer", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_dp_rank", b"decode_dp_rank", "early_first_token", b"early_first_token", "input_ids", b"input_ids", "logprobs", b"logprobs", "model", b"model", "more", b"more", "nonce", b"nonce", "part", b"part", "peer", b"peer", "prefill_dp_rank", b"prefill_dp_rank", "request_id", b"request_id", "room", b"room", "sampling", b"sampling", "timeout_ms", b"timeout_ms", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_dp_rank", b"decode_dp_rank", "early_first_token", b"early_first_token", "input_ids", b"input_ids", "logprobs", b"logprobs", "model", b"model", "more", b"more", "nonce", b"nonce", "part", b"part", "peer", b"peer", "prefill_dp_rank", b"prefill_dp_rank", "request_id", b"request_id", "room", b"room", "sampling", b"sampling", "timeout_ms", b"timeout_ms", "traceparent", b"traceparent", "tracestate", b"tracestate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

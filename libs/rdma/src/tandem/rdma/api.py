@@ -230,6 +230,10 @@ class Endpoint(Protocol):
         Raises TandemError(LINK_LOST) if it can't be reached in time or refuses the token.
         """
 
+    @property
+    def queue_pairs_replaced(self) -> int:
+        """`verbs`: queue pairs that broke or were fenced, and were made anew, since the start."""
+
     async def close(self) -> None:
         """Closes every lane and frees everything. Idempotent."""
 

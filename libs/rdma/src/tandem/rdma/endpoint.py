@@ -172,6 +172,11 @@ class LiveEndpoint:
         _log.info("%s lane to %s is open (%s)", answer.name, answer.address, answer.reason)
         return lane
 
+    @property
+    def queue_pairs_replaced(self) -> int:
+        """See `Endpoint.queue_pairs_replaced`."""
+        return self._verbs.queue_pairs_replaced if self._verbs is not None else 0
+
     async def close(self) -> None:
         """Closes every lane and frees everything. Idempotent."""
         self._running = False

@@ -280,6 +280,11 @@ class FakeEndpoint:
         sender.schedule()
         return lane
 
+    @property
+    def queue_pairs_replaced(self) -> int:
+        """None: it has none."""
+        return 0
+
     async def close(self) -> None:
         """Closes every lane. Idempotent."""
         for lane in self._lanes:

@@ -10,25 +10,45 @@ import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn, Protocol, TypeAlias
 
 import grpc
 
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.rpc.errors import from_rpc_error, to_status
-from tandem.rpc.telemetry import TRACEPARENT_KEY, current_traceparent, parse
+from tandem.rpc.telemetry import TRACEPARENT_KEY, TRACESTATE_KEY, current_traceparent, parse
 
 log = logging.getLogger(__name__)
 
 CallHook = Callable[[str, str], None]
 """Called once per RPC with its method (`/package.Service/Method`) and the name of its status code."""
 
+
+class OpenCall(Protocol):
+    """The span of an RPC that runs."""
+
+    @property
+    def traceparent(self) -> str:
+        """For what happens below it."""
+
+    def end(self, code: str, error: TandemError | None) -> None:
+        """The RPC ended with this status code."""
+
+
+class CallSpans(Protocol):
+    """Records RPCs whose callers are traced; see tandem.rpc.tracing.provider.Tracing."""
+
+    def call(self, method: str, traceparent: str, tracestate: str) -> OpenCall:
+        """An RPC begins."""
+
+
 # In quotes: only the type checker knows gRPC's classes as generic ones.
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
-def _ignore(method: str, code: str) -> None:
+def no_hook(method: str, code: str) -> None:
+    """Counts nothing."""
     del method, code
 
 
@@ -40,8 +60,9 @@ async def _fail(context: _Context, error: TandemError) -> NoReturn:
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Wraps every handler, of all four shapes, once."""
 
-    def __init__(self, on_call: CallHook = _ignore) -> None:
+    def __init__(self, on_call: CallHook = no_hook, spans: CallSpans | None = None) -> None:
         self._on_call = on_call
+        self._spans = spans
         self._wrapped: dict[str, _Handler] = {}
 
     async def intercept_service(
@@ -76,12 +97,13 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         """The same behaviour inside a `_Call`. Streams may be async generators, or use context.write."""
 
         async def generate(request: Any, context: _Context) -> AsyncIterator[Any]:
-            async with _Call(method, context, self._on_call), aclosing(behaviour(request, context)) as messages:
+            call = _Call(method, context, self._on_call, self._spans)
+            async with call, aclosing(behaviour(request, context)) as messages:
                 async for message in messages:
                     yield message
 
         async def answer(request: Any, context: _Context) -> Any:
-            async with _Call(method, context, self._on_call):
+            async with _Call(method, context, self._on_call, self._spans):
                 return await behaviour(request, context)
 
         if inspect.isasyncgenfunction(behaviour):
@@ -94,31 +116,42 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 class _Call:
     """One RPC: takes its trace context, turns its error into a status, and reports how it ended."""
 
-    def __init__(self, method: str, context: _Context, on_call: CallHook) -> None:
+    def __init__(self, method: str, context: _Context, on_call: CallHook, spans: CallSpans | None) -> None:
         self._method = method
         self._context = context
         self._on_call = on_call
+        self._spans = spans
+        self._span: OpenCall | None = None
 
     async def __aenter__(self) -> None:
         metadata = dict(self._context.invocation_metadata() or ())
         given = str(metadata.get(TRACEPARENT_KEY, ""))
         # gRPC runs each RPC in a task of its own, so that nobody has to reset this.
-        current_traceparent.set(given if parse(given) else "")
+        parent = parse(given)
+        if parent is not None and parent.sampled and self._spans is not None:
+            self._span = self._spans.call(self._method, given, str(metadata.get(TRACESTATE_KEY, "")))
+            given = self._span.traceparent
+        current_traceparent.set(given if parent is not None else "")
 
     async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         del kind, traceback
         if error is None:
-            self._on_call(self._method, _code_name(self._context) or "OK")
+            self._ended(_code_name(self._context) or "OK")
             return
         if isinstance(error, grpc.aio.AbortError):
-            self._on_call(self._method, _code_name(self._context) or "ABORTED")
+            self._ended(_code_name(self._context) or "ABORTED")
             return
         if not isinstance(error, Exception):
-            self._on_call(self._method, "CANCELLED")
+            self._ended("CANCELLED")
             return
         known = self._known(error)
-        self._on_call(self._method, known.spec.grpc_code)
+        self._ended(known.spec.grpc_code, known)
         await _fail(self._context, known)
+
+    def _ended(self, code: str, error: TandemError | None = None) -> None:
+        self._on_call(self._method, code)
+        if self._span is not None:
+            self._span.end(code, error)
 
     def _known(self, error: Exception) -> TandemError:
         if isinstance(error, TandemError):

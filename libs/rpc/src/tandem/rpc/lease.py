@@ -42,6 +42,10 @@ def _nothing(_: object) -> None:
     return None
 
 
+def _idle() -> None:
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class LeaseCallbacks:
     """Called on the loop."""
@@ -50,6 +54,10 @@ class LeaseCallbacks:
     """After each Register, so also after a restart of bootstrap."""
     draining: Callable[[bool], None] = _nothing
     """When bootstrap marks the worker as draining, or takes it back."""
+    lost: Callable[[], None] = _idle
+    """When bootstrap says that the worker is not registered: its lease has run out, or bootstrap was restarted."""
+    missed: Callable[[], None] = _idle
+    """After each heartbeat that bootstrap did not answer."""
     fatal: Callable[[TandemError], None] = _nothing
     """Bootstrap refuses this life for good (see FATAL), or the keeper crashed. No lease is kept any more."""
 
@@ -152,7 +160,9 @@ class LeaseKeeper:
                 if error.reason in FATAL:
                     self._fail(error)
                     return
-                if error.reason is not ErrorReason.NOT_REGISTERED:
+                if error.reason is ErrorReason.NOT_REGISTERED:
+                    self._callbacks.lost()
+                else:
                     log.warning("lease of %s: %s", self.life, error)
                     await asyncio.sleep(self._backoff.next_ms() / 1000)
 
@@ -197,6 +207,7 @@ class LeaseKeeper:
                 if error.reason not in (ErrorReason.PEER_LOST, ErrorReason.DEADLINE_EXCEEDED):
                     raise
                 log.warning("heartbeat of %s: %s", self.life, error)
+                self._callbacks.missed()
                 if error.reason is ErrorReason.PEER_LOST:
                     await asyncio.sleep(self._backoff.next_ms() / 1000)
             else:

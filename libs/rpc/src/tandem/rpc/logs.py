@@ -1,4 +1,4 @@
-"""Logging: one line per record, for people or as JSON, each with service, worker and request."""
+"""Logging: one line per record, for people or as JSON, each with service, worker, request and trace."""
 
 from __future__ import annotations
 
@@ -13,6 +13,15 @@ from typing import TextIO
 request_id: ContextVar[str] = ContextVar("tandem_request_id", default="")
 """Request that the running task works for, or empty."""
 
+trace_id: ContextVar[str] = ContextVar("tandem_trace_id", default="")
+"""Trace of that request, 32 hexadecimal digits, or empty."""
+
+
+def about(request: str, trace: str) -> None:
+    """What the running task, and those that it starts, log from now on is about this request."""
+    request_id.set(request)
+    trace_id.set(trace)
+
 
 class LogFormat(Enum):
     """How log lines look."""
@@ -22,7 +31,7 @@ class LogFormat(Enum):
 
 
 class _Context(logging.Filter):
-    """Puts service, worker and request on every record."""
+    """Puts service, worker, request and trace on every record; a record's own, given as `extra`, stay."""
 
     def __init__(self, service: str, worker_id: str) -> None:
         super().__init__()
@@ -32,7 +41,8 @@ class _Context(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         record.service = self.service
         record.worker_id = self.worker_id
-        record.request_id = request_id.get()
+        record.request_id = getattr(record, "request_id", "") or request_id.get()
+        record.trace_id = getattr(record, "trace_id", "") or trace_id.get()
         return True
 
 
@@ -41,12 +51,13 @@ def _time(record: logging.LogRecord) -> str:
 
 
 class _HumanFormatter(logging.Formatter):
-    """`time LEVEL service/worker [request] logger: text`, traceback below."""
+    """`time LEVEL service/worker [request trace] logger: text`, traceback below."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields = record.__dict__
         who = "/".join(part for part in (fields.get("service", ""), fields.get("worker_id", "")) if part)
-        request = f" [{fields['request_id']}]" if fields.get("request_id") else ""
+        known = " ".join(part for part in (fields.get("request_id", ""), fields.get("trace_id", "")) if part)
+        request = f" [{known}]" if known else ""
         line = f"{_time(record)} {record.levelname} {who}{request} {record.name}: {record.getMessage()}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
@@ -61,6 +72,7 @@ class _JsonFormatter(logging.Formatter):
             "service": record.__dict__.get("service", ""),
             "worker_id": record.__dict__.get("worker_id", ""),
             "request_id": record.__dict__.get("request_id", ""),
+            "trace_id": record.__dict__.get("trace_id", ""),
             "logger": record.name,
             "message": record.getMessage(),
         }

@@ -1,34 +1,103 @@
-"""Prometheus metrics of one process."""
+"""Prometheus metrics of one process: what there is, and how it is told."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final, TypeAlias
 
 import prometheus_client as prometheus
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+"""Of what `Metrics.render` returns."""
+
+
+class Kind(Enum):
+    """What a metric does."""
+
+    COUNTER = "counter"
+    """Only rises, from 0 at the start of its process."""
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One metric: its name, labels and meaning."""
+
+    name: str
+    """With its unit; a counter's without the `_total` that Prometheus adds."""
+    kind: Kind
+    meaning: str
+    labels: tuple[str, ...] = ()
+
+    @property
+    def exposed(self) -> str:
+        """The name under which it is queried; a histogram's with _bucket, _sum or _count behind it."""
+        return f"{self.name}_total" if self.kind is Kind.COUNTER else self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """Value of a histogram."""
+
+    bounds: Sequence[float]
+    """Upper bounds of its buckets, rising."""
+    counts: Sequence[int]
+    """Per bucket, not added up; the last one is of what is over every bound."""
+    sum: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What one series is at this moment."""
+
+    family: Family
+    value: float | Distribution
+    labels: tuple[str, ...] = ()
+    """Values, in the order of the family's labels."""
+
+
+Read: TypeAlias = Callable[[], Iterable[Sample]]
+"""Called for each scrape; quick, and does not raise."""
 
 
 class Metrics:
     """A registry of its own, so that two services in one process (tests) do not share counters."""
 
     def __init__(self) -> None:
+        # When each series began is of no use to anybody, and as many series again.
+        prometheus.disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = prometheus.CollectorRegistry()
+        self.families: list[Family] = []
+        """Everything that there is, in the order in which it was made."""
         self._rpc_calls = self.counter(
             "tandem_rpc_calls", "RPCs served, by method and status code.", ("method", "code")
         )
 
-    def counter(self, name: str, documentation: str, labels: Sequence[str] = ()) -> prometheus.Counter:
+    def counter(self, name: str, meaning: str, labels: Sequence[str] = ()) -> prometheus.Counter:
         """A count that only rises; Prometheus adds `_total` to its name."""
-        return prometheus.Counter(name, documentation, labels, registry=self.registry)
+        self.families.append(Family(name, Kind.COUNTER, meaning, tuple(labels)))
+        return prometheus.Counter(name, meaning, labels, registry=self.registry)
 
-    def gauge(self, name: str, documentation: str, labels: Sequence[str] = ()) -> prometheus.Gauge:
+    def gauge(self, name: str, meaning: str, labels: Sequence[str] = ()) -> prometheus.Gauge:
         """A value that rises and falls."""
-        return prometheus.Gauge(name, documentation, labels, registry=self.registry)
+        self.families.append(Family(name, Kind.GAUGE, meaning, tuple(labels)))
+        return prometheus.Gauge(name, meaning, labels, registry=self.registry)
 
     def histogram(
-        self, name: str, documentation: str, buckets: Sequence[float], labels: Sequence[str] = ()
+        self, name: str, meaning: str, buckets: Sequence[float], labels: Sequence[str] = ()
     ) -> prometheus.Histogram:
         """A distribution; `buckets` are upper bounds in the unit that the name says."""
-        return prometheus.Histogram(name, documentation, labels, buckets=buckets, registry=self.registry)
+        self.families.append(Family(name, Kind.HISTOGRAM, meaning, tuple(labels)))
+        return prometheus.Histogram(name, meaning, labels, buckets=buckets, registry=self.registry)
+
+    def read(self, families: Sequence[Family], read: Read) -> None:
+        """Metrics whose values are kept elsewhere, and read when somebody scrapes."""
+        self.families += families
+        self.registry.register(_Reading(families, read))
 
     def count_rpc(self, method: str, code: str) -> None:
         """Hook for tandem.rpc.server.GrpcServer: one RPC ended with this status code."""
@@ -37,3 +106,42 @@ class Metrics:
     def render(self) -> bytes:
         """Everything in Prometheus' text format."""
         return prometheus.generate_latest(self.registry)
+
+
+class _Reading(prometheus.registry.Collector):
+    """Samples that others keep, as Prometheus' client wants them."""
+
+    def __init__(self, families: Sequence[Family], read: Read) -> None:
+        self._families = families
+        self._read = read
+
+    def describe(self) -> Iterator[Metric]:
+        """Every family, so that two of one name are refused."""
+        return iter([_empty(family) for family in self._families])
+
+    def collect(self) -> Iterator[Metric]:
+        """Every family with its series."""
+        found = {family.name: _empty(family) for family in self._families}
+        for sample in self._read():
+            _add(found[sample.family.name], sample)
+        return iter(found.values())
+
+
+def _empty(family: Family) -> Metric:
+    kinds = {Kind.COUNTER: CounterMetricFamily, Kind.GAUGE: GaugeMetricFamily, Kind.HISTOGRAM: HistogramMetricFamily}
+    made: Metric = kinds[family.kind](family.name, family.meaning, labels=family.labels)
+    return made
+
+
+def _add(metric: Metric, sample: Sample) -> None:
+    value = sample.value
+    if isinstance(metric, HistogramMetricFamily) and isinstance(value, Distribution):
+        risen, buckets = 0, []
+        for bound, count in zip([*(str(float(bound)) for bound in value.bounds), "+Inf"], value.counts, strict=True):
+            risen += count
+            buckets.append((bound, risen))
+        metric.add_metric(sample.labels, buckets, value.sum)
+    elif isinstance(metric, CounterMetricFamily | GaugeMetricFamily) and not isinstance(value, Distribution):
+        metric.add_metric(sample.labels, value)
+    else:
+        raise TypeError(f"{sample.family.name} can't be {value!r}")

@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection
 
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.rpc.credentials import PLAIN, Credentials, is_local
-from tandem.rpc.interceptors import CallHook, ErrorInterceptor
+from tandem.rpc.interceptors import CallHook, CallSpans, ErrorInterceptor, no_hook
 from tandem.rpc.options import SERVER_OPTIONS
 
 log = logging.getLogger(__name__)
@@ -43,9 +43,11 @@ class GrpcServer:
     Must be built on the event loop that runs it.
     """
 
-    def __init__(self, *, credentials: Credentials = PLAIN, on_call: CallHook | None = None) -> None:
-        """on_call: see tandem.rpc.interceptors.CallHook; Metrics.count_rpc is one."""
-        interceptor = ErrorInterceptor(on_call) if on_call else ErrorInterceptor()
+    def __init__(
+        self, *, credentials: Credentials = PLAIN, on_call: CallHook = no_hook, spans: CallSpans | None = None
+    ) -> None:
+        """on_call: see tandem.rpc.interceptors.CallHook; Metrics.count_rpc is one. spans: record traced calls."""
+        interceptor = ErrorInterceptor(on_call, spans)
         self._credentials = credentials
         self._server = grpc.aio.server(interceptors=(interceptor,), options=SERVER_OPTIONS)
         self._health = health.HealthServicer()

@@ -9,11 +9,19 @@ from typing import Final
 
 TRACEPARENT_KEY: Final = "traceparent"
 """Metadata key and HTTP header."""
+TRACESTATE_KEY: Final = "tracestate"
+"""The same, for what vendors say of a trace."""
 
 _PATTERN: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 
 current_traceparent: ContextVar[str] = ContextVar("tandem_traceparent", default="")
 """Trace context of the task that runs, or empty."""
+
+
+def metadata() -> tuple[tuple[str, str], ...]:
+    """Metadata of a call that is made for whoever called this task: its trace, if it has one."""
+    current = current_traceparent.get()
+    return ((TRACEPARENT_KEY, current),) if current else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +36,11 @@ class TraceParent:
 
     def __str__(self) -> str:
         return f"00-{self.trace_id:032x}-{self.span_id:016x}-{int(self.sampled):02x}"
+
+    @property
+    def trace_id_hex(self) -> str:
+        """32 hexadecimal digits."""
+        return f"{self.trace_id:032x}"
 
     def child(self, span_bits: int) -> TraceParent:
         """Another span of the same trace, given 64 random bits."""

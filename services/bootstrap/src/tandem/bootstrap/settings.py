@@ -16,6 +16,10 @@ class BootstrapSettings(Settings):
 
     host: str = Field(default="127.0.0.1", min_length=1, description="host name or address to listen on")
     port: int = Field(default=50050, ge=0, le=65535, description="0: any free port")
+    metrics_address: str = Field(
+        default="127.0.0.1:0",
+        description="host:port of /metrics over plain HTTP; port 0 = any free one, empty = none",
+    )
     lease_ttl_ms: int = Field(default=1500, ge=100, le=600_000, description="a worker that is silent this long leaves")
     lease_grace_ms: int = Field(
         default=500, ge=10, le=1000, description="time to read heartbeats that came while this process was held up"

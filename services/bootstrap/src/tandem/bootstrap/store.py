@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from tandem.core.clock import Clock
-from tandem.core.cluster import Joined, Left, WorkerInfo
+from tandem.core.cluster import Event, Joined, Left, WorkerInfo
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import Incarnation, WorkerId, WorkerLife
 from tandem.core.registry import Change, Registry, RegistryLimits
@@ -120,7 +120,17 @@ class _Queue:
 class MemoryStore:
     """The store of one bootstrap process. A restart empties it, and every worker registers again."""
 
-    def __init__(self, limits: RegistryLimits, clock: Clock, *, max_watchers: int, watch_queue: int) -> None:
+    def __init__(
+        self,
+        limits: RegistryLimits,
+        clock: Clock,
+        *,
+        max_watchers: int,
+        watch_queue: int,
+        on_change: Callable[[Event], None] = lambda _: None,
+    ) -> None:
+        """on_change: told of everybody who joins or leaves."""
+        self._on_change = on_change
         self._registry = Registry(limits, self._publish)
         self._grace_s = limits.grace_ms / 1000
         self._clock = clock
@@ -129,6 +139,16 @@ class MemoryStore:
         self._watchers: set[_Queue] = set()
         self._incarnation = max(1, clock.wall_ms())
         self._occupied = asyncio.Event()
+
+    @property
+    def workers(self) -> tuple[WorkerInfo, ...]:
+        """Who is registered."""
+        return self._registry.workers()
+
+    @property
+    def watchers(self) -> int:
+        """How many watch."""
+        return len(self._watchers)
 
     @property
     def incarnation(self) -> int:
@@ -206,6 +226,7 @@ class MemoryStore:
 
     def _publish(self, change: Change) -> None:
         _log_change(change)
+        self._on_change(change.event)
         for watcher in list(self._watchers):
             watcher.push(change)
 

@@ -8,8 +8,7 @@ import random
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -34,10 +33,15 @@ from tandem.rpc import logs
 from tandem.rpc.client import open_channel
 from tandem.rpc.credentials import Credentials, TlsSettings
 from tandem.rpc.exits import ExitCode
+from tandem.rpc.loop_lag import measure_lag
 from tandem.rpc.metrics import Metrics
+from tandem.rpc.metrics_server import HttpServer
 from tandem.rpc.run import Stop, announce
 from tandem.rpc.server import GrpcServer
 from tandem.rpc.tasks import TaskSupervisor
+from tandem.rpc.tracing.provider import Tracing
+from tandem.rpc.tracing.service import add_trace_service
+from tandem.rpc.tracing.settings import TraceSettings
 from tandem.rpc.watch import ClusterWatcher, WatchCallbacks
 from tandem.v1 import admin_pb2_grpc
 
@@ -46,15 +50,6 @@ log = logging.getLogger(__name__)
 ADMIN_GRACE_MS: Final = 1000
 LISTEN_BACKLOG: Final = 2048
 KEEP_ALIVE_S: Final = 75
-
-
-class _HttpServer(uvicorn.Server):
-    """uvicorn without its signal handlers: the service has its own."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Captures none."""
-        yield
 
 
 class Gateway:
@@ -66,8 +61,10 @@ class Gateway:
         tls: TlsSettings,
         encoder: Encoder,
         on_crash: Callable[[str, Exception], None] | None = None,
+        trace: TraceSettings | None = None,
     ) -> None:
-        """on_crash: called if a part of the gateway stops for good, with its name and error."""
+        """on_crash: called if a part of the gateway stops for good, with its name and error. trace: those of the
+        environment if None."""
         self._settings = settings
         credentials = Credentials.from_settings(tls)
         rng = random.Random(secrets.randbits(64))
@@ -75,28 +72,36 @@ class Gateway:
         counted = GatewayMetrics(metrics)
         connect = partial(open_channel, credentials=credentials)
         self._bootstrap = connect(settings.bootstrap_address)
+        gateway_id = f"gateway-{secrets.token_hex(8)}"
+        self._tracing = Tracing("gateway", gateway_id, trace or TraceSettings.load())
         self._pool = SessionPool(
-            PoolSettings(f"gateway-{secrets.token_hex(8)}", settings.session_outbox, STATUS_INTERVAL_MS),
+            PoolSettings(gateway_id, settings.session_outbox, STATUS_INTERVAL_MS),
             connect,
             rng=rng,
         )
         callbacks = WatchCallbacks(joined=self._pool.joined, left=self._pool.left, changed=self._pool.changed)
         self._watcher = ClusterWatcher(self._bootstrap, rng=rng, callbacks=callbacks)
         self._pool.follow(lambda: self._watcher.view, lambda: self._watcher.connected)
+        counted.follow(self._pool.standings, lambda: self._watcher.connected)
+        counted.limit.set(settings.max_concurrent)
+        self._lag = counted.lag
         self._tokenizer = PromptTokenizer(encoder, threads=settings.tokenizer_threads)
         router = Router(
             self._pool,
             RouterSettings(settings.max_attempts, settings.retry_backoff_ms, settings.retry_wait_ms),
             {Role.PREFILL: policy_named(settings.prefill_policy), Role.DECODE: policy_named(settings.decode_policy)},
             encoder.text,
+            self._tracing,
             on_retry=counted.count_retry,
             on_resume=counted.resumed.inc,
+            on_picked=counted.queue.observe,
         )
-        self._admin = GrpcServer(credentials=credentials, on_call=metrics.count_rpc)
-        servicer = AdminServicer(self._pool, router, self._bootstrap)
+        self._admin = GrpcServer(credentials=credentials, on_call=metrics.count_rpc, spans=self._tracing)
+        servicer = AdminServicer(self._pool, router, self._bootstrap, self._tracing, connect)
         self._admin.add(admin_pb2_grpc.add_AdminServiceServicer_to_server, servicer, "tandem.v1.AdminService")
+        add_trace_service(self._admin, self._tracing)
         self._http = self._build_http(router, metrics, counted)
-        self._tasks = TaskSupervisor(on_crash=on_crash, max_tasks=2)
+        self._tasks = TaskSupervisor(on_crash=on_crash, max_tasks=3)
         self._serving: asyncio.Task[None] | None = None
         self._draining = False
         self.http_address = ""
@@ -115,6 +120,7 @@ class Gateway:
         self._watcher.start()
         self._serving = self._tasks.spawn(self._http.serve(sockets=[listener]), "http")
         self._tasks.spawn(self._publish_readiness(), "readiness")
+        self._tasks.spawn(measure_lag(self._lag.observe), "event loop lag")
         log.info("HTTP on %s, AdminService on %s", self.http_address, self.admin_address)
 
     async def stop(self) -> None:
@@ -130,6 +136,7 @@ class Gateway:
         await self._tasks.close()
         await self._bootstrap.close()
         self._tokenizer.close()
+        await self._tracing.close()
 
     def _missing(self) -> str:
         """What keeps the gateway from being ready; empty if nothing does."""
@@ -144,7 +151,7 @@ class Gateway:
             await self._admin.set_ready(not self._missing())
             await self._pool.wait_changed()
 
-    def _build_http(self, router: Router, metrics: Metrics, counted: GatewayMetrics) -> _HttpServer:
+    def _build_http(self, router: Router, metrics: Metrics, counted: GatewayMetrics) -> HttpServer:
         settings = self._settings
         fallback = settings.served_model_name or Path(settings.model_path).name
         catalog = Catalog(self._pool, fallback, only=settings.served_model_name)
@@ -160,6 +167,7 @@ class Gateway:
                 settings.stream_buffer_tokens,
                 settings.retry_after_s,
             ),
+            tracing=self._tracing,
         )
         parts = HttpParts(
             works=works,
@@ -183,16 +191,17 @@ class Gateway:
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=max(1, settings.drain_timeout_ms // 1000),
         )
-        return _HttpServer(config)
+        return HttpServer(config)
 
 
 async def serve(settings: GatewaySettings, tls: TlsSettings, stop: Stop) -> int:
     """Runs a gateway until it is asked to stop; returns the exit code."""
     logs.setup("gateway", level=settings.log_level, log_format=settings.log_format)
-    log.info("settings:\n%s\n%s", settings.describe(), tls.describe())
+    trace = TraceSettings.load()
+    log.info("settings:\n%s\n%s\n%s", settings.describe(), tls.describe(), trace.describe())
     try:
         encoder = await asyncio.to_thread(HuggingFaceEncoder, settings.model_path)
-        gateway = Gateway(settings, tls, encoder, lambda name, _: stop.request(f"{name} crashed", ExitCode.FAILED))
+        gateway = Gateway(settings, tls, encoder, partial(_crashed, stop), trace)
         await gateway.start()
     except (TandemError, OSError) as error:
         log.error("the gateway cannot start: %s", error)
@@ -202,6 +211,11 @@ async def serve(settings: GatewaySettings, tls: TlsSettings, stop: Stop) -> int:
     await stop.wait()
     await gateway.stop()
     return stop.code
+
+
+def _crashed(stop: Stop, name: str, error: Exception) -> None:
+    del error  # it is logged
+    stop.request(f"{name} crashed", ExitCode.FAILED)
 
 
 async def main(stop: Stop) -> int:

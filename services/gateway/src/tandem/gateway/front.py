@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import re
 import secrets
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from opentelemetry.trace import INVALID_SPAN, Span
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -18,7 +20,9 @@ from tandem.core.ids import RequestId
 from tandem.gateway.gateway_metrics import GatewayMetrics
 from tandem.gateway.problems import problem_of
 from tandem.rpc import logs
-from tandem.rpc.telemetry import TRACEPARENT_KEY, mint, parse
+from tandem.rpc.telemetry import TRACEPARENT_KEY, TRACESTATE_KEY
+from tandem.rpc.tracing import names
+from tandem.rpc.tracing.provider import Tracing, fail, remote, trace_id_of, traceparent_of
 
 _REQUEST_ID: Final = re.compile(r"[!-~]{1,128}")
 _OPEN_PATHS: Final = frozenset({"/health", "/ready"})
@@ -31,7 +35,8 @@ class Visit:
     """One HTTP request, as all of the gateway names it."""
 
     request_id: RequestId
-    traceparent: str
+    span: Span
+    """Of the whole request; none where it generates nothing."""
     endpoint: str
     """Path of the endpoint, for metrics; "other" if there is none."""
 
@@ -49,15 +54,21 @@ class Front:
         self,
         app: ASGIApp,
         metrics: GatewayMetrics,
+        tracing: Tracing,
         endpoints: frozenset[str],
+        traced: frozenset[str],
         api_keys: Sequence[str] = (),
         retry_after_s: int = 1,
     ) -> None:
-        """endpoints: paths that exist. api_keys: of which a request must carry one; empty = open to all."""
+        """endpoints: paths that exist. traced: those whose requests have spans. api_keys: of which a request must carry
+        one; empty = open to all.
+        """
         self._app = app
         self._retry_after_s = retry_after_s
         self._metrics = metrics
+        self._tracing = tracing
         self._endpoints = endpoints
+        self._traced = traced
         self._api_keys = [key.encode() for key in api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,11 +76,10 @@ class Front:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        path = scope["path"]
-        visit = Visit(_request_id(headers), _traceparent(headers), path if path in self._endpoints else "other")
+        visit = self._visit(scope)
         scope[_KEY] = visit
-        logs.request_id.set(visit.request_id)
+        logs.about(visit.request_id, trace_id_of(visit.span))
+        traceparent = traceparent_of(visit.span)
         # Where nothing was sent, the client had gone.
         status = 499
 
@@ -77,7 +87,10 @@ class Front:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-Id"] = visit.request_id
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = visit.request_id
+                if traceparent:
+                    headers[TRACEPARENT_KEY] = traceparent
             await send(message)
 
         try:
@@ -86,10 +99,37 @@ class Front:
         except TandemError as error:
             # Endpoints let errors out only where no response has begun.
             self._metrics.errors.labels(visit.endpoint, error.reason.value).inc()
+            _note_error(visit.span, error)
             # Where the client has gone nobody reads it; where an operator gave its room up the client is still there.
             await problem_response(error, self._retry_after_s)(scope, receive, send_named)
+        except BaseException as error:
+            gone = isinstance(error, asyncio.CancelledError)
+            reason = ErrorReason.CANCELLED if gone else ErrorReason.INTERNAL
+            fail(visit.span, reason, "The gateway stopped." if gone else "The gateway failed.")
+            raise
         finally:
             self._metrics.requests.labels(visit.endpoint, str(status)).inc()
+            visit.span.set_attribute(names.HTTP_STATUS, status)
+            visit.span.end()
+
+    def _visit(self, scope: Scope) -> Visit:
+        headers, path = Headers(scope=scope), scope["path"]
+        request_id = _request_id(headers)
+        span: Span = INVALID_SPAN
+        if path in self._traced:
+            caller = remote(headers.get(TRACEPARENT_KEY, ""), ",".join(headers.getlist(TRACESTATE_KEY)))
+            span = self._tracing.enter(
+                f"{scope['method']} {path}",
+                caller,
+                {
+                    names.REQUEST_ID: request_id,
+                    names.HTTP_METHOD: scope["method"],
+                    names.HTTP_ROUTE: path,
+                    names.URL_PATH: path,
+                    names.URL_SCHEME: scope.get("scheme", "http"),
+                },
+            )
+        return Visit(request_id, span, path if path in self._endpoints else "other")
 
     def _authorize(self, scope: Scope) -> None:
         """Raises UNAUTHENTICATED if the request needs a key and has none that is valid."""
@@ -115,8 +155,9 @@ def _request_id(headers: Headers) -> RequestId:
     return RequestId(given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16))
 
 
-def _traceparent(headers: Headers) -> str:
-    """A span of the client's trace, or of a new one."""
-    given = parse(headers.get(TRACEPARENT_KEY, ""))
-    span = given.child(secrets.randbits(64)) if given else mint(secrets.randbits(128), secrets.randbits(64))
-    return str(span)
+def _note_error(span: Span, error: TandemError) -> None:
+    """By the convention for servers, what the client is to blame for is no failure; its reason is there anyway."""
+    if problem_of(error, 0).status >= 500:
+        fail(span, error.reason, error.message)
+    else:
+        span.set_attribute(names.ERROR_TYPE, error.reason.value)

@@ -3,26 +3,67 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Final
 
-from tandem.core.errors import ErrorReason
+import prometheus_client as prometheus
+
+from tandem.core.errors import CATALOGUE, ErrorReason
+from tandem.core.ids import Role
 from tandem.gateway.mailbox import News
-from tandem.rpc.metrics import Metrics
+from tandem.gateway.pool import Standing, State
+from tandem.rpc.metrics import Family, Kind, Metrics, Sample
+from tandem.rpc.process_metrics import add_process_metrics
 
 _TTFT_S: Final = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24)
-_ITL_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_TOKEN_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _E2E_S: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+_QUEUE_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+
+WORKERS: Final = Family(
+    "tandem_gateway_workers",
+    Kind.GAUGE,
+    "Workers that this gateway knows, by role and state: ready (a Session is open), draining, or lost (there is no"
+    " Session).",
+    ("role", "state"),
+)
+ROOMS: Final = Family(
+    "tandem_gateway_rooms", Kind.GAUGE, "Rooms of this gateway that run, by role of the leg.", ("role",)
+)
+CONNECTED: Final = Family(
+    "tandem_gateway_bootstrap_connected", Kind.GAUGE, "1 while bootstrap tells who is in the cluster, else 0."
+)
+MEMBERS: Final = (WORKERS, ROOMS, CONNECTED)
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointMeters:
+    """What is measured of one endpoint; its labels are bound."""
+
+    ttft: prometheus.Histogram
+    tpot: prometheus.Histogram
+    itl: prometheus.Histogram
+    duration: prometheus.Histogram
+    completion: prometheus.Counter
 
 
 class GatewayMetrics:
     """The gateway's metrics, on the process's registry."""
 
     def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self.lag = add_process_metrics(metrics, "gateway")
         self.requests = metrics.counter(
-            "tandem_gateway_requests", "HTTP requests answered, by endpoint and status code.", ("endpoint", "code")
+            "tandem_gateway_requests",
+            "HTTP requests answered, by endpoint and status code; 499: the client had gone.",
+            ("endpoint", "code"),
         )
         self.errors = metrics.counter(
-            "tandem_gateway_errors", "Requests that failed, by endpoint and reason.", ("endpoint", "reason")
+            "tandem_gateway_errors",
+            "Requests that failed, by endpoint and reason, streams that broke off too.",
+            ("endpoint", "reason"),
         )
         self.retries = metrics.counter(
             "tandem_gateway_retries", "Attempts that were repeated, by the reason they failed for.", ("reason",)
@@ -31,23 +72,92 @@ class GatewayMetrics:
             "tandem_gateway_resumed", "Answers that went on, on other workers, after a part of them was told."
         )
         self.in_flight = metrics.gauge("tandem_gateway_sequences_in_flight", "Sequences being generated.")
-        self.tokens = metrics.counter("tandem_gateway_tokens", "Tokens, by kind: prompt or completion.", ("kind",))
-        self.ttft = metrics.histogram(
-            "gen_ai_server_time_to_first_token_seconds", "From the request to its first token.", _TTFT_S, ("endpoint",)
+        self.limit = metrics.gauge(
+            "tandem_gateway_sequences_limit", "Sequences that may be; more are refused with 429."
         )
-        self.itl = metrics.histogram(
-            "gen_ai_server_time_per_output_token_seconds",
-            "Between two pieces of news of one sequence, per token.",
-            _ITL_S,
+        self.tokens = metrics.counter("tandem_gateway_tokens", "Tokens, by kind: prompt or completion.", ("kind",))
+        self._add_times(metrics)
+        self._meters: dict[str, EndpointMeters] = {}
+        for reason, spec in CATALOGUE.items():
+            if spec.retryable:
+                self.retries.labels(reason.value)
+
+    def _add_times(self, metrics: Metrics) -> None:
+        self.prepared = metrics.histogram(
+            "tandem_gateway_prepare_seconds",
+            "From a request until its prompts are tokens: body, template and tokenizer.",
+            _QUEUE_S,
+        )
+        self.queue = metrics.histogram(
+            "tandem_gateway_queue_seconds",
+            "Wait of an attempt for a prefill and a decode worker that take it. Workers queue too: see"
+            " tandem_room_queue_seconds.",
+            _QUEUE_S,
+        )
+        self._ttft = metrics.histogram(
+            "gen_ai_server_time_to_first_token_seconds",
+            "TTFT: from a request to its first token.",
+            _TTFT_S,
             ("endpoint",),
         )
-        self.duration = metrics.histogram(
-            "gen_ai_server_request_duration_seconds", "From the request to its end.", _E2E_S, ("endpoint",)
+        self._tpot = metrics.histogram(
+            "gen_ai_server_time_per_output_token_seconds",
+            "TPOT of a sequence: from its first token to its end, over its tokens less one.",
+            _TOKEN_S,
+            ("endpoint",),
         )
+        self._itl = metrics.histogram(
+            "tandem_gateway_inter_token_seconds",
+            "ITL: between two pieces of news of one sequence, per token.",
+            _TOKEN_S,
+            ("endpoint",),
+        )
+        self._duration = metrics.histogram(
+            "gen_ai_server_request_duration_seconds",
+            "E2E: from a request to its end, if its answer had begun.",
+            _E2E_S,
+            ("endpoint",),
+        )
+
+    def of(self, endpoint: str) -> EndpointMeters:
+        """The meters of an endpoint; there are as many as endpoints."""
+        if endpoint not in self._meters:
+            self._meters[endpoint] = EndpointMeters(
+                ttft=self._ttft.labels(endpoint),
+                tpot=self._tpot.labels(endpoint),
+                itl=self._itl.labels(endpoint),
+                duration=self._duration.labels(endpoint),
+                completion=self.tokens.labels("completion"),
+            )
+        return self._meters[endpoint]
 
     def count_retry(self, reason: ErrorReason) -> None:
         """An attempt failed with this reason, and another follows."""
         self.retries.labels(reason.value).inc()
+
+    def follow(self, members: Callable[[], Iterable[Standing]], connected: Callable[[], bool]) -> None:
+        """Sets where to look, for each scrape, who is in the cluster."""
+        self._metrics.read(MEMBERS, lambda: _members(members(), connected()))
+
+
+def _members(members: Iterable[Standing], connected: bool) -> Iterator[Sample]:
+    workers, rooms = Counter[tuple[Role, State]](), Counter[Role]()
+    for member in members:
+        workers[member.role, member.state] += 1
+        rooms[member.role] += member.rooms
+    for role in Role:
+        yield from (Sample(WORKERS, workers[role, state], (role.value, state.value)) for state in State)
+        yield Sample(ROOMS, rooms[role], (role.value,))
+    yield Sample(CONNECTED, int(connected))
+
+
+@dataclass(slots=True)
+class _Pace:
+    """Tokens of one sequence."""
+
+    first: float
+    last: float
+    tokens: int
 
 
 class Stopwatch:
@@ -55,30 +165,42 @@ class Stopwatch:
 
     def __init__(self, metrics: GatewayMetrics, endpoint: str) -> None:
         self._started = time.monotonic()
-        self._ttft = metrics.ttft.labels(endpoint)
-        self._itl = metrics.itl.labels(endpoint)
-        self._duration = metrics.duration.labels(endpoint)
-        self._completion = metrics.tokens.labels("completion")
-        self._last: dict[int, float] = {}
+        self._prepared = metrics.prepared
+        self._meters = metrics.of(endpoint)
+        self._paces: dict[int, _Pace] = {}
+        self.first_token_s: float | None = None
+        """Seconds from the request to its first token, once that is there."""
 
     def elapsed(self) -> float:
         """Seconds since the request came."""
         return time.monotonic() - self._started
 
+    def prepared(self) -> None:
+        """Its prompts are tokens."""
+        self._prepared.observe(self.elapsed())
+
     def saw(self, news: list[News]) -> None:
         """News are about to be written."""
         now = time.monotonic()
         for one in news:
-            tokens = len(one.delta.token_ids)
-            if not tokens:
-                continue
-            self._completion.inc(tokens)
-            if one.index in self._last:
-                self._itl.observe((now - self._last[one.index]) / tokens)
-            elif not self._last:
-                self._ttft.observe(now - self._started)
-            self._last[one.index] = now
+            pace = self._paces.get(one.index)
+            if tokens := len(one.delta.token_ids):
+                self._meters.completion.inc(tokens)
+                if pace is not None:
+                    self._meters.itl.observe((now - pace.last) / tokens)
+                    pace.tokens += tokens
+                else:
+                    if not self._paces:
+                        self.first_token_s = now - self._started
+                        self._meters.ttft.observe(self.first_token_s)
+                    self._paces[one.index] = pace = _Pace(now, now, tokens)
+            if pace is not None:
+                # What is void does not count: the sequence is as slow as its client sees it.
+                pace.last, pace.tokens = now, 0 if one.void else pace.tokens
 
     def ended(self) -> None:
         """The request was answered to its end."""
-        self._duration.observe(self.elapsed())
+        self._meters.duration.observe(self.elapsed())
+        for pace in self._paces.values():
+            if pace.tokens > 1:
+                self._meters.tpot.observe((pace.last - pace.first) / (pace.tokens - 1))

@@ -26,9 +26,12 @@ from tandem.gateway.mailbox import Mailbox, News
 from tandem.gateway.openai_answers import OpenAiAnswer, TokenText, event
 from tandem.gateway.prepare import Preparer
 from tandem.gateway.problems import problem_of
+from tandem.gateway.request_trace import note_answers, note_call, note_prompts
 from tandem.gateway.router import Journey, Router
 from tandem.gateway.slots import Slots
 from tandem.gateway.transcript import Transcript
+from tandem.rpc.tracing import names
+from tandem.rpc.tracing.provider import Tracing, fail
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +74,7 @@ class Works:
     metrics: GatewayMetrics
     token_text: TokenText
     limits: GenerationLimits
+    tracing: Tracing
 
 
 class GenerationEndpoint:
@@ -86,25 +90,36 @@ class GenerationEndpoint:
         visit = visit_of(scope)
         watch = Stopwatch(self._works.metrics, visit.endpoint)
         with _places(self._works.slots) as take_more:
-            body = await read_body(scope, receive, self._works.limits.max_body_bytes)
-            call = self._read_call(parse_object(body))
+            reading = self._works.tracing.start(names.READ, visit.span)
+            try:
+                body = await read_body(scope, receive, self._works.limits.max_body_bytes)
+                call = self._read_call(parse_object(body))
+            finally:
+                reading.end()
+            note_call(visit.span, call)
             take_more(call.sequences - 1)
             await unless_gone(receive, self._answer(call, visit, watch, Reply(send)))
 
     async def _answer(self, call: GenerateCall, visit: Visit, watch: Stopwatch, reply: Reply) -> None:
         limits = self._works.limits
         timeout_s = limits.request_timeout_ms / 1000
-        journey = Journey(visit.request_id, visit.traceparent, asyncio.get_running_loop().time() + timeout_s)
+        journey = Journey(visit.request_id, visit.span, asyncio.get_running_loop().time() + timeout_s)
         try:
             async with asyncio.timeout_at(journey.deadline + WRITE_GRACE_S):
-                sequences = await self._works.preparer.prepare(call)
+                sequences = await self._prepare(call, visit)
+                watch.prepared()
                 self._works.metrics.tokens.labels("prompt").inc(
                     sum(len(one.input_ids) for one in sequences if one.choice == 0)
                 )
                 transcripts = [Transcript(sequence) for sequence in sequences]
                 answer = self._shape(call, visit, watch, transcripts)
-                async with self._generating(sequences, journey) as mailbox:
-                    await self._write(call, answer, transcripts, mailbox, reply, watch)
+                try:
+                    async with self._generating(sequences, journey) as mailbox:
+                        await self._write(call, answer, transcripts, mailbox, reply, watch)
+                finally:
+                    note_answers(visit.span, transcripts, content=self._works.tracing.content)
+                    if watch.first_token_s is not None:
+                        visit.span.set_attribute(names.TIME_TO_FIRST_CHUNK, watch.first_token_s)
         except TimeoutError:
             raise TandemError(ErrorReason.CANCELLED, "The client did not take its answer in time.") from None
         except TandemError as error:
@@ -112,8 +127,19 @@ class GenerationEndpoint:
                 raise
             self._works.metrics.errors.labels(visit.endpoint, error.reason.value).inc()
             log.warning("the answer broke off: %s", error)
+            fail(visit.span, error.reason, error.message)
             await reply.write(event(problem_of(error, limits.retry_after_s).body), more=False)
         watch.ended()
+
+    async def _prepare(self, call: GenerateCall, visit: Visit) -> tuple[Sequence, ...]:
+        tracing = self._works.tracing
+        span = tracing.start(names.TOKENIZE, visit.span)
+        try:
+            sequences = await self._works.preparer.prepare(call)
+        finally:
+            span.end()
+        note_prompts(visit.span, sequences, content=tracing.content)
+        return sequences
 
     def _shape(self, call: GenerateCall, visit: Visit, watch: Stopwatch, transcripts: list[Transcript]) -> Answer:
         text_of = self._works.token_text

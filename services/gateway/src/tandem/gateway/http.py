@@ -21,6 +21,7 @@ from tandem.gateway.generate_schema import read_generate
 from tandem.gateway.generation import GenerationEndpoint, Works
 from tandem.gateway.openai_schema import SchemaLimits, read_chat, read_completion
 from tandem.gateway.prepare import Catalog
+from tandem.rpc.metrics import CONTENT_TYPE
 
 ENDPOINTS: Final[Mapping[str, str]] = {
     "/v1/chat/completions": "POST",
@@ -69,7 +70,9 @@ def build_http(parts: HttpParts) -> Starlette:
     front = Middleware(
         Front,
         metrics=parts.works.metrics,
+        tracing=parts.works.tracing,
         endpoints=frozenset(ENDPOINTS),
+        traced=frozenset(path for path, endpoint in endpoints.items() if isinstance(endpoint, GenerationEndpoint)),
         api_keys=parts.api_keys,
         retry_after_s=parts.works.limits.retry_after_s,
     )
@@ -133,7 +136,7 @@ class _Pages:
     async def metrics(self, request: Request) -> Response:
         """GET /metrics, for Prometheus."""
         del request
-        return Response(self._parts.render_metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(self._parts.render_metrics(), media_type=CONTENT_TYPE)
 
     def _model(self, name: str) -> dict[str, Any]:
         context = self._parts.catalog.facts.context_tokens(name)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import Enum
 
 import grpc
 
@@ -26,6 +27,26 @@ class _Member:
     status: StatusFollower
     channel: grpc.aio.Channel
     tasks: tuple[asyncio.Task[None], ...]
+
+
+class State(Enum):
+    """How a worker stands with this gateway."""
+
+    READY = "ready"
+    """A Session is open."""
+    DRAINING = "draining"
+    LOST = "lost"
+    """There is no Session."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """One worker as this gateway sees it."""
+
+    role: Role
+    state: State
+    rooms: int
+    """Rooms of ours that run there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +146,14 @@ class SessionPool:
         info = self.view.workers.get(worker_id)
         member = None if info is None else self._members.get(info.life)
         return None if member is None else (member.session, member.status)
+
+    def standings(self) -> Iterator[Standing]:
+        """Every worker of the view, as we see it now."""
+        for info in self.view.workers.values():
+            member = self._members.get(info.life)
+            up = member is not None and member.session.up
+            state = State.LOST if not up else State.DRAINING if info.draining else State.READY
+            yield Standing(info.role, state, member.session.in_flight if member is not None else 0)
 
     async def wait_changed(self) -> None:
         """Returns when anything that `ready` depends on has changed since the last time."""

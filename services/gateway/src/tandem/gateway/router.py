@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Protocol
 
+from opentelemetry.trace import Span
+
 from tandem.core.cluster import WorkerInfo
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import NONCE_BYTES, RequestId, Role, WorkerLife, room_from_random
@@ -20,7 +22,10 @@ from tandem.core.policies import Candidate, PolicyName, Turn, choose
 from tandem.gateway.attempt import Attempt, Worker
 from tandem.gateway.calls import Sequence
 from tandem.gateway.first_token import FirstToken
+from tandem.gateway.request_trace import AttemptTrace, RouteTrace
 from tandem.gateway.resume import TextOf, Told
+from tandem.rpc.tracing import names
+from tandem.rpc.tracing.provider import Tracing
 from tandem.v1 import session_pb2
 
 log = logging.getLogger(__name__)
@@ -78,7 +83,8 @@ class Journey:
     """What all sequences of one client request share."""
 
     request_id: RequestId
-    traceparent: str
+    span: Span
+    """Of the request."""
     deadline: float
     """Monotonic seconds, of the event loop's clock."""
 
@@ -100,18 +106,23 @@ class Router:
         settings: RouterSettings,
         policies: dict[Role, PolicyName],
         text_of: TextOf,
+        tracing: Tracing,
         *,
         dice: Dice | None = None,
         on_retry: Callable[[ErrorReason], None] = lambda _: None,
         on_resume: Callable[[], None] = lambda: None,
+        on_picked: Callable[[float], None] = lambda _: None,
     ) -> None:
+        """on_picked: gets the seconds that an attempt has waited for workers."""
         self._workers = workers
         self._settings = settings
         self._choosers = {role: _Chooser(policies[role]) for role in Role}
         self._text_of = text_of
+        self._tracing = tracing
         self._dice = dice or Dice()
         self._on_retry = on_retry
         self._on_resume = on_resume
+        self._on_picked = on_picked
 
     def set_policy(self, policy: PolicyName) -> PolicyName:
         """Takes another policy for both roles from now on; returns decode's former one."""
@@ -136,10 +147,13 @@ class Router:
         told, first_token, cause = Told(sequence, self._text_of), FirstToken(), None
         asked = sequence
         for number in range(1, self._settings.max_attempts + 1):
-            decode, prefill = await self._pick_in_time(sequence.model, avoid)
+            decode, prefill = await self._route(sequence, journey, avoid)
             submit = self._submit(asked, journey, decode, prefill)
-            attempt = Attempt(submit, prefill, decode, lambda delta: deliver(told.add(delta)), first_token)
-            failure = await attempt.run()
+            trace = AttemptTrace(self._tracing, journey.span, sequence, number)
+            trace.submit(submit, decode.life, prefill.life, len(asked.input_ids) - len(sequence.input_ids))
+            pass_on = trace.noting(lambda delta: deliver(told.add(delta)))
+            attempt = Attempt(submit, prefill, decode, pass_on, first_token)
+            failure = await _run(attempt, trace, journey.deadline)
             if failure is None:
                 return
             cause = cause or failure
@@ -161,17 +175,47 @@ class Router:
                 asked = sequence
                 deliver(None)
             self._on_retry(failure.reason)
-            await asyncio.sleep(self._settings.retry_backoff_ms * number / 1000)
+            backoff = self._tracing.start(names.BACKOFF, journey.span, {names.SEQUENCE: sequence.index})
+            try:
+                await asyncio.sleep(self._settings.retry_backoff_ms * number / 1000)
+            finally:
+                backoff.end()
+
+    async def _route(
+        self, sequence: Sequence, journey: Journey, avoid: set[WorkerLife]
+    ) -> tuple[RoutableWorker, RoutableWorker]:
+        trace = RouteTrace(self._tracing, journey.span, sequence, len(avoid))
+        try:
+            decode, prefill = await self._pick_in_time(sequence.model, avoid)
+        except TandemError as error:
+            trace.failed(error)
+            raise
+        except asyncio.CancelledError:
+            trace.failed(TandemError(ErrorReason.CANCELLED, "The request ended while it waited for workers."))
+            raise
+        trace.chose(
+            decode.life,
+            prefill.life,
+            {
+                names.DECODE_CANDIDATES: len(self._workers.sessions(Role.DECODE, sequence.model)),
+                names.PREFILL_CANDIDATES: len(self._workers.sessions(Role.PREFILL, sequence.model)),
+                names.POLICY: self._choosers[Role.DECODE].policy.value,
+            },
+        )
+        return decode, prefill
 
     async def _pick_in_time(self, model: str, avoid: set[WorkerLife]) -> tuple[RoutableWorker, RoutableWorker]:
         """As `_pick`; but what failed an attempt, or came just before the first, may have hit every Session, so it
         waits for them a while.
         """
         loop = asyncio.get_running_loop()
-        until = loop.time() + self._settings.retry_wait_ms / 1000
+        began = loop.time()
+        until = began + self._settings.retry_wait_ms / 1000
         while True:
             try:
-                return self._pick(model, avoid)
+                picked = self._pick(model, avoid)
+                self._on_picked(loop.time() - began)
+                return picked
             except TandemError:
                 if loop.time() >= until or not (avoid or self._workers.known(model)):
                     raise
@@ -209,7 +253,6 @@ class Router:
             room=room,
             nonce=self._dice.nonce(),
             timeout_ms=max(1, int(left_ms)),
-            traceparent=journey.traceparent,
             model=sequence.model,
             input_ids=sequence.input_ids,
             sampling=sequence.sampling,
@@ -218,6 +261,17 @@ class Router:
             prefill_dp_rank=room % prefill.info.dp_size,
             decode_dp_rank=room % decode.info.dp_size,
         )
+
+
+async def _run(attempt: Attempt, trace: AttemptTrace, deadline: float) -> TandemError | None:
+    trace.follow(attempt)
+    try:
+        failure = await attempt.run()
+    except asyncio.CancelledError:
+        trace.given_up(late=asyncio.get_running_loop().time() >= deadline)
+        raise
+    trace.ended(failure)
+    return failure
 
 
 @lru_cache(1024)

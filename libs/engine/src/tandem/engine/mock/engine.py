@@ -19,7 +19,18 @@ from tandem.engine.mock.memory import RankMemory, layout_of
 from tandem.engine.mock.prefill import PrefillScheduler
 from tandem.engine.mock.rank_port import MakeRank, RankPort, RoomPort, agents
 from tandem.engine.mock.settings import MockSettings
-from tandem.engine.port import EngineFacts, EngineStatus, Job, PoolStatus, RankInfo, Sink, Ticket
+from tandem.engine.port import (
+    EngineFacts,
+    EngineStatus,
+    Job,
+    Measured,
+    PoolStatus,
+    RankInfo,
+    RoomTraceSink,
+    Sink,
+    Ticket,
+)
+from tandem.engine.rank.agent import RoomReport
 from tandem.engine.rank.settings import RankSettings
 from tandem.rpc.tasks import TaskSupervisor
 
@@ -51,7 +62,8 @@ class MockEngine:
         """make_rank: how to make a rank; real ones with their settings from the environment if None."""
         self._settings = settings
         self._role = role
-        self._make_rank = make_rank or agents(RankSettings.load())
+        self._make_rank = make_rank or agents(RankSettings.load(), self._room_ended)
+        self._on_room_traced: RoomTraceSink = lambda _: None
         self._started: _Running | None = None
         self._closing: asyncio.Task[None] | None = None
         self._failed: asyncio.Event = asyncio.Event()
@@ -79,6 +91,14 @@ class MockEngine:
             max_running=settings.max_running,
             total_pages=settings.pages,
         )
+
+    def on_room_traced(self, sink: RoomTraceSink) -> None:
+        """Sets who takes the ranks' traces of rooms."""
+        self._on_room_traced = sink
+
+    def _room_ended(self, report: RoomReport) -> None:
+        if report.trace is not None:
+            self._on_room_traced(report.trace)
 
     def identify(self, life: WorkerLife) -> None:
         """Tells the ranks the worker's name and life."""
@@ -137,6 +157,11 @@ class MockEngine:
             checksum_failures=sum(each.checksum_failures for each in counters),
             links={peer: provider for each in counters for peer, provider in each.links.items()},
         )
+
+    async def measured(self) -> Measured:
+        """The same, and what its ranks have measured."""
+        reports = tuple(rank.report() for rank in self._running().ranks.values())
+        return Measured(await self.status(), reports)
 
     def rank_pids(self) -> Sequence[int]:
         """None: its ranks are in this process."""
@@ -204,7 +229,16 @@ class MockEngine:
                 if self._role is Role.DECODE and not address:
                     raise TandemError(ErrorReason.INVALID_ARGUMENT, f"no KvLink address of the peer's rank {rank_id}")
                 await rank.open_ticket(
-                    Ticket(job.room, job.nonce, job.peer, address, job.deadline, len(job.input_ids), job.traceparent)
+                    Ticket(
+                        job.room,
+                        job.nonce,
+                        job.peer,
+                        address,
+                        job.deadline,
+                        len(job.input_ids),
+                        job.traceparent,
+                        job.request_id,
+                    )
                 )
                 opened.append(handle_of(rank, job.room))
         except TandemError as error:

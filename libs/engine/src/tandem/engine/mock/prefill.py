@@ -78,6 +78,9 @@ class PrefillScheduler:
 
     async def _compute(self, leg: _Leg, lease: Lease) -> None:
         tokens, settings = len(leg.job.input_ids), self._settings
+        now = asyncio.get_running_loop().time()
+        for sender in leg.handles:
+            sender.began(now)
         seeds = arithmetic.prompt_seeds(leg.job.input_ids, self._powers)
         together = settings.layers_per_push or settings.layers
         for start in range(0, tokens, settings.chunk_tokens):

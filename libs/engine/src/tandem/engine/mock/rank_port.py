@@ -11,8 +11,9 @@ from tandem.core.errors import ErrorReason
 from tandem.core.ids import RankId, Role, RoomId, WorkerLife
 from tandem.core.layout import KvLayout
 from tandem.core.room.events import Phase, Why
+from tandem.engine.measures import RankReport
 from tandem.engine.port import RankInfo, Ticket
-from tandem.engine.rank.agent import RankAgent, RankSetup
+from tandem.engine.rank.agent import RankAgent, RankSetup, RoomReport
 from tandem.engine.rank.counters import RankCounters
 from tandem.engine.rank.pools import Pool
 from tandem.engine.rank.settings import RankSettings
@@ -49,6 +50,9 @@ class SenderPort(RoomPort, Protocol):
     ) -> None:
         """One finished chunk, in token order. kv_buffers: those of the KV pool that it is of; None = all."""
 
+    def began(self, at_s: float) -> None:
+        """The engine began to compute the prompt, at this time of the monotonic clock."""
+
 
 class ReceiverPort(RoomPort, Protocol):
     """Decode's side."""
@@ -78,16 +82,17 @@ class RankPort(Protocol):
     def peer_gone(self, life: WorkerLife) -> None: ...
     def sender(self, room: RoomId) -> SenderPort: ...
     def receiver(self, room: RoomId) -> ReceiverPort: ...
+    def report(self) -> RankReport: ...
 
 
 MakeRank = Callable[[Role, RankId, KvLayout, tuple[Pool, ...]], RankPort]
 """Builds the rank of one memory."""
 
 
-def agents(settings: RankSettings) -> MakeRank:
-    """Makes real ranks with these settings."""
+def agents(settings: RankSettings, on_room_ended: Callable[[RoomReport], None] = lambda _: None) -> MakeRank:
+    """Makes real ranks with these settings. on_room_ended: called once for each room of each of them."""
 
     def make(role: Role, rank: RankId, layout: KvLayout, pools: tuple[Pool, ...]) -> RankPort:
-        return RankAgent(RankSetup(role, rank, layout, pools, settings))
+        return RankAgent(RankSetup(role, rank, layout, pools, settings), on_room_ended=on_room_ended)
 
     return make

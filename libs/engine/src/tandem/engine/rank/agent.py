@@ -6,7 +6,7 @@ import asyncio
 import hmac
 import itertools
 import logging
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -19,7 +19,8 @@ from tandem.core.ids import GrantId, RankId, Role, RoomId, WorkerLife
 from tandem.core.layout import KvLayout
 from tandem.core.pages import I64
 from tandem.core.room.events import Broken, PeerAborted, PeerQuiet, Phase, Why
-from tandem.engine.port import RankInfo, Ticket
+from tandem.engine.measures import RankReport
+from tandem.engine.port import RankInfo, RoomTrace, Ticket
 from tandem.engine.rank import wire
 from tandem.engine.rank.counters import RankCounters
 from tandem.engine.rank.dialer import Dialer
@@ -29,6 +30,7 @@ from tandem.engine.rank.listener import Listener
 from tandem.engine.rank.offers import Offer
 from tandem.engine.rank.parking import ParkedOffers
 from tandem.engine.rank.pools import METADATA_POOL, Pool, PoolMap
+from tandem.engine.rank.process_use import process_use
 from tandem.engine.rank.receiver_room import ReceiverRoom
 from tandem.engine.rank.rooms import RoomShell
 from tandem.engine.rank.sender_room import SenderRoom, chunk_of
@@ -37,6 +39,7 @@ from tandem.engine.rank.staging import DIRECT, Staging
 from tandem.rdma import open_endpoint
 from tandem.rdma.api import ChunkLanded, ChunkRefused, Direction, LaneEvent, LaneLost
 from tandem.rpc.credentials import Credentials, TlsSettings
+from tandem.rpc.loop_lag import measure_lag
 from tandem.rpc.tasks import TaskSupervisor
 from tandem.v1 import kv_link_pb2
 
@@ -69,6 +72,8 @@ class RoomReport:
     room: RoomId
     why: Why | None
     kv_bytes: int
+    trace: RoomTrace | None = None
+    """None where its trace is not sampled."""
 
 
 def call_now(call: Callable[..., object], *args: object) -> None:
@@ -97,6 +102,7 @@ class RankAgent:
         self._parked = ParkedOffers(setup.settings.offer_credit, setup.settings.park_timeout_ms, self._unpark_failed)
         self._grants: dict[GrantId, RoomId] = {}
         self._grant_ids = itertools.count(1)
+        self._links_up: set[KvLink] = set()
         self._listener = Listener(self) if setup.role is Role.PREFILL else None
         self._dialer = Dialer(self) if setup.role is Role.DECODE else None
 
@@ -105,6 +111,7 @@ class RankAgent:
     async def start(self) -> RankInfo:
         """Registers the memory and, on a prefill rank, listens. Returns what to register."""
         await self.endpoint.start()
+        self.spawn(measure_lag(self.counters.measures.lag_s.observe), "event loop lag")
         address = await self._listener.start() if self._listener is not None else ""
         return RankInfo(self.setup.rank, address)
 
@@ -237,6 +244,12 @@ class RankAgent:
             pools = len(self.setup.pools)
             shell.push(chunk_of(_index(kv_pages), states, metadata_row, pools, last=last, kv_buffers=buffers))
 
+    def began(self, room: RoomId, at_s: float) -> None:
+        """The engine began to compute a prompt, at a time of the rank's clock."""
+        shell = self._rooms.get(room)
+        if isinstance(shell, SenderRoom):
+            shell.began(at_s)
+
     def reserve(
         self,
         room: RoomId,
@@ -287,6 +300,19 @@ class RankAgent:
         """The engine is done with a room; one that has not ended is given up."""
         self.abort_room(room, Why(ErrorReason.CANCELLED, "the engine dropped the room"))
 
+    def report(self) -> RankReport:
+        """What the rank has measured, and how its rooms stand."""
+        now, rooms = asyncio.get_running_loop().time(), self._rooms.values()
+        return RankReport(
+            rank=self.setup.rank,
+            rooms=Counter(room.state for room in rooms),
+            rooms_overdue=sum(room.ticket.deadline < now for room in rooms),
+            oldest_room_s=max((now - room.opened_s for room in rooms), default=0.0),
+            queue_pairs_replaced=self.endpoint.queue_pairs_replaced,
+            process=process_use(),
+            measures=self.counters.measures,
+        )
+
     # ------------------------------------------------------------ rooms and links
 
     def room_ended(self, room: RoomShell, why: Why | None) -> None:
@@ -299,18 +325,27 @@ class RankAgent:
         self.counters.open_rooms -= 1
         if why is None:
             self.counters.rooms_succeeded += 1
+            self.counters.measures.rooms_succeeded += 1
         else:
             self.counters.rooms_failed += 1
-            log.info("room %d failed: %s: %s", room.room, why.reason.value, why.message)
-        self._on_room_ended(RoomReport(room.room, why, room.bytes_moved))
+            self.counters.measures.rooms_failed[why.reason.value] += 1
+            log.info("%s failed: %s: %s", room.label, why.reason.value, why.message, extra=room.log_ids)
+        self._on_room_ended(RoomReport(room.room, why, room.bytes_moved, room.trace(self.setup.rank)))
 
     def link_up(self, link: KvLink) -> None:
         """A link and its lane are there."""
         self.counters.links[link.peer.worker_id] = link.provider
+        link.measures = self.counters.measures.peer(link.peer.worker_id, link.provider)
+        link.measures.links_opened += 1
+        self._links_up.add(link)
+        link.measures.links += 1
         log.info("link %d to %s is up over %s", link.epoch, link.peer, link.provider)
 
     async def link_down(self, link: KvLink, why: Why) -> None:
         """A link is gone. Its lane is closed first; then its rooms fail, with nothing in flight."""
+        if link in self._links_up:
+            self._links_up.remove(link)
+            link.measures.links -= 1
         await link.close(why)
         for room in [self._rooms[room] for room in list(link.rooms) if room in self._rooms]:
             room.feed(Broken(why))
@@ -319,6 +354,7 @@ class RankAgent:
         """News of a lane."""
         match event:
             case ChunkLanded():
+                link.measures.landed(event.bytes)
                 room = self._rooms.get(self._grants.get(event.grant_id, RoomId(0)))
                 if isinstance(room, ReceiverRoom):
                     room.seen(event)
@@ -383,6 +419,7 @@ class RankAgent:
 
     def on_abort(self, link: KvLink, message: kv_link_pb2.LinkAbort) -> None:
         """The other side gave a room up. One that is not open is answered at once: this side is quiet."""
+        self.counters.measures.aborts_received += 1
         room = self._rooms.get(RoomId(message.room))
         if room is None or room.link is not link:
             link.send_abort_ack(RoomId(message.room), message.grant_id)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tandem.engine.measures import RankMeasures
+
 
 @dataclass(slots=True)
 class RankCounters:
@@ -23,3 +25,5 @@ class RankCounters:
     """Name of a state component's pool to its entries under an open grant."""
     links: dict[str, str] = field(default_factory=dict)
     """Peer worker id to provider name."""
+    measures: RankMeasures = field(default_factory=RankMeasures)
+    """What operators see of it, and WorkerStatus has not."""

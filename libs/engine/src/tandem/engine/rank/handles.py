@@ -29,6 +29,9 @@ class Rooms(Protocol):
     ) -> None:
         """A chunk of a sender's room is finished."""
 
+    def began(self, room: RoomId, at_s: float) -> None:
+        """The engine began to compute a prompt."""
+
     def reserve(
         self,
         room: RoomId,
@@ -102,6 +105,10 @@ class SenderHandle(RoomHandle):
         buffer gets its pages in token order, however the buffers take turns.
         """
         self._post(self._rooms.push, self.room, kv_pages, state_pages, last, metadata_row, kv_buffers)
+
+    def began(self, at_s: float) -> None:
+        """The engine began to compute the prompt, at this time of the monotonic clock; for the room's trace only."""
+        self._post(self._rooms.began, self.room, at_s)
 
 
 class ReceiverHandle(RoomHandle):

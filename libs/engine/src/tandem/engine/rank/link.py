@@ -12,6 +12,7 @@ from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import LinkEpoch, RankId, RoomId, WorkerLife
 from tandem.core.room.events import Why
 from tandem.core.version import Feature
+from tandem.engine.measures import PeerMeasures
 from tandem.engine.rank import wire
 from tandem.engine.rank.pools import PoolMap
 from tandem.rdma.api import ReceiverLane, SenderLane
@@ -49,6 +50,8 @@ class KvLink:
         """Decode: offers that may be open at the same time, as prefill said."""
         self.open_offers = 0
         """Decode: offers that are open."""
+        self.measures = PeerMeasures()
+        """What goes over it; the agent counts it in once the link is up."""
         self._message: Callable[..., Any] = message
         self._outbox: deque[Iterator[Any]] = deque()
         """Messages; those of one entry follow each other, with nothing but urgent ones between them."""

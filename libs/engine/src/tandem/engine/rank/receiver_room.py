@@ -24,6 +24,7 @@ from tandem.core.room.events import (
     Why,
 )
 from tandem.core.room.receiver import Receiver
+from tandem.core.room.timeline import RoomSpan, Step
 from tandem.core.version import Feature
 from tandem.engine.port import Ticket
 from tandem.engine.rank import wire
@@ -47,6 +48,8 @@ class ReceiverRoom(RoomShell):
         self._entries: tuple[I64, ...] = ()
         self._prefix_len = 0
         self._grant: Grant | None = None
+        if self._timeline is not None:
+            self._timeline.begin(Step.LINK_WAIT)
 
     @property
     def bytes_moved(self) -> int:
@@ -57,6 +60,9 @@ class ReceiverRoom(RoomShell):
         """The link to the prefill rank is there."""
         self.link = link
         link.rooms.add(self.room)
+        if self._timeline is not None:
+            self._timeline.end(Step.LINK_WAIT)
+            self._timeline.begin(Step.RESERVE)
         self.feed(LinkUp())
 
     def reserved(self, grant_id: GrantId, entries: Sequence[I64], decode_prefix_len: int) -> None:
@@ -70,7 +76,7 @@ class ReceiverRoom(RoomShell):
         if link.open_offers >= link.offer_credit:
             self.feed(Broken(Why(ErrorReason.OVERLOADED, f"{link.offer_credit} offers to {link.peer} are open")))
             return
-        self._started_s = self._loop.time()
+        self._begin()
         self._entries = tuple(entries)
         self._prefix_len = decode_prefix_len
         ranges = self._host.pools.own(self._entries)
@@ -81,10 +87,17 @@ class ReceiverRoom(RoomShell):
             return
         link.open_offers += 1
         self._count_granted(+1)
+        if self._timeline is not None:
+            pages = int(self._entries[KV_POOL].size)
+            self._timeline.end(Step.RESERVE, pages=pages)
+            self._timeline.begin(Step.RECEIVE, pages=pages, provider=link.provider)
         self.feed(PagesReserved(grant_id, ranges.bytes))
 
     def seen(self, event: ChunkLanded) -> None:
         """Own evidence: a chunk's bytes are in memory."""
+        if self._timeline is not None:
+            now = self._timeline.now()
+            self._timeline.note(RoomSpan(Step.LANDED, now, now, event.chunk, bytes=event.bytes))
         self.feed(ChunkSeen(event.grant_id, event.chunk, event.bytes, event.checksum))
 
     def claimed(self, message: kv_link_pb2.ChunkDone) -> None:
@@ -108,6 +121,9 @@ class ReceiverRoom(RoomShell):
                 if link.down is None:
                     link.send(urgent=True, landed=kv_link_pb2.Landed(room=self.room, grant_id=grant_id))
             case CloseGrant():
+                if self._timeline is not None:
+                    self._timeline.end(Step.RECEIVE, moved=self.bytes_moved)
+                    self._timeline.begin(Step.CLOSE)
                 self._host.spawn(self._hand_in(), f"close grant of {self.room}")
             case _:
                 raise AssertionError(f"a receiver can't {effect}")
@@ -151,14 +167,19 @@ class ReceiverRoom(RoomShell):
 
     async def _quiesce(self) -> None:
         if self._grant is not None:
+            if self.link is not None:
+                self._host.counters.measures.revoked[self.link.provider] += 1
             await self._grant.revoke()
             try:
                 await self._host.staging.settle()
             except TandemError as error:
-                log.error("room %d: what has landed may still appear in its pages: %s", self.room, error.message)
+                text = "%s: what has landed may still appear in its pages: %s"
+                log.error(text, self.label, error.message, extra=self.log_ids)
         self.feed(Quiet())
 
     def _end(self, why: Why | None) -> None:
+        if self._timeline is not None and why is None:
+            self._timeline.end(Step.CLOSE)
         if self._grant is not None and self.link is not None:
             self.link.open_offers -= 1
             self._count_granted(-1)

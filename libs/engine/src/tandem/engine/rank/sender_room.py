@@ -25,13 +25,14 @@ from tandem.core.room.events import (
     Why,
 )
 from tandem.core.room.sender import Sender
+from tandem.core.room.timeline import RoomSpan, Step
 from tandem.core.version import Feature
 from tandem.engine.port import Ticket
 from tandem.engine.rank.handles import SenderHandle
 from tandem.engine.rank.link import KvLink
 from tandem.engine.rank.pools import KV_POOL, METADATA_POOL, concat
 from tandem.engine.rank.rooms import RoomHost, RoomShell
-from tandem.rdma.api import Transfer, TransferStatus
+from tandem.rdma.api import Transfer, TransferResult, TransferStatus
 from tandem.v1 import kv_link_pb2
 
 
@@ -58,6 +59,10 @@ class SenderRoom(RoomShell):
         self._transfers: set[Transfer] = set()
         self.decode_prefix_len = 0
         """Prompt tokens that decode holds already; valid once it has offered."""
+        self._granted_s = self._began_s = self._computed_s = 0.0
+        """When decode offered, the engine began to compute, and had computed all; on the timeline, 0 = not known."""
+        if self._timeline is not None:
+            self._timeline.begin(Step.GRANT_WAIT)
 
     @property
     def bytes_moved(self) -> int:
@@ -74,6 +79,9 @@ class SenderRoom(RoomShell):
         self._granted = list(granted)
         self._used = [np.zeros(self._host.pools.buffers(pool), np.int64) for pool in range(len(self._granted))]
         self.decode_prefix_len = decode_prefix_len
+        if self._timeline is not None:
+            self._timeline.end(Step.GRANT_WAIT)
+            self._granted_s = self._timeline.now()
         self.feed(Offer(grant_id))
 
     def _publish(self) -> None:
@@ -83,13 +91,21 @@ class SenderRoom(RoomShell):
 
     def push(self, chunk: Chunk) -> None:
         """The engine finished a chunk."""
-        if self._started_s is None:
-            self._started_s = self._loop.time()
+        self._begin()
+        if chunk.last and self._timeline is not None:
+            self._computed_s = self._timeline.now()
         self._chunks.append(chunk)
         self.feed(ChunkReady(ChunkIndex(len(self._chunks) - 1), chunk.last))
 
+    def began(self, at_s: float) -> None:
+        """The engine began to compute the prompt, at a time of the rank's clock."""
+        if self._timeline is not None:
+            self._began_s = max(0.0, self._timeline.now() - (self._loop.time() - at_s))
+
     def landed(self, grant_id: GrantId) -> None:
         """Decode verified the room."""
+        if self._timeline is not None:
+            self._timeline.end(Step.LANDING)
         self.feed(LandedByPeer(grant_id))
 
     def act(self, effect: Effect) -> None:
@@ -111,6 +127,8 @@ class SenderRoom(RoomShell):
                 self._live_link().send(chunk_done=done)
             case SendComplete(chunks, size):
                 complete = kv_link_pb2.Complete(room=self.room, grant_id=self.grant_id, chunks=chunks, bytes=size)
+                if self._timeline is not None:
+                    self._timeline.begin(Step.LANDING)
                 self._live_link().send(complete=complete)
             case _:
                 raise AssertionError(f"a sender can't {effect}")
@@ -124,7 +142,14 @@ class SenderRoom(RoomShell):
         link = self._live_link()
         if link.sender_lane is None:
             raise TandemError(ErrorReason.LINK_LOST, "the link has no lane")
-        ranges = self._ranges(self._chunks[index], link)
+        chunk = self._chunks[index]
+        ranges = self._ranges(chunk, link)
+        if self._timeline is not None:
+            pages, buffers = int(chunk.entries[KV_POOL].size), chunk.kv_buffers
+            if buffers is None:
+                self._timeline.begin(Step.CHUNK, chunk=index, pages=pages, provider=link.provider)
+            else:
+                self._timeline.begin_buffers(index, pages, link.provider, int(buffers.min()), int(buffers.size))
         transfer = link.sender_lane.write(ranges.src, ranges.dst, ranges.lengths, GrantId(self.grant_id), index)
         self._transfers.add(transfer)
         self._host.spawn(self._finish(transfer, index), f"chunk {index} of {self.room}")
@@ -165,7 +190,10 @@ class SenderRoom(RoomShell):
     async def _finish(self, transfer: Transfer, index: ChunkIndex) -> None:
         result = await transfer.wait()
         self._transfers.discard(transfer)
+        self._note_moved(index, result)
         if result.status is TransferStatus.DONE:
+            if self.link is not None:
+                self.link.measures.moved(result.bytes, result.elapsed_ns / 1e9)
             self.feed(ChunkMoved(index, result.bytes, result.checksum))
         elif self.link is not None and self.link.down is not None:
             self.feed(Broken(self.link.down))  # the link's end is the cause, not the chunk's
@@ -173,7 +201,28 @@ class SenderRoom(RoomShell):
             error = result.error or TandemError(ErrorReason.TRANSFER_FAILED, f"chunk {index}: {result.status.value}")
             self.feed(Broken(Why(error.reason, error.message)))
 
+    def _note_moved(self, index: ChunkIndex, result: TransferResult) -> None:
+        if self._timeline is not None:
+            reason = None if result.status is TransferStatus.DONE else ErrorReason.TRANSFER_FAILED
+            reason = result.error.reason if result.error is not None else reason
+            self._timeline.end(Step.CHUNK, chunk=index, moved=result.bytes, reason=reason)
+
+    def _note_compute(self, why: Why | None) -> None:
+        """Notes the engine's part, which is known only now: it may say late when it began."""
+        timeline, granted, began = self._timeline, self._granted_s, self._began_s
+        if timeline is None or not (began or granted):
+            return
+        reason = why.reason if why is not None and not self._computed_s else None
+        if began and granted < began:
+            timeline.note(RoomSpan(Step.QUEUE, granted, began))
+        if began or self._computed_s:
+            start = began or granted
+            timeline.note(RoomSpan(Step.COMPUTE, start, max(start, self._computed_s or timeline.now()), reason=reason))
+        else:
+            timeline.note(RoomSpan(Step.QUEUE, granted, timeline.now(), reason=reason))
+
     def _end(self, why: Why | None) -> None:
+        self._note_compute(why)
         if why is None:
             rows = sum(int(chunk.entries[METADATA_POOL].size) for chunk in self._chunks)
             metadata = rows * self._host.pools.entry_bytes(METADATA_POOL)

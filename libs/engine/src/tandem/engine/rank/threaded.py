@@ -13,9 +13,9 @@ from typing import Any
 import grpc
 
 from tandem.core.errors import TandemError
-from tandem.core.ids import Nonce, RoomId
+from tandem.core.ids import Nonce, RequestId, RoomId
 from tandem.engine.port import RankInfo, Ticket
-from tandem.engine.rank import status, wire
+from tandem.engine.rank import reports, status, wire
 from tandem.engine.rank.agent import RankAgent, RankSetup, RoomReport
 from tandem.engine.rank.handles import ReceiverHandle, SenderHandle
 from tandem.rpc import convert
@@ -166,7 +166,7 @@ class _Attachment:
                     joined = message.peer_joined
                     self.agent.peer_joined(convert.life_from_proto(joined.peer), joined.address)
                 case "poll_status":
-                    self._report(message.poll_status.id)
+                    self._report(message.poll_status)
 
     async def _open(self, message: rank_pb2.OpenTicket) -> None:
         now = asyncio.get_running_loop().time()
@@ -178,6 +178,7 @@ class _Attachment:
             deadline=now + message.timeout_ms / 1000,
             prompt_tokens=message.prompt_tokens,
             traceparent=message.traceparent,
+            request_id=RequestId(message.request_id),
         )
         opened = rank_pb2.TicketOpened(room=message.room)
         try:
@@ -190,9 +191,12 @@ class _Attachment:
         ended = rank_pb2.RoomEnded(room=report.room, success=report.why is None, kv_bytes=report.kv_bytes)
         if report.why is not None:
             ended.failure.CopyFrom(wire.failure(report.why))
+        if report.trace is not None:
+            ended.trace.CopyFrom(wire.trace_message(report.trace))
         self._outbox.put_nowait(rank_pb2.AttachRequest(room_ended=ended))
 
-    def _report(self, poll_id: int) -> None:
+    def _report(self, poll: rank_pb2.PollStatus) -> None:
         now = status.rank_status(self._gauges(), self.agent.counters)
-        message = rank_pb2.RankStatus(status=status.to_proto(now), poll_id=poll_id)
+        metrics = reports.to_proto(self.agent.report()) if poll.metrics else None
+        message = rank_pb2.RankStatus(status=status.to_proto(now), poll_id=poll.id, metrics=metrics)
         self._outbox.put_nowait(rank_pb2.AttachRequest(status=message))

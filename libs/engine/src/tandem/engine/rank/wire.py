@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from tandem.core.errors import TandemError, reason_of
+from tandem.core.ids import RankId, RoomId
 from tandem.core.room.events import Why
+from tandem.core.room.timeline import RoomSpan, Step
+from tandem.engine.port import RoomTrace
 from tandem.rdma.api import CmaProcess, ProviderOffer
-from tandem.v1 import common_pb2, kv_link_pb2
+from tandem.v1 import common_pb2, kv_link_pb2, rank_pb2
+
+_STEPS: Final = {step: rank_pb2.RoomStep.Value(f"ROOM_STEP_{step.name}") for step in Step}
+_STEP_OF: Final = {number: step for step, number in _STEPS.items()}
 
 
 def failure(why: Why) -> common_pb2.Failure:
@@ -59,3 +67,49 @@ def provider_of(message: kv_link_pb2.ProviderOffer) -> ProviderOffer:
         memory_bytes=message.memory_bytes,
         reason=message.reason,
     )
+
+
+def trace_message(trace: RoomTrace) -> rank_pb2.RoomTrace:
+    """A room's trace as a message."""
+    spans = [
+        rank_pb2.RoomSpan(
+            step=_STEPS[span.step],
+            start_ns=int(span.start_s * 1e9),
+            end_ns=int(span.end_s * 1e9),
+            chunk=span.chunk,
+            pages=span.pages,
+            bytes=span.bytes,
+            provider=span.provider,
+            first_buffer=span.first_buffer,
+            buffers=span.buffers,
+            reason=span.reason.value if span.reason is not None else "",
+        )
+        for span in trace.spans
+    ]
+    return rank_pb2.RoomTrace(
+        traceparent=trace.traceparent,
+        opened_unix_ns=trace.opened_unix_ns,
+        spans=spans,
+        dropped_spans=trace.dropped,
+    )
+
+
+def trace_of(message: rank_pb2.RoomTrace, room: RoomId, rank: RankId) -> RoomTrace:
+    """A message as a room's trace. Steps that are not known here, of a newer rank, are left out."""
+    spans = tuple(
+        RoomSpan(
+            step=_STEP_OF[span.step],
+            start_s=span.start_ns / 1e9,
+            end_s=span.end_ns / 1e9,
+            chunk=span.chunk,
+            pages=span.pages,
+            bytes=span.bytes,
+            provider=span.provider,
+            first_buffer=span.first_buffer,
+            buffers=span.buffers,
+            reason=reason_of(span.reason) if span.reason else None,
+        )
+        for span in message.spans
+        if span.step in _STEP_OF
+    )
+    return RoomTrace(room, rank, message.traceparent, message.opened_unix_ns, spans, message.dropped_spans)

@@ -12,7 +12,7 @@ from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import RankId, Role, RoomId, WorkerLife
 from tandem.core.room.events import Why
 from tandem.engine.hub import RankHub
-from tandem.engine.port import Delta, EngineFacts, EngineStatus, Finish, FinishKind, Job, Sink
+from tandem.engine.port import Delta, EngineFacts, EngineStatus, Finish, FinishKind, Job, Measured, RoomTraceSink, Sink
 from tandem.engine.sglang import arguments, environment, translate
 from tandem.engine.sglang.architectures import unneeded_modules
 from tandem.engine.sglang.arguments import SglangOptions
@@ -47,10 +47,16 @@ class SglangEngine:
         self._hub: RankHub | None = None
         self._sglang: RunningSglang | None = None
         self._context_tokens = 0
+        self._on_room_traced: RoomTraceSink = lambda _: None
 
     async def start(self) -> EngineFacts:
         """Starts SGLang and waits for its ranks. Raises TandemError with what went wrong."""
-        self._hub = hub = RankHub(self._role, self._options.tp_size, on_room_failed=self._on_room_failed)
+        self._hub = hub = RankHub(
+            self._role,
+            self._options.tp_size,
+            on_room_failed=self._on_room_failed,
+            on_room_traced=self._on_room_traced,
+        )
         address = await hub.start()
         self._sglang = sglang = RunningSglang()
         try:
@@ -90,6 +96,10 @@ class SglangEngine:
         extra = arguments.parse(options.engine_args)
         memory = environment.available_memory_bytes()
         return arguments.server_args(options, self._role, on_cpu, extra, memory)
+
+    def on_room_traced(self, sink: RoomTraceSink) -> None:
+        """Sets who takes the ranks' traces of rooms, before `start`."""
+        self._on_room_traced = sink
 
     def identify(self, life: WorkerLife) -> None:
         """Tells the ranks who they are."""
@@ -190,6 +200,10 @@ class SglangEngine:
     async def status(self) -> EngineStatus:
         """The state of this moment."""
         return await self._started_hub().status()
+
+    async def measured(self) -> Measured:
+        """The same, and what its ranks have measured."""
+        return await self._started_hub().measured()
 
     def rank_pids(self) -> Sequence[int]:
         """Processes of SGLang's schedulers."""

@@ -67,6 +67,22 @@ def quiet_chunked(scheduler: Any) -> None:
         quiet_request(scheduler, req)
 
 
+def after_chunk(result: Any, scheduler: Any, req: Any, last_chunk: bool = False, *args: Any, **kwargs: Any) -> None:
+    """After a chunk of a prompt is on its way: with the last one, what is known now goes to whoever waits for it."""
+    if last_chunk:
+        note_compute(req)
+        say_first_token(result, scheduler, req, last_chunk)
+
+
+def note_compute(req: Any) -> None:
+    """Tells the room, for its trace, when SGLang began to compute the prompt: by the monotonic clock."""
+    from tandem.engine.sglang import backend
+
+    sender, began = getattr(req, "disagg_kv_sender", None), req.time_stats.forward_entry_time
+    if isinstance(sender, backend.TandemKVSender) and began:
+        sender.handle.began(began)
+
+
 def say_first_token(result: Any, scheduler: Any, req: Any, last_chunk: bool = False, *args: Any, **kwargs: Any) -> None:
     """After the last chunk of a prompt is on its way: its first token goes to whoever asked for it early.
 

@@ -46,7 +46,7 @@ def wraps() -> list[tuple[str, Callable[..., Any], str]]:
         (f"{PREFILL}.release_aborted_prefill_waiting_req", hooks.quiet_request, "BEFORE"),
         (f"{PREFILL}._retire_aborted_prefill_result", hooks.quiet_request, "BEFORE"),
         (f"{SCHEDULER}.process_pending_chunked_abort", hooks.quiet_chunked, "BEFORE"),
-        (f"{PREFILL}.send_kv_chunk", hooks.say_first_token, "AFTER"),
+        (f"{PREFILL}.send_kv_chunk", hooks.after_chunk, "AFTER"),
         (f"{PREFILL}.process_disagg_prefill_inflight_queue", hooks.after_step, "AFTER"),
         (f"{DECODE}.process_decode_queue", hooks.after_step, "AFTER"),
         (f"{SCHEDULER}.on_idle", hooks.nap, "AFTER"),

@@ -16,16 +16,24 @@ from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import Incarnation, RankId, Role, RoomId, WorkerId, WorkerLife
 from tandem.engine.port import Engine, EngineFacts
 from tandem.engine.rank import status, wire
+from tandem.engine.worker.leg_trace import LegTraces
 from tandem.engine.worker.progress import ProgressWatch, cpu_ticks
 from tandem.engine.worker.session import Session
 from tandem.engine.worker.settings import WorkerSettings
+from tandem.engine.worker.worker_metrics import WorkerFacts, WorkerMetrics
 from tandem.rpc import convert
 from tandem.rpc.client import open_channel
 from tandem.rpc.credentials import Credentials, TlsSettings
 from tandem.rpc.exits import ExitCode
 from tandem.rpc.lease import INSTANCE_ID_BYTES, LeaseCallbacks, LeaseKeeper
+from tandem.rpc.loop_lag import measure_lag
+from tandem.rpc.metrics_server import MetricsServer
 from tandem.rpc.run import Stop, announce
 from tandem.rpc.server import GrpcServer
+from tandem.rpc.tasks import TaskSupervisor
+from tandem.rpc.tracing.provider import Tracing
+from tandem.rpc.tracing.service import add_trace_service
+from tandem.rpc.tracing.settings import TraceSettings
 from tandem.rpc.watch import ClusterWatcher, WatchCallbacks
 from tandem.v1 import session_pb2
 
@@ -47,12 +55,18 @@ class WorkerHost:
         self.facts: EngineFacts
         self.life = WorkerLife(WorkerId(settings.worker_id), Incarnation(0))
         self._settings = settings
+        self._tracing = Tracing(role.value, settings.worker_id, TraceSettings.load())
+        self.traces = LegTraces(self._tracing, role, self.life.worker_id)
+        engine.on_room_traced(self.traces.room_traced)
         self._add_service = add_service
+        self._metrics = WorkerMetrics(role)
         self._leaving = False
         self._marked = False
         """Whether bootstrap has marked the worker as draining, as last heard."""
         self._stuck = False
         """Whether the engine does not answer."""
+        self._serving = False
+        """Whether the engine runs and the worker has registered."""
         self._sessions = 0
         self._open_rooms = 0
         self._submitted = 0
@@ -77,9 +91,12 @@ class WorkerHost:
         return stop.code
 
     async def _serve(self, stop: Stop, stack: contextlib.AsyncExitStack) -> None:
+        stack.push_async_callback(self._tracing.close)
         credentials = Credentials.from_settings(TlsSettings.load())
-        server = GrpcServer(credentials=credentials)
+        await self._serve_metrics(stack)
+        server = GrpcServer(credentials=credentials, on_call=self._metrics.metrics.count_rpc, spans=self._tracing)
         self._add_service(server, self)
+        add_trace_service(server, self._tracing)
         bound = server.bind(f"{self._settings.host}:{self._settings.port}")
         await server.start()
         stack.push_async_callback(server.stop, grace_ms=200)
@@ -90,6 +107,7 @@ class WorkerHost:
         await self._watch(channel, stack)
         lease = await self._register(channel, address, stop, stack)
         await server.set_ready(True)
+        self._serving = True
         announce(self._settings.worker_id, address)
         failed = asyncio.ensure_future(self.engine.wait_failed())
         stopped = asyncio.ensure_future(stop.wait())
@@ -117,6 +135,33 @@ class WorkerHost:
     def _set_stuck(self, stuck: bool) -> None:
         self._stuck = stuck
 
+    async def _serve_metrics(self, stack: contextlib.AsyncExitStack) -> None:
+        """From the very start: an engine may take minutes to load. It is announced before the worker is."""
+        if not self._settings.metrics_address:
+            return
+        listener = MetricsServer(self._settings.metrics_address, self._scraped)
+        announce("metrics", await listener.start())
+        stack.push_async_callback(listener.close)
+        tasks = TaskSupervisor(max_tasks=1)
+        stack.push_async_callback(tasks.close)
+        tasks.spawn(measure_lag(self._metrics.lag.observe), "event loop lag")
+
+    async def _scraped(self) -> bytes:
+        """What operators see, asked of every rank now; of none while the engine starts."""
+        measured = None
+        if self._serving:
+            with contextlib.suppress(TandemError):
+                measured = await self.engine.measured()
+        facts = WorkerFacts(
+            sessions=self._sessions,
+            submits=self._submitted,
+            open_rooms=self._open_rooms,
+            draining=self.draining,
+            stuck=self._stuck,
+            serving=self._serving,
+        )
+        return self._metrics.told(facts, measured)
+
     async def _watch(self, channel: Any, stack: contextlib.AsyncExitStack) -> None:
         def joined(info: WorkerInfo) -> None:
             if self.role is Role.DECODE and info.role is Role.PREFILL and self.facts.model in info.models:
@@ -135,6 +180,7 @@ class WorkerHost:
     async def _register(self, channel: Any, address: str, stop: Stop, stack: contextlib.AsyncExitStack) -> LeaseKeeper:
         def registered(life: WorkerLife) -> None:
             self.life = life
+            self._metrics.registrations.inc()
             self.engine.identify(life)
 
         def fatal(error: TandemError) -> None:
@@ -162,7 +208,13 @@ class WorkerHost:
             info,
             instance_id=secrets.token_bytes(INSTANCE_ID_BYTES),
             rng=random.Random(secrets.randbits(64)),
-            callbacks=LeaseCallbacks(registered=registered, draining=draining, fatal=fatal),
+            callbacks=LeaseCallbacks(
+                registered=registered,
+                draining=draining,
+                lost=self._metrics.lease_losses.inc,
+                missed=self._metrics.missed_heartbeats.inc,
+                fatal=fatal,
+            ),
         )
         stack.push_async_callback(lease.close)
         await lease.start(self._settings.register_timeout_ms)

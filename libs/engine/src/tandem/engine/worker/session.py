@@ -15,6 +15,7 @@ from tandem.engine.port import Delta, Engine, EngineFacts, Finish, FinishKind
 from tandem.engine.rank import wire
 from tandem.engine.worker import submit
 from tandem.engine.worker.deltas import DeltaBuffer
+from tandem.engine.worker.leg_trace import LegTrace, LegTraces
 from tandem.rpc import convert
 from tandem.rpc.tasks import TaskSupervisor
 from tandem.v1 import session_pb2
@@ -29,6 +30,7 @@ class SessionHost(Protocol):
     engine: Engine
     facts: EngineFacts
     life: WorkerLife
+    traces: LegTraces
 
     @property
     def draining(self) -> bool:
@@ -51,7 +53,7 @@ class Session:
         self._host = host
         self._buffer = DeltaBuffer()
         self._submits = submit.SubmitCollector(host.facts.context_tokens, self._refuse)
-        self._rooms: set[RoomId] = set()
+        self._rooms: dict[RoomId, LegTrace] = {}
         self._tasks = TaskSupervisor(max_tasks=65_536)
 
     async def run(
@@ -90,7 +92,8 @@ class Session:
         log.info("%s; %d rooms were open", why.message, len(self._rooms))
         await self._tasks.close()
         for room in list(self._rooms):
-            if not await self._host.engine.abort(room, why):
+            if not await self._host.engine.abort(room, why) and room in self._rooms:
+                self._rooms[room].abandoned(room)
                 self._finished(room)
 
     async def _write(self, write: Callable[[session_pb2.SessionResponse], Awaitable[None]]) -> None:
@@ -115,23 +118,26 @@ class Session:
         if room in self._rooms:
             log.warning("room %d was submitted again; the first one goes on", room)
             return
+        leg = self._host.traces.begin(message)
         try:
             if self._host.draining:
                 raise TandemError(ErrorReason.DRAINING, f"worker {self._host.life.worker_id} is shutting down")
             submit.check(message, self._host.facts)
             self._host.take_room()
         except TandemError as error:
+            leg.ended(room, Finish(FinishKind.FAILED, why=wire.why_from(error)))
             self._refuse(room, error)
             return
-        self._rooms.add(room)
-        self._tasks.spawn(self._start(message), f"submit {room}")
+        self._rooms[room] = leg
+        self._tasks.spawn(self._start(message, leg), f"submit {room}")
 
     def _refuse(self, room: RoomId, error: TandemError) -> None:
         """Ends a room that was not opened; one of that number that runs goes on."""
         if room not in self._rooms:
             self._buffer.put(_failed(room, error))
 
-    async def _start(self, message: session_pb2.Submit) -> None:
+    async def _start(self, message: session_pb2.Submit, leg: LegTrace) -> None:
+        leg.name_logs()
         room, host = RoomId(message.room), self._host
         now = asyncio.get_running_loop().time()
         prefill = host.role is Role.PREFILL
@@ -143,26 +149,31 @@ class Session:
                 dp_rank=message.prefill_dp_rank if prefill else message.decode_dp_rank,
                 peer_dp_rank=message.decode_dp_rank if prefill else message.prefill_dp_rank,
                 peer_addresses=addresses,
+                traceparent=leg.traceparent,
             )
             await host.engine.submit(job, self._sink)
+            leg.opened()
         except TandemError as error:
             self._sink(_failed(room, error))
 
     async def _cancel(self, room: RoomId, why: Why) -> None:
-        if room in self._rooms:
+        if (leg := self._rooms.get(room)) is not None:
+            leg.name_logs()
             await self._host.engine.abort(room, why)
 
     def _sink(self, delta: Delta) -> None:
         """Takes the engine's news. Rooms of a Session that is gone end in silence."""
-        if delta.room not in self._rooms:
+        leg = self._rooms.get(delta.room)
+        if leg is None:
             return
         self._buffer.put(delta)
+        leg.saw(delta)
         if delta.finish is not None:
+            leg.ended(delta.room, delta.finish)
             self._finished(delta.room)
 
     def _finished(self, room: RoomId) -> None:
-        if room in self._rooms:
-            self._rooms.discard(room)
+        if self._rooms.pop(room, None) is not None:
             self._host.room_ended()
 
 

@@ -38,6 +38,10 @@ class WorkerSettings(Settings):
     advertise_host: str = Field(
         default="", description="host that gateways dial; empty = host, or the machine's own address if that is 0.0.0.0"
     )
+    metrics_address: str = Field(
+        default="127.0.0.1:0",
+        description="host:port of /metrics over plain HTTP; port 0 = any free one, empty = none",
+    )
     bootstrap_address: str = Field(default="127.0.0.1:50050", description="host:port of the bootstrap service")
     engine: EngineName = Field(default=EngineName.SGLANG, description="sglang or mock")
     model_path: str = Field(default="models/tandem-tiny", description="checkpoint folder, or a Hugging Face model id")

@@ -12,6 +12,7 @@ from tandem.v1 import session_pb2
 
 MAX_TIMEOUT_MS = 86_400_000
 MAX_TOP_LOGPROBS = 128
+MAX_TRACESTATE = 512
 
 
 def _require(ok: bool, field: str, allowed: str) -> None:
@@ -73,6 +74,7 @@ def check(message: session_pb2.Submit, facts: EngineFacts) -> None:
     _require(1 <= len(message.request_id) <= 128, "request_id", "1..128 characters")
     _require(1 <= message.timeout_ms <= MAX_TIMEOUT_MS, "timeout_ms", f"1..{MAX_TIMEOUT_MS}")
     _require(bool(message.peer.worker_id) and message.peer.incarnation > 0, "peer", "a worker and its incarnation")
+    _require(len(message.tracestate) <= MAX_TRACESTATE, "tracestate", f"at most {MAX_TRACESTATE} characters")
     _require(len(message.input_ids) > 0, "input_ids", "one token or more")
     _require(message.logprobs.top <= MAX_TOP_LOGPROBS, "logprobs.top", f"0..{MAX_TOP_LOGPROBS}")
     if message.model != facts.model:
@@ -98,8 +100,9 @@ def job_of(
     dp_rank: int,
     peer_dp_rank: int,
     peer_addresses: dict[RankId, str],
+    traceparent: str,
 ) -> Job:
-    """The job of a checked Submit. now: monotonic seconds."""
+    """The job of a checked Submit. now: monotonic seconds. traceparent: of the leg, which the Submit's is above."""
     return Job(
         request_id=RequestId(message.request_id),
         room=RoomId(message.room),
@@ -112,7 +115,7 @@ def job_of(
         logprobs=_logprobs(message.logprobs) if message.HasField("logprobs") else None,
         dp_rank=dp_rank,
         peer_dp_rank=peer_dp_rank,
-        traceparent=message.traceparent,
+        traceparent=traceparent,
         early_first_token=message.early_first_token,
     )
 

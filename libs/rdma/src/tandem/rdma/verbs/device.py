@@ -109,6 +109,8 @@ class Device:
         self.watchers: set[Watcher] = set()
         self.events: Counter[str] = Counter()
         """Asynchronous events so far, by name."""
+        self.pairs_replaced = 0
+        """Queue pairs that rails have made in the place of others."""
         self._serials = itertools.count(1)
         self._pairs: dict[int, QueuePair] = {}
         self._places = 0

@@ -146,6 +146,11 @@ class VerbsProvider:
         failures = [device.failure.message for device in self._devices if device.failure is not None]
         return "; ".join(failures) if len(failures) == len(self._devices) else ""
 
+    @property
+    def queue_pairs_replaced(self) -> int:
+        """Queue pairs that were made in the place of others."""
+        return sum(device.pairs_replaced for device in self._devices)
+
     def sender_lane(self, on_event: OnEvent, on_gone: Callable[[VerbsSenderLane], None]) -> VerbsSenderLane:
         """Opens a sender's end."""
         if self._sending is None:

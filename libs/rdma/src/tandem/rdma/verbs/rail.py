@@ -162,6 +162,7 @@ class Rail:
                     return
                 continue
             pair = self.queue_pair
+            self.device.pairs_replaced += self.life > 1
             self._user.send(QueuePairReady(self.index, self.life, pair.number, pair.psn))
             self._connect()
 

@@ -1,0 +1,162 @@
+"""One trace as a waterfall for the terminal: which span lies below which, when it began, and how long it took."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from rich.table import Table
+from rich.text import Text
+
+Value = str | int | float | bool
+
+BAR_CELLS: Final = 24
+
+
+@dataclass(frozen=True, slots=True)
+class ShownSpan:
+    """One span. Times are nanoseconds since 1970."""
+
+    span_id: str
+    parent_id: str
+    """Empty for a span that begins a trace."""
+    name: str
+    service: str
+    instance: str
+    start_ns: int
+    end_ns: int
+    """0 while it runs."""
+    failed: bool
+    message: str
+    attributes: Mapping[str, Value]
+    events: tuple[tuple[str, int], ...] = ()
+    """Name and time of each moment in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One span in its place."""
+
+    span: ShownSpan
+    depth: int
+    """0 for a span whose parent is not there: it begins the trace, or what is above it is not known."""
+    offset_ms: float
+    """From the begin of the first span."""
+    duration_ms: float
+    """Of a span that runs: as far as is known."""
+
+
+def layout(spans: Iterable[ShownSpan]) -> tuple[Line, ...]:
+    """Parents before their children, siblings in order of start. Every span is there once, whatever its parents say."""
+    known = {span.span_id: span for span in spans}
+    below: defaultdict[str, list[ShownSpan]] = defaultdict(list)
+    for span in known.values():
+        below[span.parent_id if span.parent_id in known else ""].append(span)
+    begin = min((span.start_ns for span in known.values()), default=0)
+    end = max((max(span.start_ns, span.end_ns) for span in known.values()), default=0)
+    lines: list[Line] = []
+    waiting = _by_start(below[""], 0)
+    while waiting:
+        span, depth = waiting.pop()
+        length_ns = (span.end_ns or end) - span.start_ns
+        lines.append(Line(span, depth, (span.start_ns - begin) / 1e6, max(0, length_ns) / 1e6))
+        waiting += _by_start(below[span.span_id], depth + 1)
+    return tuple(lines)
+
+
+def _by_start(spans: Sequence[ShownSpan], depth: int) -> list[tuple[ShownSpan, int]]:
+    """The last first, so that the first is popped first."""
+    ordered = sorted(spans, key=lambda span: (span.start_ns, -span.end_ns), reverse=True)
+    return [(span, depth) for span in ordered]
+
+
+def bar(line: Line, total_ms: float, cells: int = BAR_CELLS) -> str:
+    """Where a span lies in the whole, in so many cells; at least one of them is filled."""
+    if total_ms <= 0:
+        return "█".ljust(cells)
+    first = min(cells - 1, int(line.offset_ms / total_ms * cells))
+    end = (line.offset_ms + line.duration_ms) / total_ms * cells
+    filled = max(1, min(cells, round(end)) - first)
+    return (" " * first + "█" * filled)[:cells].ljust(cells)
+
+
+def total_ms(lines: Iterable[Line]) -> float:
+    """From the begin of the first span to the end of the last."""
+    return max((line.offset_ms + line.duration_ms for line in lines), default=0.0)
+
+
+def size_text(count: float) -> str:
+    """Bytes for a person."""
+    for unit in ("B", "KB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+_FACTS: Final[tuple[tuple[str, Callable[[Value], str]], ...]] = (
+    ("error.type", str),
+    ("http.response.status_code", lambda value: f"HTTP {value}"),
+    ("tandem.attempt", lambda value: f"#{value}"),
+    ("tandem.outcome", str),
+    ("tandem.decode.worker", lambda value: str(value).partition("@")[0]),
+    ("tandem.prefill.worker", lambda value: str(value).partition("@")[0]),
+    ("tandem.chunk", lambda value: f"#{value}"),
+    ("tandem.pages", lambda value: f"{value} pages"),
+    ("tandem.bytes", lambda value: size_text(float(value))),
+    ("tandem.gb_per_s", lambda value: f"{value} GB/s"),
+    ("tandem.provider", str),
+    ("tandem.buffers", lambda value: f"{value} buffers"),
+    ("tandem.first_token.source", lambda value: f"of {value}"),
+    ("gen_ai.request.model", str),
+    ("gen_ai.usage.input_tokens", lambda value: f"in {value}"),
+    ("gen_ai.usage.output_tokens", lambda value: f"out {value}"),
+    ("tandem.resumed_tokens", lambda value: f"resumed {value}"),
+)
+"""What a line says of its span, in this order; --json has everything."""
+
+
+def facts(span: ShownSpan) -> str:
+    """What is most worth to know of a span, in words."""
+    found: list[str] = []
+    for name, show in _FACTS:
+        text = show(span.attributes[name]) if name in span.attributes else ""
+        if text and text not in found:
+            found.append(text)
+    if span.failed and span.message:
+        found.append(f"({span.message})")
+    return "  ".join(found)
+
+
+def table_of(lines: Sequence[Line]) -> Table:
+    """The waterfall, one line per span: of a narrow terminal the facts at the right are cut, and nothing else."""
+    whole = total_ms(lines)
+    rows = [(_name(line), _place(line.span), f"{line.offset_ms:.2f}", _took(line)) for line in lines]
+    titles = ("span", "in", "at ms", "took ms")
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for place, title in enumerate(titles):
+        width = max(len(cells[place]) for cells in [titles, *rows])
+        table.add_column(title, header_style="dim", justify="right" if place > 1 else "left", min_width=width)
+    table.add_column("", min_width=BAR_CELLS)
+    table.add_column("", style="dim", no_wrap=True, overflow="ellipsis")
+    for line, (name, place_name, at, took) in zip(lines, rows, strict=True):
+        style = "red" if line.span.failed else ""
+        bars = Text(bar(line, whole), style=style or "cyan")
+        table.add_row(Text(name, style=style), Text(place_name, style="dim"), at, took, bars, Text(facts(line.span)))
+    return table
+
+
+def _name(line: Line) -> str:
+    return "  " * line.depth + line.span.name
+
+
+def _took(line: Line) -> str:
+    return f"{line.duration_ms:.2f}" if line.span.end_ns else f"{line.duration_ms:.2f}+"
+
+
+def _place(span: ShownSpan) -> str:
+    """Worker id, or gateway: its random name tells nobody anything."""
+    service = span.service.removeprefix("tandem-")
+    return service if service == "gateway" else span.instance

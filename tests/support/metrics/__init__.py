@@ -1,0 +1,1 @@
+"""Reading what services tell Prometheus, and what is asked of it."""

@@ -26,7 +26,7 @@ from tandem.v1 import common_pb2 as tandem_dot_v1_dot_common__pb2
 from tandem.v1 import session_pb2 as tandem_dot_v1_dot_session__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14tandem/v1/rank.proto\x12\ttandem.v1\x1a\x16tandem/v1/common.proto\x1a\x17tandem/v1/session.proto\"\xc8\x01\n\rAttachRequest\x12%\n\x05hello\x18\x01 \x01(\x0b\x32\x14.tandem.v1.RankHelloH\x00\x12\x30\n\rticket_opened\x18\x02 \x01(\x0b\x32\x17.tandem.v1.TicketOpenedH\x00\x12*\n\nroom_ended\x18\x03 \x01(\x0b\x32\x14.tandem.v1.RoomEndedH\x00\x12\'\n\x06status\x18\x04 \x01(\x0b\x32\x15.tandem.v1.RankStatusH\x00\x42\t\n\x07message\"\xa8\x02\n\x0e\x41ttachResponse\x12+\n\x08identity\x18\x01 \x01(\x0b\x32\x17.tandem.v1.RankIdentityH\x00\x12,\n\x0bopen_ticket\x18\x02 \x01(\x0b\x32\x15.tandem.v1.OpenTicketH\x00\x12*\n\nabort_room\x18\x03 \x01(\x0b\x32\x14.tandem.v1.AbortRoomH\x00\x12(\n\tpeer_gone\x18\x04 \x01(\x0b\x32\x13.tandem.v1.PeerGoneH\x00\x12,\n\x0bpeer_joined\x18\x05 \x01(\x0b\x32\x15.tandem.v1.PeerJoinedH\x00\x12,\n\x0bpoll_status\x18\x06 \x01(\x0b\x32\x15.tandem.v1.PollStatusH\x00\x42\t\n\x07message\"c\n\tRankHello\x12$\n\x04rank\x18\x01 \x01(\x0b\x32\x16.tandem.v1.RankAddress\x12#\n\x06layout\x18\x02 \x01(\x0b\x32\x13.tandem.v1.KvLayout\x12\x0b\n\x03pid\x18\x03 \x01(\r\"4\n\x0cRankIdentity\x12$\n\x06worker\x18\x01 \x01(\x0b\x32\x14.tandem.v1.WorkerRef\"\xa3\x01\n\nOpenTicket\x12\x0c\n\x04room\x18\x01 \x01(\x06\x12\r\n\x05nonce\x18\x02 \x01(\x0c\x12\"\n\x04peer\x18\x03 \x01(\x0b\x32\x14.tandem.v1.WorkerRef\x12\x14\n\x0cpeer_address\x18\x04 \x01(\t\x12\x12\n\ntimeout_ms\x18\x05 \x01(\r\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\x12\x15\n\rprompt_tokens\x18\x07 \x01(\r\"A\n\x0cTicketOpened\x12\x0c\n\x04room\x18\x01 \x01(\x06\x12#\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x12.tandem.v1.Failure\"q\n\tRoomEnded\x12\x0c\n\x04room\x18\x01 \x01(\x06\x12\x0f\n\x07success\x18\x02 \x01(\x08\x12#\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x12.tandem.v1.Failure\x12\x10\n\x08kv_bytes\x18\x04 \x01(\x04\x12\x0e\n\x06\x63hunks\x18\x05 \x01(\r\">\n\tAbortRoom\x12\x0c\n\x04room\x18\x01 \x01(\x06\x12#\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x12.tandem.v1.Failure\".\n\x08PeerGone\x12\"\n\x04peer\x18\x01 \x01(\x0b\x32\x14.tandem.v1.WorkerRef\"A\n\nPeerJoined\x12\"\n\x04peer\x18\x01 \x01(\x0b\x32\x14.tandem.v1.WorkerRef\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"\x18\n\nPollStatus\x12\n\n\x02id\x18\x01 \x01(\x04\"F\n\nRankStatus\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.tandem.v1.WorkerStatus\x12\x0f\n\x07poll_id\x18\x02 \x01(\x04\x32S\n\x0eRankHubService\x12\x41\n\x06\x41ttach\x12\x18.tandem.v1.AttachRequest\x1a\x19.tandem.v1.AttachResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14tandem/v1/rank.proto\x12\ttandem.v1\x1a\x16tandem/v1/common.proto\x1a\x17tandem/v1/session.proto\"\xef\x01\n\rAttachRequest\x12%\n\x05hello\x18\x01 \x01(\x0b\x32\x14.tandem.v1.RankHelloH\x00\x12\x30\n\rticket_opened\x18\x02 \x01(\x0b\x32\x17.tandem.v1.TicketOpenedH\x00\x12*\n\nroom_ended\x18\x03 \x01(\x0b\x32\x14.tandem.v1.RoomEndedH\x00\x12\'\n\x06status\x18\x04 \x01(\x0b\x32\x15.tandem.v1.RankStatusH\x00\x12%\n\x05rooms\x18\x05 \x01(\x0b\x32\x14.tandem.v1.RankRoomsH\x00\x42\t\n\x07message\"\xd4\x02\n\x0e\x41ttachResponse\x12+\n\x08identity\x18\x01 \x01(\x0b\x32\x17.tandem.v1.RankIdentityH\x00\x12,\n\x0bopen_ticket\x18\x02 \x01(\x0b\x32\x15.tandem.v1.OpenTicketH\x00\x12*\n\nabort_room\x18\x03 \x01(\x0b\x32\x14.tandem.v1.AbortRoomH\x00\x12(\n\tpeer_gone\x18\x04 \x01(\x0b\x32\x13.tandem.v1.PeerGoneH\x00\x12,\n\x0bpeer_joined\x18\x05 \x01(\x0b\x32\x15.tandem.v1.PeerJoinedH\x00\x12,\n\x0bpoll_status\x18\x06 \x01(\x0b\x32\x15.tandem.v1.PollStatusH\x00\x12*\n\npoll_rooms\x18\x07 \x01(\x0b\x32\x14.tandem.v1.PollRoomsH\x00\x42\t\n\x07message\"c\n\tRankHello\x12$\n\x04rank\x18\x01 \x01(\x0b\x32\x16.tandem.v1.RankAddress\x12#\n\x06layout\x18\x02 \x01(\x0b\x32\x13.tandem.v1.KvLayout\x12\x0b\n\x03pid\x18\x03 \x01(\r\"4\n\x0cRankIdentity\x12$\n\x06worker\x18\x01 \x01(\x0b\x32\x14.tandem.v1.WorkerRef\"\xa3\x01\n\nOpenTicket\x12\x0c\n\x04room\x18\x01 \x01(\x06\x12\r\n\x05nonce\x18\x02 \x01(\x0c\x12\"\n\x04peer\x18\x03 \x01(\x0b\x32\x14.tandem.v1.WorkerRef\x12\x14\n\x0cpeer_address\x18\x04 \x01(\t\x12\x12\n\ntimeout_ms\x18\x05 \x01(\r\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\x12\x15\n\rprompt_tokens\x18\x07 \x01(\r\"A\n\x0cTicketOpened\x12\x0c\n\x04room\x18\x01 \x01(\x06\x12#\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x12.tandem.v1.Failure\"q\n\tRoomEnded\x12\x0c\n\x04room\x18\x01 \x01(\x06\x12\x0f\n\x07success\x18\x02 \x01(\x08\x12#\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x12.tandem.v1.Failure\x12\x10\n\x08kv_bytes\x18\x04 \x01(\x04\x12\x0e\n\x06\x63hunks\x18\x05 \x01(\r\">\n\tAbortRoom\x12\x0c\n\x04room\x18\x01 \x01(\x06\x12#\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x12.tandem.v1.Failure\".\n\x08PeerGone\x12\"\n\x04peer\x18\x01 \x01(\x0b\x32\x14.tandem.v1.WorkerRef\"A\n\nPeerJoined\x12\"\n\x04peer\x18\x01 \x01(\x0b\x32\x14.tandem.v1.WorkerRef\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"\x18\n\nPollStatus\x12\n\n\x02id\x18\x01 \x01(\x04\"F\n\nRankStatus\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.tandem.v1.WorkerStatus\x12\x0f\n\x07poll_id\x18\x02 \x01(\x04\"&\n\tPollRooms\x12\n\n\x02id\x18\x01 \x01(\x04\x12\r\n\x05limit\x18\x02 \x01(\r\"O\n\tRankRooms\x12\"\n\x05rooms\x18\x01 \x03(\x0b\x32\x13.tandem.v1.RankRoom\x12\r\n\x05total\x18\x02 \x01(\r\x12\x0f\n\x07poll_id\x18\x03 \x01(\x04\x32S\n\x0eRankHubService\x12\x41\n\x06\x41ttach\x12\x18.tandem.v1.AttachRequest\x1a\x19.tandem.v1.AttachResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,29 +34,33 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tandem.v1.rank_pb2', _globa
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ATTACHREQUEST']._serialized_start=85
-  _globals['_ATTACHREQUEST']._serialized_end=285
-  _globals['_ATTACHRESPONSE']._serialized_start=288
-  _globals['_ATTACHRESPONSE']._serialized_end=584
-  _globals['_RANKHELLO']._serialized_start=586
-  _globals['_RANKHELLO']._serialized_end=685
-  _globals['_RANKIDENTITY']._serialized_start=687
-  _globals['_RANKIDENTITY']._serialized_end=739
-  _globals['_OPENTICKET']._serialized_start=742
-  _globals['_OPENTICKET']._serialized_end=905
-  _globals['_TICKETOPENED']._serialized_start=907
-  _globals['_TICKETOPENED']._serialized_end=972
-  _globals['_ROOMENDED']._serialized_start=974
-  _globals['_ROOMENDED']._serialized_end=1087
-  _globals['_ABORTROOM']._serialized_start=1089
-  _globals['_ABORTROOM']._serialized_end=1151
-  _globals['_PEERGONE']._serialized_start=1153
-  _globals['_PEERGONE']._serialized_end=1199
-  _globals['_PEERJOINED']._serialized_start=1201
-  _globals['_PEERJOINED']._serialized_end=1266
-  _globals['_POLLSTATUS']._serialized_start=1268
-  _globals['_POLLSTATUS']._serialized_end=1292
-  _globals['_RANKSTATUS']._serialized_start=1294
-  _globals['_RANKSTATUS']._serialized_end=1364
-  _globals['_RANKHUBSERVICE']._serialized_start=1366
-  _globals['_RANKHUBSERVICE']._serialized_end=1449
+  _globals['_ATTACHREQUEST']._serialized_end=324
+  _globals['_ATTACHRESPONSE']._serialized_start=327
+  _globals['_ATTACHRESPONSE']._serialized_end=667
+  _globals['_RANKHELLO']._serialized_start=669
+  _globals['_RANKHELLO']._serialized_end=768
+  _globals['_RANKIDENTITY']._serialized_start=770
+  _globals['_RANKIDENTITY']._serialized_end=822
+  _globals['_OPENTICKET']._serialized_start=825
+  _globals['_OPENTICKET']._serialized_end=988
+  _globals['_TICKETOPENED']._serialized_start=990
+  _globals['_TICKETOPENED']._serialized_end=1055
+  _globals['_ROOMENDED']._serialized_start=1057
+  _globals['_ROOMENDED']._serialized_end=1170
+  _globals['_ABORTROOM']._serialized_start=1172
+  _globals['_ABORTROOM']._serialized_end=1234
+  _globals['_PEERGONE']._serialized_start=1236
+  _globals['_PEERGONE']._serialized_end=1282
+  _globals['_PEERJOINED']._serialized_start=1284
+  _globals['_PEERJOINED']._serialized_end=1349
+  _globals['_POLLSTATUS']._serialized_start=1351
+  _globals['_POLLSTATUS']._serialized_end=1375
+  _globals['_RANKSTATUS']._serialized_start=1377
+  _globals['_RANKSTATUS']._serialized_end=1447
+  _globals['_POLLROOMS']._serialized_start=1449
+  _globals['_POLLROOMS']._serialized_end=1487
+  _globals['_RANKROOMS']._serialized_start=1489
+  _globals['_RANKROOMS']._serialized_end=1568
+  _globals['_RANKHUBSERVICE']._serialized_start=1570
+  _globals['_RANKHUBSERVICE']._serialized_end=1653
 # @@protoc_insertion_point(module_scope)

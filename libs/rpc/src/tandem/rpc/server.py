@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.rpc.credentials import PLAIN, Credentials, is_local
 from tandem.rpc.interceptors import CallHook, ErrorInterceptor
+from tandem.rpc.operators import Operators
 from tandem.rpc.options import SERVER_OPTIONS
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,8 @@ class GrpcServer:
 
     def __init__(self, *, credentials: Credentials = PLAIN, on_call: CallHook | None = None) -> None:
         """on_call: see tandem.rpc.interceptors.CallHook; Metrics.count_rpc is one."""
-        interceptor = ErrorInterceptor(on_call) if on_call else ErrorInterceptor()
+        operators = Operators(credentials.admin_identities, secure=credentials.secure)
+        interceptor = ErrorInterceptor(operators, on_call) if on_call else ErrorInterceptor(operators)
         self._credentials = credentials
         self._server = grpc.aio.server(interceptors=(interceptor,), options=SERVER_OPTIONS)
         self._health = health.HealthServicer()

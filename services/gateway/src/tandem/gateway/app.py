@@ -26,12 +26,14 @@ from tandem.gateway.http import HttpParts, build_http
 from tandem.gateway.openai_schema import SchemaLimits
 from tandem.gateway.pool import PoolSettings, SessionPool
 from tandem.gateway.prepare import Catalog, Preparer
+from tandem.gateway.rooms import RoomBook
 from tandem.gateway.router import Router, RouterSettings
 from tandem.gateway.settings import STATUS_INTERVAL_MS, GatewaySettings
 from tandem.gateway.slots import Slots
 from tandem.gateway.tokenizer import Encoder, HuggingFaceEncoder, PromptTokenizer
 from tandem.rpc import logs
 from tandem.rpc.client import open_channel
+from tandem.rpc.control import Controlled, add_control
 from tandem.rpc.credentials import Credentials, TlsSettings
 from tandem.rpc.exits import ExitCode
 from tandem.rpc.metrics import Metrics
@@ -84,6 +86,7 @@ class Gateway:
         self._watcher = ClusterWatcher(self._bootstrap, rng=rng, callbacks=callbacks)
         self._pool.follow(lambda: self._watcher.view, lambda: self._watcher.connected)
         self._tokenizer = PromptTokenizer(encoder, threads=settings.tokenizer_threads)
+        rooms = RoomBook()
         router = Router(
             self._pool,
             RouterSettings(settings.max_attempts, settings.retry_backoff_ms, settings.retry_wait_ms),
@@ -91,10 +94,12 @@ class Gateway:
             encoder.text,
             on_retry=counted.count_retry,
             on_resume=counted.resumed.inc,
+            rooms=rooms,
         )
         self._admin = GrpcServer(credentials=credentials, on_call=metrics.count_rpc)
-        servicer = AdminServicer(self._pool, router, self._bootstrap)
+        servicer = AdminServicer(self._pool, router, self._bootstrap, rooms, counted)
         self._admin.add(admin_pb2_grpc.add_AdminServiceServicer_to_server, servicer, "tandem.v1.AdminService")
+        add_control(self._admin, Controlled("gateway", (settings, tls)))
         self._http = self._build_http(router, metrics, counted)
         self._tasks = TaskSupervisor(on_crash=on_crash, max_tasks=2)
         self._serving: asyncio.Task[None] | None = None

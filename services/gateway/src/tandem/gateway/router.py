@@ -14,13 +14,14 @@ from typing import Protocol
 
 from tandem.core.cluster import WorkerInfo
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.core.ids import NONCE_BYTES, RequestId, Role, WorkerLife, room_from_random
+from tandem.core.ids import NONCE_BYTES, RequestId, Role, RoomId, WorkerLife, room_from_random
 from tandem.core.layout import KvLayout, mismatches
 from tandem.core.policies import Candidate, PolicyName, Turn, choose
 from tandem.gateway.attempt import Attempt, Worker
 from tandem.gateway.calls import Sequence
 from tandem.gateway.first_token import FirstToken
 from tandem.gateway.resume import TextOf, Told
+from tandem.gateway.rooms import RoomBook, RoomFacts
 from tandem.v1 import session_pb2
 
 log = logging.getLogger(__name__)
@@ -104,7 +105,9 @@ class Router:
         dice: Dice | None = None,
         on_retry: Callable[[ErrorReason], None] = lambda _: None,
         on_resume: Callable[[], None] = lambda: None,
+        rooms: RoomBook | None = None,
     ) -> None:
+        """rooms: where the rooms that run are noted."""
         self._workers = workers
         self._settings = settings
         self._choosers = {role: _Chooser(policies[role]) for role in Role}
@@ -112,13 +115,17 @@ class Router:
         self._dice = dice or Dice()
         self._on_retry = on_retry
         self._on_resume = on_resume
+        self._rooms = rooms or RoomBook()
 
-    def set_policy(self, policy: PolicyName) -> PolicyName:
-        """Takes another policy for both roles from now on; returns decode's former one."""
-        previous = self._choosers[Role.DECODE].policy
-        for chooser in self._choosers.values():
-            chooser.policy = policy
-        return previous
+    @property
+    def policies(self) -> dict[Role, PolicyName]:
+        """The policy of each role."""
+        return {role: chooser.policy for role, chooser in self._choosers.items()}
+
+    def set_policy(self, policy: PolicyName, role: Role | None = None) -> None:
+        """Takes another policy from now on, for one role or for both."""
+        for each in Role if role is None else (role,):
+            self._choosers[each].policy = policy
 
     async def run(self, sequence: Sequence, journey: Journey, deliver: Deliver) -> None:
         """Returns when the sequence is complete; its news went to `deliver`. Raises TandemError where it failed.
@@ -139,7 +146,11 @@ class Router:
             decode, prefill = await self._pick_in_time(sequence.model, avoid)
             submit = self._submit(asked, journey, decode, prefill)
             attempt = Attempt(submit, prefill, decode, lambda delta: deliver(told.add(delta)), first_token)
-            failure = await attempt.run()
+            facts = RoomFacts(
+                RoomId(submit.room), journey.request_id, number, prefill.life, decode.life, journey.deadline
+            )
+            with self._rooms.running(facts, attempt):
+                failure = await attempt.run()
             if failure is None:
                 return
             cause = cause or failure

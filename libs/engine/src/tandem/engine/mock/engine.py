@@ -19,7 +19,8 @@ from tandem.engine.mock.memory import RankMemory, layout_of
 from tandem.engine.mock.prefill import PrefillScheduler
 from tandem.engine.mock.rank_port import MakeRank, RankPort, RoomPort, agents
 from tandem.engine.mock.settings import MockSettings
-from tandem.engine.port import EngineFacts, EngineStatus, Job, PoolStatus, RankInfo, Sink, Ticket
+from tandem.engine.port import EngineFacts, EngineStatus, Job, OpenRooms, PoolStatus, RankInfo, Sink, Ticket
+from tandem.engine.rank import open_rooms
 from tandem.engine.rank.settings import RankSettings
 from tandem.rpc.tasks import TaskSupervisor
 
@@ -137,6 +138,10 @@ class MockEngine:
             checksum_failures=sum(each.checksum_failures for each in counters),
             links={peer: provider for each in counters for peer, provider in each.links.items()},
         )
+
+    async def rooms(self, limit: int) -> OpenRooms:
+        """The open rooms of every rank."""
+        return open_rooms.merge([rank.rooms(limit) for rank in self._running().ranks.values()])
 
     def rank_pids(self) -> Sequence[int]:
         """None: its ranks are in this process."""

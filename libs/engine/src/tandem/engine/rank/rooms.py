@@ -64,6 +64,8 @@ class RoomShell(ABC):
         self._stepping = False
         self._started_s: float | None = None
         self._loop = asyncio.get_running_loop()
+        self.opened = self._loop.time()
+        """Monotonic seconds at which its ticket was opened."""
         self._timer: asyncio.TimerHandle | None = None
         self._arm()
 
@@ -76,6 +78,11 @@ class RoomShell(ABC):
     def grant_id(self) -> int:
         """Its grant, or 0."""
         return self._machine.grant_id or 0
+
+    @property
+    def state(self) -> str:
+        """Of its machine, by name."""
+        return str(self._machine.state.value)
 
     def attach(self, handle: RoomHandle) -> None:
         """The engine takes hold of the room."""
@@ -110,6 +117,11 @@ class RoomShell(ABC):
         if self._handle is not None:
             self._handle.bytes_moved = self.bytes_moved
             self._handle.update(self._machine.phase, self._machine.why)
+
+    @property
+    @abstractmethod
+    def granted_pages(self) -> int:
+        """Entries of the KV pool under its grant."""
 
     @property
     @abstractmethod

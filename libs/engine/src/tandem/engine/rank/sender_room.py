@@ -60,6 +60,11 @@ class SenderRoom(RoomShell):
         """Prompt tokens that decode holds already; valid once it has offered."""
 
     @property
+    def granted_pages(self) -> int:
+        """Pages that decode has granted."""
+        return int(self._granted[KV_POOL].size) if self._granted else 0
+
+    @property
     def bytes_moved(self) -> int:
         """Bytes of finished chunks."""
         return self._sender.bytes_moved

@@ -12,7 +12,7 @@ from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import RankId, Role, RoomId, WorkerLife
 from tandem.core.room.events import Why
 from tandem.engine.hub import RankHub
-from tandem.engine.port import Delta, EngineFacts, EngineStatus, Finish, FinishKind, Job, Sink
+from tandem.engine.port import Delta, EngineFacts, EngineStatus, Finish, FinishKind, Job, OpenRooms, Sink
 from tandem.engine.sglang import arguments, environment, translate
 from tandem.engine.sglang.architectures import unneeded_modules
 from tandem.engine.sglang.arguments import SglangOptions
@@ -190,6 +190,10 @@ class SglangEngine:
     async def status(self) -> EngineStatus:
         """The state of this moment."""
         return await self._started_hub().status()
+
+    async def rooms(self, limit: int) -> OpenRooms:
+        """The open rooms of every rank."""
+        return await self._started_hub().rooms(limit)
 
     def rank_pids(self) -> Sequence[int]:
         """Processes of SGLang's schedulers."""

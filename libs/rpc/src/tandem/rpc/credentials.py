@@ -30,7 +30,7 @@ class TlsSettings(Settings):
     )
     admin_identities: tuple[str, ...] = Field(
         default=("tandem-admin",),
-        description="names in a client's certificate (alternative names, else common name) that make it an operator's",
+        description="names in a client's certificate (common or alternative name) that make it an operator's",
     )
 
     @model_validator(mode="after")

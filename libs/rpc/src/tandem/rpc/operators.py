@@ -89,11 +89,10 @@ class Operators:
 
 
 def names_in(auth_context: Mapping[str, Iterable[bytes]]) -> tuple[str, ...]:
-    """Names that a client's certificate gives it: its alternative names; where it has none, its common name."""
-    for key in ("x509_subject_alternative_name", "x509_common_name"):
-        if found := auth_context.get(key):
-            return tuple(name.decode(errors="replace")[:MAX_NAME_CHARS] for name in found)
-    return ()
+    """Names that a client's certificate gives it: its common name, then its alternative names."""
+    keys = ("x509_common_name", "x509_subject_alternative_name")
+    names = (name.decode(errors="replace")[:MAX_NAME_CHARS] for key in keys for name in auth_context.get(key, ()))
+    return tuple(dict.fromkeys(names))
 
 
 def place_of(peer: str) -> str:

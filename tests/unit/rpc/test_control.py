@@ -61,9 +61,7 @@ async def test_a_level_stays_or_returns(logger: logging.Logger, returned: Return
     assert returned.text == "time is over: log level: DEBUG -> WARNING"
 
 
-async def test_a_while_on_top_of_a_while_returns_to_the_first_level(
-    logger: logging.Logger, returned: Returned
-) -> None:
+async def test_a_while_on_top_of_a_while_returns_to_the_first_level(logger: logging.Logger, returned: Returned) -> None:
     level = LogLevel(logger)
     assert level.set("DEBUG", 60_000) == "INFO"
     assert level.set("ERROR", 10) == "INFO"
@@ -83,7 +81,7 @@ async def test_for_good_ends_a_while(logger: logging.Logger, returned: Returned)
 
 @pytest.mark.parametrize(("level", "for_ms"), [("LOUD", 0), ("debug", 0), ("DEBUG", 86_400_001)])
 async def test_what_is_not_allowed_changes_nothing(logger: logging.Logger, level: str, for_ms: int) -> None:
-    with pytest.raises(TandemError, match="DEBUG, INFO, WARNING, ERROR|86400000"):
+    with pytest.raises(TandemError, match=r"DEBUG, INFO, WARNING, ERROR|86400000"):
         LogLevel(logger).set(level, for_ms)
     assert logger.level == logging.INFO
 

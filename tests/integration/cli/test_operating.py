@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import logging
+import os
+import pty
+import struct
 import sys
+import termios
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,6 +186,41 @@ async def test_top_prints_one_frame_into_a_pipe(system: Inside) -> None:
     assert all(len(line) <= 80 for line in found.out.splitlines())
     line = await tandem("top", "--once", "--json", "--admin", system.admin)
     assert [worker["worker"]["worker_id"] for worker in line.json()["workers"]] == ["decode-0", "prefill-0"]
+
+
+async def test_top_is_left_with_q_and_leaves_the_terminal_as_it_was(system: Inside) -> None:
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    before = termios.tcgetattr(slave)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tandem.cli", "top", "--interval-s", "0.2", "--admin", system.admin),
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env=environment(TERM="xterm"),
+    )
+    screen, drawn = bytearray(), asyncio.Event()
+
+    def read() -> None:
+        screen.extend(os.read(master, 65_536))
+        # In the second frame there are rates.
+        if b"prefill-0" in screen and b"tokens 0.0/s" in screen:
+            drawn.set()
+
+    asyncio.get_running_loop().add_reader(master, read)
+    try:
+        await asyncio.wait_for(drawn.wait(), WAIT_S)
+        assert termios.tcgetattr(slave) != before, "keys come one by one"
+        os.write(master, b"xq")
+        assert await asyncio.wait_for(process.wait(), WAIT_S) == 0, screen.decode()
+        assert termios.tcgetattr(slave) == before
+    finally:
+        asyncio.get_running_loop().remove_reader(master)
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        os.close(master)
+        os.close(slave)
 
 
 async def test_who_does_not_answer_is_named_and_others_are_shown(system: Inside, tmp_path: Path) -> None:

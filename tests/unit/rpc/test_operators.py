@@ -102,3 +102,10 @@ def test_changes_are_recorded_whatever_the_level_is(caplog: pytest.LogCaptureFix
     finally:
         root.setLevel(before)
     assert caplog.messages == ["tandem-admin at 10.0.0.7:4000: policy of decode: least_load -> random"]
+
+
+def test_callers_of_what_services_call_are_recorded_and_not_refused() -> None:
+    Operators(ADMINS, secure=True).admit("/tandem.v1.BootstrapService/Drain", of_name("gateway"))  # type: ignore[arg-type]
+    assert caller.get() == "gateway at 10.0.0.7:4000"
+    Operators(ADMINS, secure=False).admit("/tandem.v1.BootstrapService/Drain", Call("ipv4:10.0.0.7:4"))  # type: ignore[arg-type]
+    assert caller.get() == "somebody at 10.0.0.7:4"

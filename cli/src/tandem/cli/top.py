@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import sys
 import termios
@@ -23,7 +24,7 @@ from tandem.rpc.client import open_channel
 from tandem.rpc.credentials import Credentials
 from tandem.v1 import admin_pb2, admin_pb2_grpc
 
-QUIT_KEYS = frozenset("qQ\x03\x04")
+QUIT_KEYS = frozenset(b"qQ\x03\x04")
 """q; and Ctrl-C and Ctrl-D, where a terminal sends them as keys."""
 
 
@@ -96,7 +97,8 @@ def _keys(quit_wanted: asyncio.Event) -> Iterator[None]:
     before = termios.tcgetattr(stdin)
 
     def pressed() -> None:
-        if QUIT_KEYS & set(sys.stdin.read(1) or "q"):
+        # Past Python's own buffer, in which keys would wait unseen. A terminal that is gone ends it as q does.
+        if QUIT_KEYS & set(os.read(stdin, 64) or b"q"):
             quit_wanted.set()
 
     tty.setcbreak(stdin)

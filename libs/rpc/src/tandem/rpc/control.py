@@ -33,6 +33,10 @@ class Controlled:
     """Everything that the process has read from its environment."""
     worker_id: str = ""
 
+    def describe(self) -> str:
+        """`ENV_VAR=value` per line, secrets masked."""
+        return "\n".join(each.describe() for each in self.settings)
+
 
 class LogLevel:
     """A logger's level that may be changed for a while. Needs a running loop."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any, Final, TypeAlias
 from urllib.parse import unquote
@@ -28,6 +28,8 @@ CHANGES: Final = frozenset(
     }
 )
 """Methods that change something and that no service calls: they are for operators."""
+NOTED: Final = CHANGES | {"/tandem.v1.BootstrapService/Drain", "/tandem.v1.BootstrapService/Undrain"}
+"""Methods whose caller is recorded: those, and what services call, too."""
 MAX_NAME_CHARS: Final = 128
 
 audit = logging.getLogger("tandem.audit")
@@ -35,7 +37,7 @@ audit = logging.getLogger("tandem.audit")
 audit.setLevel(logging.INFO)
 
 caller: ContextVar[str] = ContextVar("tandem_caller", default="nobody")
-"""The operator whose call the running task serves."""
+"""Who made the call that the running task serves, where that is recorded."""
 
 
 def changed(what: str, before: str, after: str) -> None:
@@ -44,7 +46,7 @@ def changed(what: str, before: str, after: str) -> None:
 
 
 class Operators:
-    """Admits calls of the methods in CHANGES. With certificates by name, without them from this machine only."""
+    """Admits calls of the methods in CHANGES: with certificates by name, without them from this machine only."""
 
     def __init__(self, names: frozenset[str], *, secure: bool) -> None:
         """names: any of them in a client's certificate makes it an operator's. secure: whether there are any."""
@@ -53,39 +55,27 @@ class Operators:
 
     def admit(self, method: str, context: _Context) -> None:
         """Notes the caller of a method that changes something. Raises FORBIDDEN if it may not; it is logged then."""
-        if method not in CHANGES:
+        if method not in NOTED:
             return
         place = place_of(str(context.peer()))
         # A unix socket has no certificates whatever the credentials are; only this machine reaches it.
-        certified = self._secure and not place.startswith("unix:")
-        names = names_in(context.auth_context() or {}) if certified else ()
-        try:
-            known = self._checked(method, place, names, certified=certified)
-        except TandemError as error:
-            audit.warning("refused: %s", error.message)
-            raise
-        caller.set(f"{known} at {place}")
-
-    def _checked(self, method: str, place: str, names: Sequence[str], *, certified: bool) -> str:
-        """The name to note. Raises FORBIDDEN."""
-        called = method.rpartition(".")[2]
-        if certified:
-            for name in names:
-                if name in self._names:
-                    return name
-            shown = ", ".join(names) or "no name"
+        if self._secure and not place.startswith("unix:"):
+            names = names_in(context.auth_context() or {})
+            operator = next((name for name in names if name in self._names), "")
+            known = operator or ", ".join(names) or "no name"
             allowed = ", ".join(sorted(self._names)) or "nobody's"
-            raise TandemError(
-                ErrorReason.FORBIDDEN,
-                f"{called} is for operators: the certificate of the caller at {place} says {shown}, allowed is"
-                f" {allowed} (TANDEM_TLS_ADMIN_IDENTITIES)",
+            reason = (
+                f"the certificate of the caller at {place} says {known}, allowed is {allowed}"
+                " (TANDEM_TLS_ADMIN_IDENTITIES)"
             )
-        if not is_local(place):
-            raise TandemError(
-                ErrorReason.FORBIDDEN,
-                f"{called} is for operators: without TLS they call from the same machine, and {place} is not on it",
-            )
-        return "this machine"
+        else:
+            operator = known = "this machine" if is_local(place) else ""
+            reason = f"without TLS they call from the same machine, and {place} is not on it"
+        if method in CHANGES and not operator:
+            text = f"{method.rpartition('.')[2]} is for operators: {reason}"
+            audit.warning("refused: %s", text)
+            raise TandemError(ErrorReason.FORBIDDEN, text)
+        caller.set(f"{known or 'somebody'} at {place}")
 
 
 def names_in(auth_context: Mapping[str, Iterable[bytes]]) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from tandem.core.ids import Role
 from tandem.decode.servicer import add_service
 from tandem.decode.settings import DecodeSettings
@@ -11,11 +13,14 @@ from tandem.rpc.control import add_control
 from tandem.rpc.run import Stop
 from tandem.rpc.server import GrpcServer
 
+log = logging.getLogger(__name__)
+
 
 async def serve(settings: DecodeSettings, stop: Stop) -> int:
     """The service's whole life; returns its exit code."""
     engine = make_engine(Role.DECODE, settings)
     shown = controlled(Role.DECODE, settings)
+    log.info("settings:\n%s", shown.describe())
 
     def add_services(server: GrpcServer, host: WorkerHost) -> None:
         add_service(server, host)

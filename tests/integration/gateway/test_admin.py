@@ -225,3 +225,18 @@ async def test_watchers_and_their_pace_are_bounded() -> None:
         assert from_rpc_error(refused.value).reason is ErrorReason.OVERLOADED
         for call in calls:
             call.cancel()
+        async with asyncio.timeout(20):
+            while await refused_watch(stub):  # until the gateway has seen that they have gone
+                pass
+
+
+async def refused_watch(stub: admin_pb2_grpc.AdminServiceStub) -> bool:
+    """Whether there are too many watchers for one more, which leaves at once."""
+    call = stub.WatchCluster(admin_pb2.WatchClusterRequest())
+    try:
+        await anext(aiter(call))
+    except grpc.aio.AioRpcError as error:
+        assert from_rpc_error(error).reason is ErrorReason.OVERLOADED
+        return True
+    call.cancel()
+    return False

@@ -70,6 +70,16 @@ async def test_a_while_on_top_of_a_while_returns_to_the_first_level(logger: logg
     assert returned.text.endswith("ERROR -> INFO")
 
 
+async def test_a_while_ends_when_another_begins(logger: logging.Logger, returned: Returned) -> None:
+    level, later = LogLevel(logger), asyncio.Event()
+    level.set("DEBUG", 10)
+    level.set("ERROR", 60_000)
+    asyncio.get_running_loop().call_later(0.02, later.set)
+    await later.wait()
+    assert (level.name, returned.text) == ("ERROR", ""), "the first return would have come before"
+    level.set("INFO", 0)
+
+
 async def test_for_good_ends_a_while(logger: logging.Logger, returned: Returned) -> None:
     level = LogLevel(logger)
     level.set("DEBUG", 10)

@@ -29,11 +29,10 @@ class _Column:
     title: str
     number: bool = False
     least: int | None = None
-    most: int | None = None
 
 
 _COLUMNS: Final = (
-    _Column("worker", most=20),
+    _Column("worker"),
     _Column("run/wait", number=True, least=8),
     _Column("load", number=True, least=4),
     _Column("pages in use", least=BAR + len(" 100%")),
@@ -111,7 +110,6 @@ def _workers(now: Message, told: Rates) -> RenderableType:
             overflow="ellipsis",
             justify="right" if column.number else "left",
             min_width=column.least,
-            max_width=column.most,
         )
     for role, name in _ROLES:
         for worker in now.workers:

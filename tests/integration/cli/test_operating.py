@@ -258,6 +258,7 @@ async def test_with_certificates_only_operators_change_anything(
         logging.getLogger().setLevel("INFO")
         for words in (
             ("set-policy", "random"),
+            ("drain", "decode-0"),
             ("loglevel", "DEBUG", "--all"),
             ("rooms", "abort", "5"),
             ("rooms", "abort", "5", "--worker", "decode-0"),
@@ -270,10 +271,13 @@ async def test_with_certificates_only_operators_change_anything(
         assert list((await tandem("config", "--json", "--admin", system.admin, **other)).json()["services"]) == NAMES
         assert (await tandem("set-policy", "random", "--admin", system.admin, **admin)).code == 0
         assert (await tandem("loglevel", "ERROR", "--all", "--admin", system.admin, **admin)).code == 0
+        drained = await tandem("drain", "decode-0", "--json", "--admin", system.admin, **admin)
+        assert drained.json() == {"worker_id": "decode-0", "draining": True}
         missing = await tandem("rooms", "abort", "5", "--admin", system.admin, **admin)
         assert "no room 5 of this gateway" in missing.err
     audit = [record.getMessage() for record in caplog.records if record.name == "tandem.audit"]
     assert any(
         line.startswith("tandem-admin at ") and "policy of decode: least_load -> random" in line for line in audit
     )
-    assert sum("refused:" in line for line in audit) == 7, "one each, and four services for the log level"
+    assert any(line.endswith("worker decode-0: takes rooms -> draining") and "tandem-admin" in line for line in audit)
+    assert sum("refused:" in line for line in audit) == 8, "one each, and four services for the log level"

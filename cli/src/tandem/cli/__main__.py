@@ -141,20 +141,22 @@ def workers(
 def drain(
     worker_id: Annotated[str, typer.Argument(help="The worker.", autocompletion=completion.worker_ids)],
     bootstrap: Annotated[str, typer.Option(help="host:port of bootstrap; default: of the system run here.")] = "",
+    admin: Annotated[str, typer.Option(help="host:port of a gateway's AdminService, to ask it instead.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Gives a worker no more requests; those that run finish."""
-    _mark(worker_id, bootstrap, draining=True, as_json=as_json)
+    _mark(worker_id, bootstrap, admin, draining=True, as_json=as_json)
 
 
 @app.command()
 def undrain(
     worker_id: Annotated[str, typer.Argument(help="The worker.", autocompletion=completion.worker_ids)],
     bootstrap: Annotated[str, typer.Option(help="host:port of bootstrap; default: of the system run here.")] = "",
+    admin: Annotated[str, typer.Option(help="host:port of a gateway's AdminService, to ask it instead.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Gives a drained worker requests again."""
-    _mark(worker_id, bootstrap, draining=False, as_json=as_json)
+    _mark(worker_id, bootstrap, admin, draining=False, as_json=as_json)
 
 
 @sim.command("run")
@@ -206,12 +208,16 @@ def bench_pd(context: typer.Context) -> None:
 operate.register(app)
 
 
-def _mark(worker_id: str, bootstrap: str, *, draining: bool, as_json: bool) -> None:
-    from tandem.cli.cluster import set_draining
+def _mark(worker_id: str, bootstrap: str, admin: str, *, draining: bool, as_json: bool) -> None:
+    from tandem.cli.cluster import drain_at_gateway, set_draining
     from tandem.rpc.credentials import Credentials, TlsSettings
 
     credentials = Credentials.from_settings(TlsSettings.load())
-    asyncio.run(set_draining(bootstrap or _bootstrap_here(), worker_id, draining=draining, credentials=credentials))
+    if admin:
+        asyncio.run(drain_at_gateway(admin, worker_id, draining=draining, credentials=credentials))
+    else:
+        address = bootstrap or _bootstrap_here()
+        asyncio.run(set_draining(address, worker_id, draining=draining, credentials=credentials))
     if as_json:
         print(json.dumps({"worker_id": worker_id, "draining": draining}))
     else:

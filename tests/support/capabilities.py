@@ -68,10 +68,16 @@ def cc_missing() -> str | None:
     return None if shutil.which("cc") else "there is no C compiler"
 
 
+def openssl_missing() -> str | None:
+    """Why no certificates can be made for a test, or None."""
+    return None if shutil.which("openssl") else "there is no command openssl"
+
+
 CAPABILITIES: dict[str, Callable[[], str | None]] = {
     "sglang": sglang_missing,
     "rdma": rdma_missing,
     "rdma_guest": rdma_guest_missing,
     "docker": docker_missing,
     "cc": cc_missing,
+    "openssl": openssl_missing,
 }

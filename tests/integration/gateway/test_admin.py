@@ -9,10 +9,12 @@ import grpc
 import httpx
 import pytest
 
+from tandem.core.errors import ErrorReason
+from tandem.gateway.admin import MAX_WATCHERS
 from tandem.rpc.errors import from_rpc_error
-from tandem.v1 import admin_pb2, admin_pb2_grpc, session_pb2
+from tandem.v1 import admin_pb2, admin_pb2_grpc, common_pb2, session_pb2
 from tests.support.gateway.cluster import cluster
-from tests.support.gateway.fake_worker import FIRST_TOKEN, MODEL, count_up, first_then_wait, hand_over
+from tests.support.gateway.fake_worker import FIRST_TOKEN, MODEL, count_up, first_then_wait, hand_over, say_nothing
 
 PROMPT = {"model": MODEL, "prompt": "hello", "max_tokens": 2}
 
@@ -131,3 +133,115 @@ async def test_a_client_that_does_not_read_is_given_up() -> None:
         await now.decodes[0].wait_until(lambda worker: len(worker.cancels) == 1)
         assert now.decodes[0].cancels[0].failure.reason == "OVERLOADED"
         client.close()
+
+
+async def next_room(stub: admin_pb2_grpc.AdminServiceStub, phase: int) -> admin_pb2.GatewayRoom:
+    """The only room, once it is in a phase; asked for with every message of the cluster's numbers."""
+    call = stub.WatchCluster(admin_pb2.WatchClusterRequest(interval_ms=200))
+    async with asyncio.timeout(20):
+        async for _ in call:
+            rooms = (await stub.ListRooms(admin_pb2.ListRoomsRequest())).rooms
+            if rooms and rooms[0].phase == phase:
+                break
+    call.cancel()
+    [room] = rooms
+    return room
+
+
+async def test_rooms_are_listed_with_their_phase_and_can_be_ended() -> None:
+    headers = {"X-Request-Id": "slow-1"}
+    async with cluster(decode=[first_then_wait()]) as now:
+        stub = admin_pb2_grpc.AdminServiceStub(now.admin)
+        asking = asyncio.create_task(now.http.post("/v1/completions", json=PROMPT, headers=headers))
+        room = await next_room(stub, admin_pb2.ROOM_PHASE_DECODING)
+        assert (room.request_id, room.attempt) == ("slow-1", 1)
+        assert (room.prefill.worker_id, room.decode.worker_id) == ("p0", "d0")
+        assert room.room == now.decodes[0].submits[0].room
+        assert 0 < room.left_ms <= 600_000
+        ended = await stub.AbortRoom(admin_pb2.AbortRoomRequest(room=room.room))
+        assert ended.room.request_id == "slow-1"
+        response = await asking
+        await now.decodes[0].wait_until(lambda worker: bool(worker.cancels))
+        assert not (await stub.ListRooms(admin_pb2.ListRoomsRequest())).total
+        with pytest.raises(grpc.aio.AioRpcError) as gone:
+            await stub.AbortRoom(admin_pb2.AbortRoomRequest(room=room.room))
+    assert response.status_code == 499
+    assert response.json()["error"]["code"] == "cancelled"
+    assert now.decodes[0].cancels[0].failure.reason == "CANCELLED"
+    assert len(now.decodes[0].submits) == 1, "what an operator ends is not tried again"
+    assert from_rpc_error(gone.value).reason is ErrorReason.UNKNOWN_ROOM
+
+
+async def test_both_legs_of_a_room_that_nobody_answers_are_ended() -> None:
+    async with cluster(prefill=[say_nothing], decode=[say_nothing]) as now:
+        stub = admin_pb2_grpc.AdminServiceStub(now.admin)
+        asking = asyncio.create_task(now.http.post("/v1/completions", json=PROMPT))
+        room = await next_room(stub, admin_pb2.ROOM_PHASE_SUBMITTED)
+        await stub.AbortRoom(admin_pb2.AbortRoomRequest(room=room.room))
+        for worker in (now.prefills[0], now.decodes[0]):
+            await worker.wait_until(lambda one: bool(one.cancels))
+            assert worker.cancels[0].failure.reason == "CANCELLED"
+        assert (await asking).status_code == 499
+
+
+async def test_one_roles_policy_can_be_set() -> None:
+    async with cluster() as now:
+        stub = admin_pb2_grpc.AdminServiceStub(now.admin)
+        set_prefill = admin_pb2.SetPolicyRequest(policy="random", role=common_pb2.ROLE_PREFILL)
+        assert (await stub.SetPolicy(set_prefill)).previous == "least_load"
+        answer = await stub.SetPolicy(admin_pb2.SetPolicyRequest(policy="round_robin"))
+    assert (answer.prefill_before, answer.decode_before, answer.previous) == ("random", "least_load", "least_load")
+
+
+async def test_the_cluster_in_numbers() -> None:
+    async with cluster(decode=[first_then_wait()]) as now:
+        stub = admin_pb2_grpc.AdminServiceStub(now.admin)
+        await now.http.post("/v1/completions", json={**PROMPT, "temperature": 3})
+        async with now.http.stream("POST", "/v1/completions", json={**PROMPT, "stream": True}) as response:
+            pieces = response.aiter_bytes()  # kept: the connection closes with it
+            await anext(pieces)
+            call = stub.WatchCluster(admin_pb2.WatchClusterRequest(interval_ms=200))
+            messages = aiter(call)
+            first = await anext(messages)
+            async with asyncio.timeout(20):
+                second = await anext(messages)
+                while not all(worker.known for worker in second.workers):  # statuses come by streams of their own
+                    second = await anext(messages)
+            call.cancel()
+    assert second.at_ms - first.at_ms >= 200
+    assert [(one.worker.worker_id, one.up, one.in_flight) for one in second.workers] == [
+        ("d0", True, 1),
+        ("p0", True, 0),
+    ]
+    assert [(count.phase, count.rooms) for count in second.rooms] == [(admin_pb2.ROOM_PHASE_DECODING, 1)]
+    assert (second.requests, second.errors, second.first_tokens, second.completion_tokens) == (1, 1, 1, 1)
+    assert (second.prefill_policy, second.decode_policy) == ("least_load", "least_load")
+
+
+async def test_watchers_and_their_pace_are_bounded() -> None:
+    async with cluster() as now:
+        stub = admin_pb2_grpc.AdminServiceStub(now.admin)
+        with pytest.raises(grpc.aio.AioRpcError, match=r"200\.\.60000"):
+            await anext(aiter(stub.WatchCluster(admin_pb2.WatchClusterRequest(interval_ms=1))))
+        calls = [stub.WatchCluster(admin_pb2.WatchClusterRequest()) for _ in range(MAX_WATCHERS)]
+        for call in calls:
+            await anext(aiter(call))
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await anext(aiter(stub.WatchCluster(admin_pb2.WatchClusterRequest())))
+        assert from_rpc_error(refused.value).reason is ErrorReason.OVERLOADED
+        for call in calls:
+            call.cancel()
+        async with asyncio.timeout(20):
+            while await refused_watch(stub):  # until the gateway has seen that they have gone
+                pass
+
+
+async def refused_watch(stub: admin_pb2_grpc.AdminServiceStub) -> bool:
+    """Whether there are too many watchers for one more, which leaves at once."""
+    call = stub.WatchCluster(admin_pb2.WatchClusterRequest())
+    try:
+        await anext(aiter(call))
+    except grpc.aio.AioRpcError as error:
+        return from_rpc_error(error).reason is ErrorReason.OVERLOADED
+    call.cancel()
+    return False

@@ -233,3 +233,30 @@ async def test_ranks_that_do_not_come_are_counted() -> None:
     with pytest.raises(TandemError, match="0 of 2 engine ranks"):
         await hub.wait_ranks(50)
     await hub.close()
+
+
+async def test_open_rooms_of_every_rank_are_told_the_oldest_first() -> None:
+    prefill, decode = Worker(Role.PREFILL, 2), Worker(Role.DECODE, 2)
+    try:
+        addresses = await prefill.start()
+        await decode.start()
+        for room in (5, 6):
+            await prefill.hub.open_tickets(_job(room, "decode", {}))
+            await decode.hub.open_tickets(_job(room, "prefill", addresses))
+        receiver, sender = decode.ranks[0].receiver(5), prefill.ranks[0].sender(5)
+        assert await _poll(receiver, Phase.WAITING, Phase.FAILED) is Phase.WAITING
+        receiver.offer([4, 5], metadata_row=1)
+        assert await _poll(sender, Phase.WAITING, Phase.FAILED) is Phase.WAITING
+        found = await decode.hub.rooms(10)
+        assert found.total == 4
+        assert [room.room for room in found.rooms][:2] == [5, 5]
+        states = {(room.room, room.rank.tp): (room.state, room.granted_pages) for room in found.rooms}
+        assert states[5, 0] == ("offered", 2)
+        assert states[5, 1] in (("ready", 0), ("connecting", 0))
+        assert all(room.peer == PREFILL and 0 < room.left_ms <= 5_000 for room in found.rooms)
+        [granted] = [one for one in (await prefill.hub.rooms(10)).rooms if (one.room, one.rank.tp) == (5, 0)]
+        assert (granted.state, granted.granted_pages) == ("granted", 2)
+        assert [room.room for room in (await decode.hub.rooms(1)).rooms] == [5, 5]
+    finally:
+        await decode.close()
+        await prefill.close()

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from tandem.cli.trace import as_json
 from tandem.core.errors import ErrorReason
 from tandem.rpc import logs
 from tests.support.tracing.system import CALLER, PROMPT, SLOW, TRACE_ID, Here, give_up_one, services_here
@@ -60,7 +59,7 @@ async def test_lines_of_a_request_carry_its_ids_in_every_service(lines: io.Strin
 async def test_no_text_of_a_user_is_logged_or_recorded(lines: io.StringIO) -> None:
     async with services_here(prefills=2, decodes=2, mock=SLOW) as here:
         answer = await ask_and_retry(here)
-        shown = as_json(await here.trace("mine"))
+        shown = json.dumps((await here.trace("mine")).document())
         refused = await here.ask(MARK, temperature=MARK)
         unknown = await here.http.post("/v1/completions", content=f'{{"prompt": "{MARK}", '.encode())
     assert (refused.status_code, unknown.status_code) == (400, 400)

@@ -207,6 +207,12 @@ class FakeWorker:
         """Knows no room."""
         return session_pb2.AbortResponse(found=False)
 
+    async def ListRankRooms(  # noqa: N802
+        self, request: session_pb2.ListRankRoomsRequest, context: _Context
+    ) -> session_pb2.ListRankRoomsResponse:
+        """Has no ranks."""
+        return session_pb2.ListRankRoomsResponse()
+
     async def GetStatus(  # noqa: N802
         self, request: session_pb2.GetStatusRequest, context: _Context
     ) -> session_pb2.GetStatusResponse:

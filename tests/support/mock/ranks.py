@@ -15,7 +15,7 @@ from tandem.core.ids import RankId, Role, RoomId, WorkerLife
 from tandem.core.layout import KvLayout
 from tandem.core.room.events import Phase, Why
 from tandem.engine.measures import ProcessUse, RankReport
-from tandem.engine.port import RankInfo, Ticket
+from tandem.engine.port import OpenRooms, RankInfo, Ticket
 from tandem.engine.rank.counters import RankCounters
 from tandem.engine.rank.pools import Pool
 
@@ -121,6 +121,9 @@ class RankDouble:
         offered = other is not None and other.offered is not None
         if offered or (self.role is Role.DECODE and self.wire.linked):
             asyncio.get_running_loop().call_soon(room.turn, Phase.WAITING, None)
+
+    def rooms(self, limit: int) -> OpenRooms:
+        return OpenRooms()
 
     def abort_room(self, room: RoomId, why: Why) -> bool:
         found = self.wire.rooms.get((self.role, self.rank, room))

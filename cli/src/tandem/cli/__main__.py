@@ -1,4 +1,7 @@
-"""The tandem command: its options, and which module does what."""
+"""The tandem command: its options, and which module does what.
+
+What takes long to import is imported by the command that needs it: `--help` and completion are to be quick.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +12,16 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
 
-from tandem.cli import settings
-from tandem.cli.asking import GatewayClient, Question
+from tandem.cli import completion, operate
 from tandem.cli.board import read_state
-from tandem.cli.cluster import members_of_bootstrap, members_of_gateway, set_draining, table_of
 from tandem.cli.plan import DeviceChoice, EngineChoice, Machine, ProviderChoice, UpOptions, make_plan, parse_ratio
-from tandem.cli.trace import as_json as trace_as_json
-from tandem.cli.trace import show, trace_of
-from tandem.cli.up import UpView, require_free_port, run_up
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.rpc.credentials import Credentials, TlsSettings
 from tandem.rpc.exits import ExitCode
 
 app = typer.Typer(
     help="Serves LLMs with prefill and decode in processes of their own.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 bench = typer.Typer(help="Measures this machine.", no_args_is_help=True)
@@ -34,7 +29,6 @@ app.add_typer(bench, name="bench")
 sim = typer.Typer(help="Runs clusters on a virtual clock, with faults.", no_args_is_help=True)
 app.add_typer(sim, name="sim")
 
-PIPE_COLUMNS = 200
 _FORWARD = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
@@ -65,6 +59,9 @@ def up(
     state_file: Annotated[Path | None, typer.Option(help="Where to say what runs; default: .run/up.json.")] = None,
 ) -> None:
     """Starts a whole system on this machine, and ends it on Ctrl-C."""
+    from tandem.cli import settings
+    from tandem.cli.up import UpView, require_free_port, run_up
+
     prefill, decode = parse_ratio(ratio)
     options = UpOptions(
         prefill=prefill,
@@ -101,6 +98,9 @@ def generate(
     model: Annotated[str, typer.Option(help="Model to ask; default: the first.")] = "",
 ) -> None:
     """Asks a gateway and prints the answer."""
+    from tandem.cli import settings
+    from tandem.cli.asking import GatewayClient, Question
+
     own = settings.CliSettings.load()
     if not url:
         url = _gateway_here(own.state_file) if own.state_file.exists() else own.url
@@ -120,6 +120,11 @@ def workers(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Lists the workers: pages, rooms and links of each."""
+    from rich.console import Console
+
+    from tandem.cli.cluster import members_of_bootstrap, members_of_gateway, table_of
+    from tandem.rpc.credentials import Credentials, TlsSettings
+
     credentials = Credentials.from_settings(TlsSettings.load())
     if admin:
         members = asyncio.run(members_of_gateway(admin.removeprefix("http://"), credentials))
@@ -133,40 +138,25 @@ def workers(
 
 
 @app.command()
-def trace(
-    wanted: Annotated[str, typer.Argument(metavar="ID", help="A request's X-Request-Id, or a trace id.")],
-    admin: Annotated[
-        str, typer.Option(help="host:port of a gateway's AdminService; default: of the system run here.")
-    ] = "",
+def drain(
+    worker_id: Annotated[str, typer.Argument(help="The worker.", autocompletion=completion.worker_ids)],
+    bootstrap: Annotated[str, typer.Option(help="host:port of bootstrap; default: of the system run here.")] = "",
+    admin: Annotated[str, typer.Option(help="host:port of a gateway's AdminService, to ask it instead.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Shows where the time of one request went, in all services."""
-    credentials = Credentials.from_settings(TlsSettings.load())
-    found = asyncio.run(trace_of(admin.removeprefix("http://") or _admin_here(), wanted, credentials))
-    if as_json:
-        print(trace_as_json(found))
-        return
-    console = Console()
-    # What a program reads, or a file keeps, is not cut to a terminal's width.
-    show(found, console if console.is_terminal else Console(width=max(console.width, PIPE_COLUMNS)))
-
-
-@app.command()
-def drain(
-    worker_id: Annotated[str, typer.Argument(help="The worker.")],
-    bootstrap: Annotated[str, typer.Option(help="host:port of bootstrap; default: of the system run here.")] = "",
-) -> None:
     """Gives a worker no more requests; those that run finish."""
-    _mark(worker_id, bootstrap, draining=True)
+    _mark(worker_id, bootstrap, admin, draining=True, as_json=as_json)
 
 
 @app.command()
 def undrain(
-    worker_id: Annotated[str, typer.Argument(help="The worker.")],
+    worker_id: Annotated[str, typer.Argument(help="The worker.", autocompletion=completion.worker_ids)],
     bootstrap: Annotated[str, typer.Option(help="host:port of bootstrap; default: of the system run here.")] = "",
+    admin: Annotated[str, typer.Option(help="host:port of a gateway's AdminService, to ask it instead.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Gives a drained worker requests again."""
-    _mark(worker_id, bootstrap, draining=False)
+    _mark(worker_id, bootstrap, admin, draining=False, as_json=as_json)
 
 
 @sim.command("run")
@@ -215,18 +205,29 @@ def bench_pd(context: typer.Context) -> None:
     raise typer.Exit(measure(context.args))
 
 
-def _mark(worker_id: str, bootstrap: str, *, draining: bool) -> None:
+operate.register(app)
+
+
+def _mark(worker_id: str, bootstrap: str, admin: str, *, draining: bool, as_json: bool) -> None:
+    from tandem.cli.cluster import drain_at_gateway, set_draining
+    from tandem.rpc.credentials import Credentials, TlsSettings
+
     credentials = Credentials.from_settings(TlsSettings.load())
-    asyncio.run(set_draining(bootstrap or _bootstrap_here(), worker_id, draining=draining, credentials=credentials))
-    print(f"{worker_id}: {'draining' if draining else 'takes requests'}")
+    if admin:
+        asyncio.run(drain_at_gateway(admin, worker_id, draining=draining, credentials=credentials))
+    else:
+        address = bootstrap or _bootstrap_here()
+        asyncio.run(set_draining(address, worker_id, draining=draining, credentials=credentials))
+    if as_json:
+        print(json.dumps({"worker_id": worker_id, "draining": draining}))
+    else:
+        print(f"{worker_id}: {'draining' if draining else 'takes requests'}")
 
 
 def _bootstrap_here() -> str:
+    from tandem.cli import settings
+
     return _started(read_state(settings.CliSettings.load().state_file).bootstrap)
-
-
-def _admin_here() -> str:
-    return _started(read_state(settings.CliSettings.load().state_file).admin)
 
 
 def _gateway_here(state_file: Path) -> str:
@@ -242,7 +243,7 @@ def _started(address: str) -> str:
 def main() -> NoReturn:
     """Entry point of `tandem`."""
     try:
-        app()
+        app(prog_name="tandem")
     except TandemError as error:
         print(f"tandem: {error.message}", file=sys.stderr)
         sys.exit(ExitCode.BAD_SETTINGS)

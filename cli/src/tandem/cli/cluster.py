@@ -92,6 +92,17 @@ async def set_draining(address: str, worker_id: str, *, draining: bool, credenti
         await answer_of(call, f"bootstrap at {address}")
 
 
+async def drain_at_gateway(address: str, worker_id: str, *, draining: bool, credentials: Credentials) -> None:
+    """The same by a gateway's AdminService, which does it for operators. Raises TandemError, FORBIDDEN among others."""
+    async with open_channel(address, credentials) as channel:
+        stub: Any = admin_pb2_grpc.AdminServiceStub(channel)
+        if draining:
+            call = stub.DrainWorker(admin_pb2.DrainWorkerRequest(worker_id=worker_id), timeout=TIMEOUT_S)
+        else:
+            call = stub.UndrainWorker(admin_pb2.UndrainWorkerRequest(worker_id=worker_id), timeout=TIMEOUT_S)
+        await answer_of(call, f"AdminService at {address}")
+
+
 async def answer_of(call: Any, who: str) -> Any:
     """What a call returns. Raises TandemError, which names `who`, where it fails."""
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,11 +77,6 @@ def show(trace: Trace, console: Console) -> None:
         console.print(f"{trace.dropped} spans are left out.")
     for worker_id, problem in trace.silent.items():
         console.print(f"{worker_id} did not answer; its spans are missing. {problem}", highlight=False)
-
-
-def as_json(trace: Trace) -> str:
-    """For programs."""
-    return json.dumps(trace.document(), indent=2)
 
 
 def _is_trace_id(text: str) -> bool:

@@ -21,6 +21,7 @@ class ErrorReason(Enum):
     METHOD_NOT_ALLOWED = "METHOD_NOT_ALLOWED"
     BODY_TOO_LARGE = "BODY_TOO_LARGE"
     UNAUTHENTICATED = "UNAUTHENTICATED"
+    FORBIDDEN = "FORBIDDEN"
     NOT_SUPPORTED = "NOT_SUPPORTED"
     VERSION_MISMATCH = "VERSION_MISMATCH"
     LAYOUT_MISMATCH = "LAYOUT_MISMATCH"
@@ -74,6 +75,7 @@ CATALOGUE: Final[dict[ErrorReason, ErrorSpec]] = {
     ),
     ErrorReason.BODY_TOO_LARGE: ErrorSpec("INVALID_ARGUMENT", 413, False, "The request body is too large."),
     ErrorReason.UNAUTHENTICATED: ErrorSpec("UNAUTHENTICATED", 401, False, "A valid credential is needed."),
+    ErrorReason.FORBIDDEN: ErrorSpec("PERMISSION_DENIED", 403, False, "Only an operator may do this."),
     ErrorReason.NOT_SUPPORTED: ErrorSpec("UNIMPLEMENTED", 501, False, "This is not supported."),
     ErrorReason.VERSION_MISMATCH: ErrorSpec(
         "FAILED_PRECONDITION", 500, False, "Two processes speak different protocol versions."

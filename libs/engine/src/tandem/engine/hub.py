@@ -15,8 +15,8 @@ from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import RankId, Role, RoomId, WorkerLife
 from tandem.core.layout import KvLayout
 from tandem.core.room.events import Why
-from tandem.engine.port import EngineStatus, Job, Measured, RankInfo, RoomTraceSink
-from tandem.engine.rank import reports, status, wire
+from tandem.engine.port import EngineStatus, Job, Measured, OpenRooms, RankInfo, RoomTraceSink
+from tandem.engine.rank import open_rooms, reports, status, wire
 from tandem.rpc import convert
 from tandem.rpc.server import GrpcServer
 from tandem.v1 import common_pb2, rank_pb2, rank_pb2_grpc
@@ -40,7 +40,8 @@ class _Rank:
         self.pid = hello.pid
         self.outbox: asyncio.Queue[rank_pb2.AttachResponse] = asyncio.Queue(maxsize=65_536)
         self.tickets: dict[RoomId, asyncio.Future[None]] = {}
-        self.polls: dict[int, asyncio.Future[rank_pb2.RankStatus]] = {}
+        self.polls: dict[int, asyncio.Future[Any]] = {}
+        """Answers that are awaited, by the number of the question."""
 
     def send(self, **message: Any) -> None:
         """Queues one message. Raises TandemError(OVERLOADED) if the rank does not read."""
@@ -48,6 +49,12 @@ class _Rank:
             self.outbox.put_nowait(rank_pb2.AttachResponse(**message))
         except asyncio.QueueFull as error:
             raise TandemError(ErrorReason.OVERLOADED, f"rank {self.rank} does not read its messages") from error
+
+    def answered(self, poll: int, answer: object) -> None:
+        """Takes an answer to a question that may be given up by now."""
+        future = self.polls.get(poll)
+        if future is not None and not future.done():
+            future.set_result(answer)
 
     def lost(self, error: TandemError) -> None:
         """Fails what waits for the rank."""
@@ -182,14 +189,23 @@ class RankHub(rank_pb2_grpc.RankHubServiceServicer):
         found = (reports.from_proto(rank, answer.metrics) for rank, answer in answers.items())
         return Measured(_merged(answers), tuple(found))
 
+    async def rooms(self, limit: int) -> OpenRooms:
+        """The open rooms of every rank, at most `limit` of each. Raises as `status` does."""
+        answers = await self._ask(lambda poll: {"poll_rooms": rank_pb2.PollRooms(id=poll, limit=limit)})
+        return open_rooms.merge(list(answers.values()))
+
     async def _poll(self, *, metrics: bool) -> dict[RankId, rank_pb2.RankStatus]:
-        """What each rank says now, in order of rank."""
+        """What each rank says of itself now, in order of rank."""
+        return await self._ask(lambda poll: {"poll_status": rank_pb2.PollStatus(id=poll, metrics=metrics)})
+
+    async def _ask(self, question: Callable[[int], dict[str, Any]]) -> dict[RankId, Any]:
+        """What every rank answers to a message with this number, in order of rank."""
         loop, poll = asyncio.get_running_loop(), next(self._poll_ids)
         ranks = [self._ranks[rank] for rank in sorted(self._ranks)]
         try:
             for rank in ranks:
                 rank.polls[poll] = loop.create_future()
-                rank.send(poll_status=rank_pb2.PollStatus(id=poll, metrics=metrics))
+                rank.send(**question(poll))
             async with asyncio.timeout(STATUS_TIMEOUT_MS / 1000):
                 return {rank.rank: await rank.polls[poll] for rank in ranks}
         except TimeoutError as error:
@@ -251,9 +267,10 @@ class RankHub(rank_pb2_grpc.RankHubServiceServicer):
             case "room_ended":
                 self._room_ended(rank, message.room_ended)
             case "status":
-                poll = rank.polls.get(message.status.poll_id)
-                if poll is not None and not poll.done():
-                    poll.set_result(message.status)
+                rank.answered(message.status.poll_id, message.status)
+            case "rooms":
+                rooms = tuple(map(open_rooms.from_proto, message.rooms.rooms))
+                rank.answered(message.rooms.poll_id, OpenRooms(rooms, message.rooms.total))
 
     def _room_ended(self, rank: _Rank, ended: rank_pb2.RoomEnded) -> None:
         room = RoomId(ended.room)

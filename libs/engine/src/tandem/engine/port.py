@@ -216,6 +216,30 @@ class Measured:
     """In order of rank."""
 
 
+@dataclass(frozen=True, slots=True)
+class RankRoom:
+    """One open room on one rank."""
+
+    room: RoomId
+    rank: RankId
+    state: str
+    """Of its machine, see tandem.core.room."""
+    peer: WorkerLife
+    granted_pages: int
+    bytes_moved: int
+    age_ms: int
+    left_ms: int
+    """Until its deadline; 0 = it is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRooms:
+    """The oldest open rooms of some ranks, the oldest first, and how many there are in all."""
+
+    rooms: tuple[RankRoom, ...] = ()
+    total: int = 0
+
+
 class Engine(Protocol):
     """An engine in one role. Every method runs on the worker's event loop."""
 
@@ -249,6 +273,9 @@ class Engine(Protocol):
 
     async def measured(self) -> Measured:
         """The same, and what its ranks have measured."""
+
+    async def rooms(self, limit: int) -> OpenRooms:
+        """The open rooms of every rank, at most `limit` of each."""
 
     def rank_pids(self) -> Sequence[int]:
         """Processes of its ranks; empty if they are in this one, or have not started."""

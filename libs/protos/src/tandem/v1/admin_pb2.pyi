@@ -7,7 +7,9 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from tandem.v1 import bootstrap_pb2 as _bootstrap_pb2
+from tandem.v1 import common_pb2 as _common_pb2
 from tandem.v1 import session_pb2 as _session_pb2
 from tandem.v1 import trace_pb2 as _trace_pb2
 import builtins as _builtins
@@ -20,6 +22,34 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _RoomPhase:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RoomPhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RoomPhase.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ROOM_PHASE_UNSPECIFIED: _RoomPhase.ValueType  # 0
+    """Never sent."""
+    ROOM_PHASE_SUBMITTED: _RoomPhase.ValueType  # 1
+    """Sent to both legs; neither has brought anything: it waits, prefill computes, or the KV moves."""
+    ROOM_PHASE_FIRST_TOKEN: _RoomPhase.ValueType  # 2
+    """Prefill has said the first token; nothing tells yet that the KV has arrived."""
+    ROOM_PHASE_DECODING: _RoomPhase.ValueType  # 3
+    """The KV has arrived: prefill has handed over, or decode has spoken."""
+
+class RoomPhase(_RoomPhase, metaclass=_RoomPhaseEnumTypeWrapper):
+    """How far a room is, as its gateway knows from what the legs said."""
+
+ROOM_PHASE_UNSPECIFIED: RoomPhase.ValueType  # 0
+"""Never sent."""
+ROOM_PHASE_SUBMITTED: RoomPhase.ValueType  # 1
+"""Sent to both legs; neither has brought anything: it waits, prefill computes, or the KV moves."""
+ROOM_PHASE_FIRST_TOKEN: RoomPhase.ValueType  # 2
+"""Prefill has said the first token; nothing tells yet that the KV has arrived."""
+ROOM_PHASE_DECODING: RoomPhase.ValueType  # 3
+"""The KV has arrived: prefill has handed over, or decode has spoken."""
+Global___RoomPhase: _TypeAlias = RoomPhase  # noqa: Y015
 
 @_typing.final
 class ListClusterWorkersRequest(_message.Message):
@@ -103,16 +133,20 @@ class SetPolicyRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     POLICY_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     """Name of a policy, e.g. "least_load"."""
+    role: _common_pb2.Role.ValueType
+    """The role whose workers it chooses. ROLE_UNSPECIFIED: both."""
     def __init__(
         self,
         *,
         policy: _builtins.str = ...,
+        role: _common_pb2.Role.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -125,16 +159,24 @@ class SetPolicyResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PREVIOUS_FIELD_NUMBER: _builtins.int
+    PREFILL_BEFORE_FIELD_NUMBER: _builtins.int
+    DECODE_BEFORE_FIELD_NUMBER: _builtins.int
     previous: _builtins.str
-    """The policy that was in force before."""
+    """The policy that was in force before: of `role`, or of decode where both were set."""
+    prefill_before: _builtins.str
+    """Prefill's policy before the call."""
+    decode_before: _builtins.str
+    """Decode's policy before the call."""
     def __init__(
         self,
         *,
         previous: _builtins.str = ...,
+        prefill_before: _builtins.str = ...,
+        decode_before: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["previous", b"previous"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_before", b"decode_before", "prefill_before", b"prefill_before", "previous", b"previous"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -309,3 +351,387 @@ class SilentWorker(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SilentWorker: _TypeAlias = SilentWorker  # noqa: Y015
+
+@_typing.final
+class ListRoomsRequest(_message.Message):
+    """Request of ListRooms."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """Rooms wanted at most. Range 1..1000; 0 = 1000."""
+    after: _builtins.int
+    """`next_after` of the page before; 0 = from the oldest on."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        after: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "page_size", b"page_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRoomsRequest: _TypeAlias = ListRoomsRequest  # noqa: Y015
+
+@_typing.final
+class ListRoomsResponse(_message.Message):
+    """Answer of ListRooms."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROOMS_FIELD_NUMBER: _builtins.int
+    NEXT_AFTER_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    next_after: _builtins.int
+    """Where the next page goes on; 0 = there is none."""
+    total: _builtins.int
+    """Rooms of this gateway that had not ended when the page was made."""
+    @_builtins.property
+    def rooms(self) -> _containers.RepeatedCompositeFieldContainer[Global___GatewayRoom]:
+        """Rooms, in order of their start."""
+
+    def __init__(
+        self,
+        *,
+        rooms: _abc.Iterable[Global___GatewayRoom] | None = ...,
+        next_after: _builtins.int = ...,
+        total: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_after", b"next_after", "rooms", b"rooms", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRoomsResponse: _TypeAlias = ListRoomsResponse  # noqa: Y015
+
+@_typing.final
+class GatewayRoom(_message.Message):
+    """One room as the gateway that minted it sees it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROOM_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    PREFILL_FIELD_NUMBER: _builtins.int
+    DECODE_FIELD_NUMBER: _builtins.int
+    AGE_MS_FIELD_NUMBER: _builtins.int
+    LEFT_MS_FIELD_NUMBER: _builtins.int
+    room: _builtins.int
+    """The room."""
+    request_id: _builtins.str
+    """The client request that it belongs to."""
+    attempt: _builtins.int
+    """Number of this attempt at its sequence. Range 1..10."""
+    phase: Global___RoomPhase.ValueType
+    """How far it is."""
+    age_ms: _builtins.int
+    """Time since it was sent, in milliseconds."""
+    left_ms: _builtins.int
+    """Time left until its deadline, in milliseconds; 0 = it is over."""
+    @_builtins.property
+    def prefill(self) -> _common_pb2.WorkerRef:
+        """Worker of the prefill leg."""
+
+    @_builtins.property
+    def decode(self) -> _common_pb2.WorkerRef:
+        """Worker of the decode leg."""
+
+    def __init__(
+        self,
+        *,
+        room: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        phase: Global___RoomPhase.ValueType = ...,
+        prefill: _common_pb2.WorkerRef | None = ...,
+        decode: _common_pb2.WorkerRef | None = ...,
+        age_ms: _builtins.int = ...,
+        left_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decode", b"decode", "prefill", b"prefill"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "attempt", b"attempt", "decode", b"decode", "left_ms", b"left_ms", "phase", b"phase", "prefill", b"prefill", "request_id", b"request_id", "room", b"room"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GatewayRoom: _TypeAlias = GatewayRoom  # noqa: Y015
+
+@_typing.final
+class AbortRoomRequest(_message.Message):
+    """Request of AbortRoom."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROOM_FIELD_NUMBER: _builtins.int
+    room: _builtins.int
+    """The room."""
+    def __init__(
+        self,
+        *,
+        room: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["room", b"room"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AbortRoomRequest: _TypeAlias = AbortRoomRequest  # noqa: Y015
+
+@_typing.final
+class AbortRoomResponse(_message.Message):
+    """Answer of AbortRoom."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROOM_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def room(self) -> Global___GatewayRoom:
+        """The room as it was before it was ended."""
+
+    def __init__(
+        self,
+        *,
+        room: Global___GatewayRoom | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["room", b"room"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["room", b"room"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AbortRoomResponse: _TypeAlias = AbortRoomResponse  # noqa: Y015
+
+@_typing.final
+class WatchClusterRequest(_message.Message):
+    """Request of WatchCluster."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INTERVAL_MS_FIELD_NUMBER: _builtins.int
+    interval_ms: _builtins.int
+    """Time between two messages, in milliseconds. Range 200..60000; 0 = 1000."""
+    def __init__(
+        self,
+        *,
+        interval_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["interval_ms", b"interval_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchClusterRequest: _TypeAlias = WatchClusterRequest  # noqa: Y015
+
+@_typing.final
+class WatchClusterResponse(_message.Message):
+    """The cluster in numbers. Counters count from the gateway's start; rates are the receiver's to make."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AT_MS_FIELD_NUMBER: _builtins.int
+    WORKERS_FIELD_NUMBER: _builtins.int
+    ROOMS_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    ERRORS_FIELD_NUMBER: _builtins.int
+    RETRIES_FIELD_NUMBER: _builtins.int
+    FIRST_TOKENS_FIELD_NUMBER: _builtins.int
+    FIRST_TOKENS_MS_FIELD_NUMBER: _builtins.int
+    COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
+    PREFILL_POLICY_FIELD_NUMBER: _builtins.int
+    DECODE_POLICY_FIELD_NUMBER: _builtins.int
+    at_ms: _builtins.int
+    """The gateway's monotonic clock, in milliseconds; of use only against other messages of the same stream."""
+    requests: _builtins.int
+    """HTTP requests answered."""
+    errors: _builtins.int
+    """Requests that failed."""
+    retries: _builtins.int
+    """Attempts that were repeated."""
+    first_tokens: _builtins.int
+    """Requests whose first token has been written."""
+    first_tokens_ms: _builtins.float
+    """Sum of their times to it, in milliseconds."""
+    completion_tokens: _builtins.int
+    """Tokens of answers."""
+    prefill_policy: _builtins.str
+    """How prefill workers are chosen."""
+    decode_policy: _builtins.str
+    """How decode workers are chosen."""
+    @_builtins.property
+    def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerNumbers]:
+        """The workers in the gateway's view, in order of worker_id."""
+
+    @_builtins.property
+    def rooms(self) -> _containers.RepeatedCompositeFieldContainer[Global___PhaseCount]:
+        """Rooms of this gateway by phase; a phase without rooms is left out."""
+
+    def __init__(
+        self,
+        *,
+        at_ms: _builtins.int = ...,
+        workers: _abc.Iterable[Global___WorkerNumbers] | None = ...,
+        rooms: _abc.Iterable[Global___PhaseCount] | None = ...,
+        requests: _builtins.int = ...,
+        errors: _builtins.int = ...,
+        retries: _builtins.int = ...,
+        first_tokens: _builtins.int = ...,
+        first_tokens_ms: _builtins.float = ...,
+        completion_tokens: _builtins.int = ...,
+        prefill_policy: _builtins.str = ...,
+        decode_policy: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ms", b"at_ms", "completion_tokens", b"completion_tokens", "decode_policy", b"decode_policy", "errors", b"errors", "first_tokens", b"first_tokens", "first_tokens_ms", b"first_tokens_ms", "prefill_policy", b"prefill_policy", "requests", b"requests", "retries", b"retries", "rooms", b"rooms", "workers", b"workers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchClusterResponse: _TypeAlias = WatchClusterResponse  # noqa: Y015
+
+@_typing.final
+class PhaseCount(_message.Message):
+    """Rooms in one phase."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PHASE_FIELD_NUMBER: _builtins.int
+    ROOMS_FIELD_NUMBER: _builtins.int
+    phase: Global___RoomPhase.ValueType
+    """The phase."""
+    rooms: _builtins.int
+    """Rooms in it; at least 1."""
+    def __init__(
+        self,
+        *,
+        phase: Global___RoomPhase.ValueType = ...,
+        rooms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["phase", b"phase", "rooms", b"rooms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PhaseCount: _TypeAlias = PhaseCount  # noqa: Y015
+
+@_typing.final
+class WorkerNumbers(_message.Message):
+    """One worker in numbers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    UP_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
+    IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    MAX_RUNNING_FIELD_NUMBER: _builtins.int
+    KNOWN_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    PAGES_TOTAL_FIELD_NUMBER: _builtins.int
+    PAGES_FREE_FIELD_NUMBER: _builtins.int
+    PAGES_GRANTED_FIELD_NUMBER: _builtins.int
+    KV_BYTES_FIELD_NUMBER: _builtins.int
+    ROOMS_SUCCEEDED_FIELD_NUMBER: _builtins.int
+    ROOMS_FAILED_FIELD_NUMBER: _builtins.int
+    LINKS_FIELD_NUMBER: _builtins.int
+    role: _common_pb2.Role.ValueType
+    """What it does."""
+    up: _builtins.bool
+    """Whether the gateway has a Session with it."""
+    draining: _builtins.bool
+    """Whether it gets no new rooms."""
+    in_flight: _builtins.int
+    """Rooms of this gateway that run on it."""
+    max_running: _builtins.int
+    """Sequences that it runs at the same time."""
+    known: _builtins.bool
+    """False: what follows is empty, as the worker has said nothing of itself."""
+    running: _builtins.int
+    """Sequences that run."""
+    waiting: _builtins.int
+    """Sequences that wait."""
+    pages_total: _builtins.int
+    """Pages of its KV pool."""
+    pages_free: _builtins.int
+    """Pages that nobody uses, cached ones too."""
+    pages_granted: _builtins.int
+    """Pages under an open grant."""
+    kv_bytes: _builtins.int
+    """Bytes of KV pages and state components moved and verified since its start."""
+    rooms_succeeded: _builtins.int
+    """Rooms that ended well since its start."""
+    rooms_failed: _builtins.int
+    """Rooms that ended badly since its start."""
+    @_builtins.property
+    def worker(self) -> _common_pb2.WorkerRef:
+        """Its name and life."""
+
+    @_builtins.property
+    def links(self) -> _containers.RepeatedCompositeFieldContainer[Global___LinkCount]:
+        """Its links, counted by provider, in order of the provider's name."""
+
+    def __init__(
+        self,
+        *,
+        worker: _common_pb2.WorkerRef | None = ...,
+        role: _common_pb2.Role.ValueType = ...,
+        up: _builtins.bool = ...,
+        draining: _builtins.bool = ...,
+        in_flight: _builtins.int = ...,
+        max_running: _builtins.int = ...,
+        known: _builtins.bool = ...,
+        running: _builtins.int = ...,
+        waiting: _builtins.int = ...,
+        pages_total: _builtins.int = ...,
+        pages_free: _builtins.int = ...,
+        pages_granted: _builtins.int = ...,
+        kv_bytes: _builtins.int = ...,
+        rooms_succeeded: _builtins.int = ...,
+        rooms_failed: _builtins.int = ...,
+        links: _abc.Iterable[Global___LinkCount] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["worker", b"worker"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "in_flight", b"in_flight", "known", b"known", "kv_bytes", b"kv_bytes", "links", b"links", "max_running", b"max_running", "pages_free", b"pages_free", "pages_granted", b"pages_granted", "pages_total", b"pages_total", "role", b"role", "rooms_failed", b"rooms_failed", "rooms_succeeded", b"rooms_succeeded", "running", b"running", "up", b"up", "waiting", b"waiting", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkerNumbers: _TypeAlias = WorkerNumbers  # noqa: Y015
+
+@_typing.final
+class LinkCount(_message.Message):
+    """Links over one provider."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    LINKS_FIELD_NUMBER: _builtins.int
+    provider: _builtins.str
+    """Name of the provider, e.g. "cma"."""
+    links: _builtins.int
+    """Links over it; at least 1."""
+    def __init__(
+        self,
+        *,
+        provider: _builtins.str = ...,
+        links: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["links", b"links", "provider", b"provider"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LinkCount: _TypeAlias = LinkCount  # noqa: Y015

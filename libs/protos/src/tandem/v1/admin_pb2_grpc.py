@@ -32,6 +32,11 @@ class AdminServiceStub:
     2. SetPolicy changes how it routes, from the next request on.
     3. DrainWorker and UndrainWorker pass the wish on to BootstrapService.
     4. GetTrace gathers the spans of one request from the gateway and from every worker in its view.
+    5. ListRooms shows the rooms of this gateway; AbortRoom ends one of them on both legs.
+    6. WatchCluster brings numbers for a live view.
+
+    What changes something is for operators: with TLS the caller's certificate must carry a name of
+    TANDEM_TLS_ADMIN_IDENTITIES, without TLS it must be on the same machine. PERMISSION_DENIED otherwise.
     """
 
     def __init__(self, channel):
@@ -65,6 +70,21 @@ class AdminServiceStub:
                 request_serializer=tandem_dot_v1_dot_admin__pb2.AdminGetTraceRequest.SerializeToString,
                 response_deserializer=tandem_dot_v1_dot_admin__pb2.AdminGetTraceResponse.FromString,
                 _registered_method=True)
+        self.ListRooms = channel.unary_unary(
+                '/tandem.v1.AdminService/ListRooms',
+                request_serializer=tandem_dot_v1_dot_admin__pb2.ListRoomsRequest.SerializeToString,
+                response_deserializer=tandem_dot_v1_dot_admin__pb2.ListRoomsResponse.FromString,
+                _registered_method=True)
+        self.AbortRoom = channel.unary_unary(
+                '/tandem.v1.AdminService/AbortRoom',
+                request_serializer=tandem_dot_v1_dot_admin__pb2.AbortRoomRequest.SerializeToString,
+                response_deserializer=tandem_dot_v1_dot_admin__pb2.AbortRoomResponse.FromString,
+                _registered_method=True)
+        self.WatchCluster = channel.unary_stream(
+                '/tandem.v1.AdminService/WatchCluster',
+                request_serializer=tandem_dot_v1_dot_admin__pb2.WatchClusterRequest.SerializeToString,
+                response_deserializer=tandem_dot_v1_dot_admin__pb2.WatchClusterResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -74,6 +94,11 @@ class AdminServiceServicer:
     2. SetPolicy changes how it routes, from the next request on.
     3. DrainWorker and UndrainWorker pass the wish on to BootstrapService.
     4. GetTrace gathers the spans of one request from the gateway and from every worker in its view.
+    5. ListRooms shows the rooms of this gateway; AbortRoom ends one of them on both legs.
+    6. WatchCluster brings numbers for a live view.
+
+    What changes something is for operators: with TLS the caller's certificate must carry a name of
+    TANDEM_TLS_ADMIN_IDENTITIES, without TLS it must be on the same machine. PERMISSION_DENIED otherwise.
     """
 
     def ListClusterWorkers(self, request, context):
@@ -84,7 +109,7 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetPolicy(self, request, context):
-        """Swaps the routing policy. INVALID_ARGUMENT: names the policies that exist.
+        """Swaps the routing policy of one role, or of both. INVALID_ARGUMENT: names the policies that exist.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -106,6 +131,27 @@ class AdminServiceServicer:
 
     def GetTrace(self, request, context):
         """One trace, from all services. No spans: nobody has it. INVALID_ARGUMENT: neither id is set, or it is none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRooms(self, request, context):
+        """Rooms of this gateway that have not ended, the oldest first, a page at a time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AbortRoom(self, request, context):
+        """Ends a room of this gateway; both legs and the client get CANCELLED. NOT_FOUND: it has no such room.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchCluster(self, request, context):
+        """The cluster in numbers, at an even pace, for as long as the call lives. RESOURCE_EXHAUSTED: too many watchers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -139,6 +185,21 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=tandem_dot_v1_dot_admin__pb2.AdminGetTraceRequest.FromString,
                     response_serializer=tandem_dot_v1_dot_admin__pb2.AdminGetTraceResponse.SerializeToString,
             ),
+            'ListRooms': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRooms,
+                    request_deserializer=tandem_dot_v1_dot_admin__pb2.ListRoomsRequest.FromString,
+                    response_serializer=tandem_dot_v1_dot_admin__pb2.ListRoomsResponse.SerializeToString,
+            ),
+            'AbortRoom': grpc.unary_unary_rpc_method_handler(
+                    servicer.AbortRoom,
+                    request_deserializer=tandem_dot_v1_dot_admin__pb2.AbortRoomRequest.FromString,
+                    response_serializer=tandem_dot_v1_dot_admin__pb2.AbortRoomResponse.SerializeToString,
+            ),
+            'WatchCluster': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchCluster,
+                    request_deserializer=tandem_dot_v1_dot_admin__pb2.WatchClusterRequest.FromString,
+                    response_serializer=tandem_dot_v1_dot_admin__pb2.WatchClusterResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'tandem.v1.AdminService', rpc_method_handlers)
@@ -154,6 +215,11 @@ class AdminService:
     2. SetPolicy changes how it routes, from the next request on.
     3. DrainWorker and UndrainWorker pass the wish on to BootstrapService.
     4. GetTrace gathers the spans of one request from the gateway and from every worker in its view.
+    5. ListRooms shows the rooms of this gateway; AbortRoom ends one of them on both legs.
+    6. WatchCluster brings numbers for a live view.
+
+    What changes something is for operators: with TLS the caller's certificate must carry a name of
+    TANDEM_TLS_ADMIN_IDENTITIES, without TLS it must be on the same machine. PERMISSION_DENIED otherwise.
     """
 
     @staticmethod
@@ -281,6 +347,87 @@ class AdminService:
             '/tandem.v1.AdminService/GetTrace',
             tandem_dot_v1_dot_admin__pb2.AdminGetTraceRequest.SerializeToString,
             tandem_dot_v1_dot_admin__pb2.AdminGetTraceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRooms(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.v1.AdminService/ListRooms',
+            tandem_dot_v1_dot_admin__pb2.ListRoomsRequest.SerializeToString,
+            tandem_dot_v1_dot_admin__pb2.ListRoomsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AbortRoom(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.v1.AdminService/AbortRoom',
+            tandem_dot_v1_dot_admin__pb2.AbortRoomRequest.SerializeToString,
+            tandem_dot_v1_dot_admin__pb2.AbortRoomResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchCluster(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tandem.v1.AdminService/WatchCluster',
+            tandem_dot_v1_dot_admin__pb2.WatchClusterRequest.SerializeToString,
+            tandem_dot_v1_dot_admin__pb2.WatchClusterResponse.FromString,
             options,
             channel_credentials,
             insecure,

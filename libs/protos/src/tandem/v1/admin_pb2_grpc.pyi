@@ -33,6 +33,11 @@ class AdminServiceStub:
     2. SetPolicy changes how it routes, from the next request on.
     3. DrainWorker and UndrainWorker pass the wish on to BootstrapService.
     4. GetTrace gathers the spans of one request from the gateway and from every worker in its view.
+    5. ListRooms shows the rooms of this gateway; AbortRoom ends one of them on both legs.
+    6. WatchCluster brings numbers for a live view.
+
+    What changes something is for operators: with TLS the caller's certificate must carry a name of
+    TANDEM_TLS_ADMIN_IDENTITIES, without TLS it must be on the same machine. PERMISSION_DENIED otherwise.
     """
 
     @_typing.overload
@@ -42,13 +47,19 @@ class AdminServiceStub:
     ListClusterWorkers: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListClusterWorkersRequest, _admin_pb2.ListClusterWorkersResponse]
     """Workers in the gateway's view."""
     SetPolicy: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SetPolicyRequest, _admin_pb2.SetPolicyResponse]
-    """Swaps the routing policy. INVALID_ARGUMENT: names the policies that exist."""
+    """Swaps the routing policy of one role, or of both. INVALID_ARGUMENT: names the policies that exist."""
     DrainWorker: _grpc.UnaryUnaryMultiCallable[_admin_pb2.DrainWorkerRequest, _admin_pb2.DrainWorkerResponse]
     """Stops new rooms for a worker. NOT_FOUND: no such worker."""
     UndrainWorker: _grpc.UnaryUnaryMultiCallable[_admin_pb2.UndrainWorkerRequest, _admin_pb2.UndrainWorkerResponse]
     """Takes a drain back. NOT_FOUND: no such worker."""
     GetTrace: _grpc.UnaryUnaryMultiCallable[_admin_pb2.AdminGetTraceRequest, _admin_pb2.AdminGetTraceResponse]
     """One trace, from all services. No spans: nobody has it. INVALID_ARGUMENT: neither id is set, or it is none."""
+    ListRooms: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListRoomsRequest, _admin_pb2.ListRoomsResponse]
+    """Rooms of this gateway that have not ended, the oldest first, a page at a time."""
+    AbortRoom: _grpc.UnaryUnaryMultiCallable[_admin_pb2.AbortRoomRequest, _admin_pb2.AbortRoomResponse]
+    """Ends a room of this gateway; both legs and the client get CANCELLED. NOT_FOUND: it has no such room."""
+    WatchCluster: _grpc.UnaryStreamMultiCallable[_admin_pb2.WatchClusterRequest, _admin_pb2.WatchClusterResponse]
+    """The cluster in numbers, at an even pace, for as long as the call lives. RESOURCE_EXHAUSTED: too many watchers."""
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -58,19 +69,30 @@ class AdminServiceAsyncStub(AdminServiceStub):
     2. SetPolicy changes how it routes, from the next request on.
     3. DrainWorker and UndrainWorker pass the wish on to BootstrapService.
     4. GetTrace gathers the spans of one request from the gateway and from every worker in its view.
+    5. ListRooms shows the rooms of this gateway; AbortRoom ends one of them on both legs.
+    6. WatchCluster brings numbers for a live view.
+
+    What changes something is for operators: with TLS the caller's certificate must carry a name of
+    TANDEM_TLS_ADMIN_IDENTITIES, without TLS it must be on the same machine. PERMISSION_DENIED otherwise.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListClusterWorkers: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListClusterWorkersRequest, _admin_pb2.ListClusterWorkersResponse]  # type: ignore[assignment]
     """Workers in the gateway's view."""
     SetPolicy: _aio.UnaryUnaryMultiCallable[_admin_pb2.SetPolicyRequest, _admin_pb2.SetPolicyResponse]  # type: ignore[assignment]
-    """Swaps the routing policy. INVALID_ARGUMENT: names the policies that exist."""
+    """Swaps the routing policy of one role, or of both. INVALID_ARGUMENT: names the policies that exist."""
     DrainWorker: _aio.UnaryUnaryMultiCallable[_admin_pb2.DrainWorkerRequest, _admin_pb2.DrainWorkerResponse]  # type: ignore[assignment]
     """Stops new rooms for a worker. NOT_FOUND: no such worker."""
     UndrainWorker: _aio.UnaryUnaryMultiCallable[_admin_pb2.UndrainWorkerRequest, _admin_pb2.UndrainWorkerResponse]  # type: ignore[assignment]
     """Takes a drain back. NOT_FOUND: no such worker."""
     GetTrace: _aio.UnaryUnaryMultiCallable[_admin_pb2.AdminGetTraceRequest, _admin_pb2.AdminGetTraceResponse]  # type: ignore[assignment]
     """One trace, from all services. No spans: nobody has it. INVALID_ARGUMENT: neither id is set, or it is none."""
+    ListRooms: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListRoomsRequest, _admin_pb2.ListRoomsResponse]  # type: ignore[assignment]
+    """Rooms of this gateway that have not ended, the oldest first, a page at a time."""
+    AbortRoom: _aio.UnaryUnaryMultiCallable[_admin_pb2.AbortRoomRequest, _admin_pb2.AbortRoomResponse]  # type: ignore[assignment]
+    """Ends a room of this gateway; both legs and the client get CANCELLED. NOT_FOUND: it has no such room."""
+    WatchCluster: _aio.UnaryStreamMultiCallable[_admin_pb2.WatchClusterRequest, _admin_pb2.WatchClusterResponse]  # type: ignore[assignment]
+    """The cluster in numbers, at an even pace, for as long as the call lives. RESOURCE_EXHAUSTED: too many watchers."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """Looks into a cluster and steers it. Served by the gateway, on loopback by default.
@@ -79,6 +101,11 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     2. SetPolicy changes how it routes, from the next request on.
     3. DrainWorker and UndrainWorker pass the wish on to BootstrapService.
     4. GetTrace gathers the spans of one request from the gateway and from every worker in its view.
+    5. ListRooms shows the rooms of this gateway; AbortRoom ends one of them on both legs.
+    6. WatchCluster brings numbers for a live view.
+
+    What changes something is for operators: with TLS the caller's certificate must carry a name of
+    TANDEM_TLS_ADMIN_IDENTITIES, without TLS it must be on the same machine. PERMISSION_DENIED otherwise.
     """
 
     @_abc_1.abstractmethod
@@ -95,7 +122,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.SetPolicyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.SetPolicyResponse, _abc.Awaitable[_admin_pb2.SetPolicyResponse]]:
-        """Swaps the routing policy. INVALID_ARGUMENT: names the policies that exist."""
+        """Swaps the routing policy of one role, or of both. INVALID_ARGUMENT: names the policies that exist."""
 
     @_abc_1.abstractmethod
     def DrainWorker(
@@ -120,5 +147,29 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.AdminGetTraceResponse, _abc.Awaitable[_admin_pb2.AdminGetTraceResponse]]:
         """One trace, from all services. No spans: nobody has it. INVALID_ARGUMENT: neither id is set, or it is none."""
+
+    @_abc_1.abstractmethod
+    def ListRooms(
+        self,
+        request: _admin_pb2.ListRoomsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListRoomsResponse, _abc.Awaitable[_admin_pb2.ListRoomsResponse]]:
+        """Rooms of this gateway that have not ended, the oldest first, a page at a time."""
+
+    @_abc_1.abstractmethod
+    def AbortRoom(
+        self,
+        request: _admin_pb2.AbortRoomRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.AbortRoomResponse, _abc.Awaitable[_admin_pb2.AbortRoomResponse]]:
+        """Ends a room of this gateway; both legs and the client get CANCELLED. NOT_FOUND: it has no such room."""
+
+    @_abc_1.abstractmethod
+    def WatchCluster(
+        self,
+        request: _admin_pb2.WatchClusterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_pb2.WatchClusterResponse], _abc.AsyncIterator[_admin_pb2.WatchClusterResponse]]:
+        """The cluster in numbers, at an even pace, for as long as the call lives. RESOURCE_EXHAUSTED: too many watchers."""
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -47,11 +47,13 @@ class DecodeServiceStub:
     UNAVAILABLE: the worker drains. RESOURCE_EXHAUSTED: too many Sessions.
     """
     Abort: _grpc.UnaryUnaryMultiCallable[_session_pb2.AbortRequest, _session_pb2.AbortResponse]
-    """Ends one room, from outside the Session that owns it."""
+    """Ends one room, from outside the Session that owns it. For operators: see AdminService."""
     GetStatus: _grpc.UnaryUnaryMultiCallable[_session_pb2.GetStatusRequest, _session_pb2.GetStatusResponse]
     """The worker's state now."""
     WatchStatus: _grpc.UnaryStreamMultiCallable[_session_pb2.WatchStatusRequest, _session_pb2.WatchStatusResponse]
     """The worker's state whenever it changes, for as long as the call lives."""
+    ListRankRooms: _grpc.UnaryUnaryMultiCallable[_session_pb2.ListRankRoomsRequest, _session_pb2.ListRankRoomsResponse]
+    """What each rank says of its open rooms, the oldest first."""
 
 @_typing.type_check_only
 class DecodeServiceAsyncStub(DecodeServiceStub):
@@ -72,11 +74,13 @@ class DecodeServiceAsyncStub(DecodeServiceStub):
     UNAVAILABLE: the worker drains. RESOURCE_EXHAUSTED: too many Sessions.
     """
     Abort: _aio.UnaryUnaryMultiCallable[_session_pb2.AbortRequest, _session_pb2.AbortResponse]  # type: ignore[assignment]
-    """Ends one room, from outside the Session that owns it."""
+    """Ends one room, from outside the Session that owns it. For operators: see AdminService."""
     GetStatus: _aio.UnaryUnaryMultiCallable[_session_pb2.GetStatusRequest, _session_pb2.GetStatusResponse]  # type: ignore[assignment]
     """The worker's state now."""
     WatchStatus: _aio.UnaryStreamMultiCallable[_session_pb2.WatchStatusRequest, _session_pb2.WatchStatusResponse]  # type: ignore[assignment]
     """The worker's state whenever it changes, for as long as the call lives."""
+    ListRankRooms: _aio.UnaryUnaryMultiCallable[_session_pb2.ListRankRoomsRequest, _session_pb2.ListRankRoomsResponse]  # type: ignore[assignment]
+    """What each rank says of its open rooms, the oldest first."""
 
 class DecodeServiceServicer(metaclass=_abc_1.ABCMeta):
     """Receives the KV of prompts and generates.
@@ -106,7 +110,7 @@ class DecodeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _session_pb2.AbortRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_session_pb2.AbortResponse, _abc.Awaitable[_session_pb2.AbortResponse]]:
-        """Ends one room, from outside the Session that owns it."""
+        """Ends one room, from outside the Session that owns it. For operators: see AdminService."""
 
     @_abc_1.abstractmethod
     def GetStatus(
@@ -123,5 +127,13 @@ class DecodeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_session_pb2.WatchStatusResponse], _abc.AsyncIterator[_session_pb2.WatchStatusResponse]]:
         """The worker's state whenever it changes, for as long as the call lives."""
+
+    @_abc_1.abstractmethod
+    def ListRankRooms(
+        self,
+        request: _session_pb2.ListRankRoomsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_session_pb2.ListRankRoomsResponse, _abc.Awaitable[_session_pb2.ListRankRoomsResponse]]:
+        """What each rank says of its open rooms, the oldest first."""
 
 def add_DecodeServiceServicer_to_server(servicer: DecodeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

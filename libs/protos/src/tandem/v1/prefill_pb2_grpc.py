@@ -63,6 +63,11 @@ class PrefillServiceStub:
                 request_serializer=tandem_dot_v1_dot_session__pb2.WatchStatusRequest.SerializeToString,
                 response_deserializer=tandem_dot_v1_dot_session__pb2.WatchStatusResponse.FromString,
                 _registered_method=True)
+        self.ListRankRooms = channel.unary_unary(
+                '/tandem.v1.PrefillService/ListRankRooms',
+                request_serializer=tandem_dot_v1_dot_session__pb2.ListRankRoomsRequest.SerializeToString,
+                response_deserializer=tandem_dot_v1_dot_session__pb2.ListRankRoomsResponse.FromString,
+                _registered_method=True)
 
 
 class PrefillServiceServicer:
@@ -86,7 +91,7 @@ class PrefillServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Abort(self, request, context):
-        """Ends one room, from outside the Session that owns it.
+        """Ends one room, from outside the Session that owns it. For operators: see AdminService.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -101,6 +106,13 @@ class PrefillServiceServicer:
 
     def WatchStatus(self, request, context):
         """The worker's state whenever it changes, for as long as the call lives.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRankRooms(self, request, context):
+        """What each rank says of its open rooms, the oldest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -128,6 +140,11 @@ def add_PrefillServiceServicer_to_server(servicer, server):
                     servicer.WatchStatus,
                     request_deserializer=tandem_dot_v1_dot_session__pb2.WatchStatusRequest.FromString,
                     response_serializer=tandem_dot_v1_dot_session__pb2.WatchStatusResponse.SerializeToString,
+            ),
+            'ListRankRooms': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRankRooms,
+                    request_deserializer=tandem_dot_v1_dot_session__pb2.ListRankRoomsRequest.FromString,
+                    response_serializer=tandem_dot_v1_dot_session__pb2.ListRankRoomsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -247,6 +264,33 @@ class PrefillService:
             '/tandem.v1.PrefillService/WatchStatus',
             tandem_dot_v1_dot_session__pb2.WatchStatusRequest.SerializeToString,
             tandem_dot_v1_dot_session__pb2.WatchStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRankRooms(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.v1.PrefillService/ListRankRooms',
+            tandem_dot_v1_dot_session__pb2.ListRankRoomsRequest.SerializeToString,
+            tandem_dot_v1_dot_session__pb2.ListRankRoomsResponse.FromString,
             options,
             channel_credentials,
             insecure,

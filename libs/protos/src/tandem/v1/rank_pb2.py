@@ -26,51 +26,55 @@ from tandem.v1 import common_pb2 as tandem_dot_v1_dot_common__pb2
 from tandem.v1 import session_pb2 as tandem_dot_v1_dot_session__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14tandem/v1/rank.proto\x12\ttandem.v1\x1a\x16tandem/v1/common.proto\x1a\x17tandem/v1/session.proto\"\xc8\x01\n\rAttachRequest\x12%\n\x05hello\x18\x01 \x01(\x0b\x32\x14.tandem.v1.RankHelloH\x00\x12\x30\n\rticket_opened\x18\x02 \x01(\x0b\x32\x17.tandem.v1.TicketOpenedH\x00\x12*\n\nroom_ended\x18\x03 \x01(\x0b\x32\x14.tandem.v1.RoomEndedH\x00\x12\'\n\x06status\x18\x04 \x01(\x0b\x32\x15.tandem.v1.RankStatusH\x00\x42\t\n\x07message\"\xa8\x02\n\x0e\x41ttachResponse\x12+\n\x08identity\x18\x01 \x01(\x0b\x32\x17.tandem.v1.RankIdentityH\x00\x12,\n\x0bopen_ticket\x18\x02 \x01(\x0b\x32\x15.tandem.v1.OpenTicketH\x00\x12*\n\nabort_room\x18\x03 \x01(\x0b\x32\x14.tandem.v1.AbortRoomH\x00\x12(\n\tpeer_gone\x18\x04 \x01(\x0b\x32\x13.tandem.v1.PeerGoneH\x00\x12,\n\x0bpeer_joined\x18\x05 \x01(\x0b\x32\x15.tandem.v1.PeerJoinedH\x00\x12,\n\x0bpoll_status\x18\x06 \x01(\x0b\x32\x15.tandem.v1.PollStatusH\x00\x42\t\n\x07message\"c\n\tRankHello\x12$\n\x04rank\x18\x01 \x01(\x0b\x32\x16.tandem.v1.RankAddress\x12#\n\x06layout\x18\x02 \x01(\x0b\x32\x13.tandem.v1.KvLayout\x12\x0b\n\x03pid\x18\x03 \x01(\r\"4\n\x0cRankIdentity\x12$\n\x06worker\x18\x01 \x01(\x0b\x32\x14.tandem.v1.WorkerRef\"\xb7\x01\n\nOpenTicket\x12\x0c\n\x04room\x18\x01 \x01(\x06\x12\r\n\x05nonce\x18\x02 \x01(\x0c\x12\"\n\x04peer\x18\x03 \x01(\x0b\x32\x14.tandem.v1.WorkerRef\x12\x14\n\x0cpeer_address\x18\x04 \x01(\t\x12\x12\n\ntimeout_ms\x18\x05 \x01(\r\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\x12\x15\n\rprompt_tokens\x18\x07 \x01(\r\x12\x12\n\nrequest_id\x18\x08 \x01(\t\"A\n\x0cTicketOpened\x12\x0c\n\x04room\x18\x01 \x01(\x06\x12#\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x12.tandem.v1.Failure\"\x96\x01\n\tRoomEnded\x12\x0c\n\x04room\x18\x01 \x01(\x06\x12\x0f\n\x07success\x18\x02 \x01(\x08\x12#\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x12.tandem.v1.Failure\x12\x10\n\x08kv_bytes\x18\x04 \x01(\x04\x12\x0e\n\x06\x63hunks\x18\x05 \x01(\r\x12#\n\x05trace\x18\x06 \x01(\x0b\x32\x14.tandem.v1.RoomTrace\"s\n\tRoomTrace\x12\x13\n\x0btraceparent\x18\x01 \x01(\t\x12\x16\n\x0eopened_unix_ns\x18\x02 \x01(\x06\x12\"\n\x05spans\x18\x03 \x03(\x0b\x32\x13.tandem.v1.RoomSpan\x12\x15\n\rdropped_spans\x18\x04 \x01(\r\"\xc5\x01\n\x08RoomSpan\x12!\n\x04step\x18\x01 \x01(\x0e\x32\x13.tandem.v1.RoomStep\x12\x10\n\x08start_ns\x18\x02 \x01(\x04\x12\x0e\n\x06\x65nd_ns\x18\x03 \x01(\x04\x12\r\n\x05\x63hunk\x18\x04 \x01(\r\x12\r\n\x05pages\x18\x05 \x01(\r\x12\r\n\x05\x62ytes\x18\x06 \x01(\x04\x12\x10\n\x08provider\x18\x07 \x01(\t\x12\x14\n\x0c\x66irst_buffer\x18\x08 \x01(\r\x12\x0f\n\x07\x62uffers\x18\t \x01(\r\x12\x0e\n\x06reason\x18\n \x01(\t\">\n\tAbortRoom\x12\x0c\n\x04room\x18\x01 \x01(\x06\x12#\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x12.tandem.v1.Failure\".\n\x08PeerGone\x12\"\n\x04peer\x18\x01 \x01(\x0b\x32\x14.tandem.v1.WorkerRef\"A\n\nPeerJoined\x12\"\n\x04peer\x18\x01 \x01(\x0b\x32\x14.tandem.v1.WorkerRef\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\")\n\nPollStatus\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0f\n\x07metrics\x18\x02 \x01(\x08\"o\n\nRankStatus\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.tandem.v1.WorkerStatus\x12\x0f\n\x07poll_id\x18\x02 \x01(\x04\x12\'\n\x07metrics\x18\x03 \x01(\x0b\x32\x16.tandem.v1.RankMetrics\"\x9f\x04\n\x0bRankMetrics\x12$\n\x05rooms\x18\x01 \x03(\x0b\x32\x15.tandem.v1.NamedCount\x12\x15\n\rrooms_overdue\x18\x02 \x01(\r\x12\x16\n\x0eoldest_room_ms\x18\x03 \x01(\x04\x12\x17\n\x0frooms_succeeded\x18\x04 \x01(\x04\x12+\n\x0crooms_failed\x18\x05 \x03(\x0b\x32\x15.tandem.v1.NamedCount\x12&\n\x05queue\x18\x06 \x01(\x0b\x32\x17.tandem.v1.Distribution\x12%\n\x04room\x18\x07 \x01(\x0b\x32\x17.tandem.v1.Distribution\x12\x13\n\x0b\x61\x62orts_sent\x18\x08 \x01(\x04\x12\x17\n\x0f\x61\x62orts_received\x18\t \x01(\x04\x12&\n\x07revoked\x18\n \x03(\x0b\x32\x15.tandem.v1.NamedCount\x12&\n\x05\x66\x65nce\x18\x0b \x01(\x0b\x32\x17.tandem.v1.Distribution\x12\x1c\n\x14queue_pairs_replaced\x18\x0c \x01(\x04\x12%\n\x05peers\x18\r \x03(\x0b\x32\x16.tandem.v1.PeerMetrics\x12)\n\x08loop_lag\x18\x0e \x01(\x0b\x32\x17.tandem.v1.Distribution\x12\x0e\n\x06\x63pu_ms\x18\x0f \x01(\x04\x12\x16\n\x0eresident_bytes\x18\x10 \x01(\x04\x12\x10\n\x08open_fds\x18\x11 \x01(\r\")\n\nNamedCount\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"?\n\x0c\x44istribution\x12\x10\n\x08\x62ounds_s\x18\x01 \x03(\x01\x12\x0e\n\x06\x63ounts\x18\x02 \x03(\x04\x12\r\n\x05sum_s\x18\x03 \x01(\x01\"\x99\x01\n\x0bPeerMetrics\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\r\n\x05links\x18\x03 \x01(\r\x12\x14\n\x0clinks_opened\x18\x04 \x01(\x04\x12\r\n\x05\x62ytes\x18\x05 \x01(\x04\x12\x0e\n\x06\x63hunks\x18\x06 \x01(\x04\x12&\n\x05\x63hunk\x18\x07 \x01(\x0b\x32\x17.tandem.v1.Distribution*\x9e\x02\n\x08RoomStep\x12\x19\n\x15ROOM_STEP_UNSPECIFIED\x10\x00\x12\x18\n\x14ROOM_STEP_GRANT_WAIT\x10\x01\x12\x13\n\x0fROOM_STEP_QUEUE\x10\x02\x12\x15\n\x11ROOM_STEP_COMPUTE\x10\x03\x12\x13\n\x0fROOM_STEP_CHUNK\x10\x04\x12\x15\n\x11ROOM_STEP_LANDING\x10\x05\x12\x17\n\x13ROOM_STEP_LINK_WAIT\x10\x06\x12\x15\n\x11ROOM_STEP_RESERVE\x10\x07\x12\x15\n\x11ROOM_STEP_RECEIVE\x10\x08\x12\x14\n\x10ROOM_STEP_LANDED\x10\t\x12\x13\n\x0fROOM_STEP_CLOSE\x10\n\x12\x13\n\x0fROOM_STEP_FENCE\x10\x0b\x32S\n\x0eRankHubService\x12\x41\n\x06\x41ttach\x12\x18.tandem.v1.AttachRequest\x1a\x19.tandem.v1.AttachResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14tandem/v1/rank.proto\x12\ttandem.v1\x1a\x16tandem/v1/common.proto\x1a\x17tandem/v1/session.proto\"\xef\x01\n\rAttachRequest\x12%\n\x05hello\x18\x01 \x01(\x0b\x32\x14.tandem.v1.RankHelloH\x00\x12\x30\n\rticket_opened\x18\x02 \x01(\x0b\x32\x17.tandem.v1.TicketOpenedH\x00\x12*\n\nroom_ended\x18\x03 \x01(\x0b\x32\x14.tandem.v1.RoomEndedH\x00\x12\'\n\x06status\x18\x04 \x01(\x0b\x32\x15.tandem.v1.RankStatusH\x00\x12%\n\x05rooms\x18\x05 \x01(\x0b\x32\x14.tandem.v1.RankRoomsH\x00\x42\t\n\x07message\"\xd4\x02\n\x0e\x41ttachResponse\x12+\n\x08identity\x18\x01 \x01(\x0b\x32\x17.tandem.v1.RankIdentityH\x00\x12,\n\x0bopen_ticket\x18\x02 \x01(\x0b\x32\x15.tandem.v1.OpenTicketH\x00\x12*\n\nabort_room\x18\x03 \x01(\x0b\x32\x14.tandem.v1.AbortRoomH\x00\x12(\n\tpeer_gone\x18\x04 \x01(\x0b\x32\x13.tandem.v1.PeerGoneH\x00\x12,\n\x0bpeer_joined\x18\x05 \x01(\x0b\x32\x15.tandem.v1.PeerJoinedH\x00\x12,\n\x0bpoll_status\x18\x06 \x01(\x0b\x32\x15.tandem.v1.PollStatusH\x00\x12*\n\npoll_rooms\x18\x07 \x01(\x0b\x32\x14.tandem.v1.PollRoomsH\x00\x42\t\n\x07message\"c\n\tRankHello\x12$\n\x04rank\x18\x01 \x01(\x0b\x32\x16.tandem.v1.RankAddress\x12#\n\x06layout\x18\x02 \x01(\x0b\x32\x13.tandem.v1.KvLayout\x12\x0b\n\x03pid\x18\x03 \x01(\r\"4\n\x0cRankIdentity\x12$\n\x06worker\x18\x01 \x01(\x0b\x32\x14.tandem.v1.WorkerRef\"\xb7\x01\n\nOpenTicket\x12\x0c\n\x04room\x18\x01 \x01(\x06\x12\r\n\x05nonce\x18\x02 \x01(\x0c\x12\"\n\x04peer\x18\x03 \x01(\x0b\x32\x14.tandem.v1.WorkerRef\x12\x14\n\x0cpeer_address\x18\x04 \x01(\t\x12\x12\n\ntimeout_ms\x18\x05 \x01(\r\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\x12\x15\n\rprompt_tokens\x18\x07 \x01(\r\x12\x12\n\nrequest_id\x18\x08 \x01(\t\"A\n\x0cTicketOpened\x12\x0c\n\x04room\x18\x01 \x01(\x06\x12#\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x12.tandem.v1.Failure\"\x96\x01\n\tRoomEnded\x12\x0c\n\x04room\x18\x01 \x01(\x06\x12\x0f\n\x07success\x18\x02 \x01(\x08\x12#\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x12.tandem.v1.Failure\x12\x10\n\x08kv_bytes\x18\x04 \x01(\x04\x12\x0e\n\x06\x63hunks\x18\x05 \x01(\r\x12#\n\x05trace\x18\x06 \x01(\x0b\x32\x14.tandem.v1.RoomTrace\"s\n\tRoomTrace\x12\x13\n\x0btraceparent\x18\x01 \x01(\t\x12\x16\n\x0eopened_unix_ns\x18\x02 \x01(\x06\x12\"\n\x05spans\x18\x03 \x03(\x0b\x32\x13.tandem.v1.RoomSpan\x12\x15\n\rdropped_spans\x18\x04 \x01(\r\"\xc5\x01\n\x08RoomSpan\x12!\n\x04step\x18\x01 \x01(\x0e\x32\x13.tandem.v1.RoomStep\x12\x10\n\x08start_ns\x18\x02 \x01(\x04\x12\x0e\n\x06\x65nd_ns\x18\x03 \x01(\x04\x12\r\n\x05\x63hunk\x18\x04 \x01(\r\x12\r\n\x05pages\x18\x05 \x01(\r\x12\r\n\x05\x62ytes\x18\x06 \x01(\x04\x12\x10\n\x08provider\x18\x07 \x01(\t\x12\x14\n\x0c\x66irst_buffer\x18\x08 \x01(\r\x12\x0f\n\x07\x62uffers\x18\t \x01(\r\x12\x0e\n\x06reason\x18\n \x01(\t\">\n\tAbortRoom\x12\x0c\n\x04room\x18\x01 \x01(\x06\x12#\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x12.tandem.v1.Failure\".\n\x08PeerGone\x12\"\n\x04peer\x18\x01 \x01(\x0b\x32\x14.tandem.v1.WorkerRef\"A\n\nPeerJoined\x12\"\n\x04peer\x18\x01 \x01(\x0b\x32\x14.tandem.v1.WorkerRef\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\")\n\nPollStatus\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0f\n\x07metrics\x18\x02 \x01(\x08\"o\n\nRankStatus\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.tandem.v1.WorkerStatus\x12\x0f\n\x07poll_id\x18\x02 \x01(\x04\x12\'\n\x07metrics\x18\x03 \x01(\x0b\x32\x16.tandem.v1.RankMetrics\"\x9f\x04\n\x0bRankMetrics\x12$\n\x05rooms\x18\x01 \x03(\x0b\x32\x15.tandem.v1.NamedCount\x12\x15\n\rrooms_overdue\x18\x02 \x01(\r\x12\x16\n\x0eoldest_room_ms\x18\x03 \x01(\x04\x12\x17\n\x0frooms_succeeded\x18\x04 \x01(\x04\x12+\n\x0crooms_failed\x18\x05 \x03(\x0b\x32\x15.tandem.v1.NamedCount\x12&\n\x05queue\x18\x06 \x01(\x0b\x32\x17.tandem.v1.Distribution\x12%\n\x04room\x18\x07 \x01(\x0b\x32\x17.tandem.v1.Distribution\x12\x13\n\x0b\x61\x62orts_sent\x18\x08 \x01(\x04\x12\x17\n\x0f\x61\x62orts_received\x18\t \x01(\x04\x12&\n\x07revoked\x18\n \x03(\x0b\x32\x15.tandem.v1.NamedCount\x12&\n\x05\x66\x65nce\x18\x0b \x01(\x0b\x32\x17.tandem.v1.Distribution\x12\x1c\n\x14queue_pairs_replaced\x18\x0c \x01(\x04\x12%\n\x05peers\x18\r \x03(\x0b\x32\x16.tandem.v1.PeerMetrics\x12)\n\x08loop_lag\x18\x0e \x01(\x0b\x32\x17.tandem.v1.Distribution\x12\x0e\n\x06\x63pu_ms\x18\x0f \x01(\x04\x12\x16\n\x0eresident_bytes\x18\x10 \x01(\x04\x12\x10\n\x08open_fds\x18\x11 \x01(\r\")\n\nNamedCount\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"?\n\x0c\x44istribution\x12\x10\n\x08\x62ounds_s\x18\x01 \x03(\x01\x12\x0e\n\x06\x63ounts\x18\x02 \x03(\x04\x12\r\n\x05sum_s\x18\x03 \x01(\x01\"\x99\x01\n\x0bPeerMetrics\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\r\n\x05links\x18\x03 \x01(\r\x12\x14\n\x0clinks_opened\x18\x04 \x01(\x04\x12\r\n\x05\x62ytes\x18\x05 \x01(\x04\x12\x0e\n\x06\x63hunks\x18\x06 \x01(\x04\x12&\n\x05\x63hunk\x18\x07 \x01(\x0b\x32\x17.tandem.v1.Distribution\"&\n\tPollRooms\x12\n\n\x02id\x18\x01 \x01(\x04\x12\r\n\x05limit\x18\x02 \x01(\r\"O\n\tRankRooms\x12\"\n\x05rooms\x18\x01 \x03(\x0b\x32\x13.tandem.v1.RankRoom\x12\r\n\x05total\x18\x02 \x01(\r\x12\x0f\n\x07poll_id\x18\x03 \x01(\x04*\x9e\x02\n\x08RoomStep\x12\x19\n\x15ROOM_STEP_UNSPECIFIED\x10\x00\x12\x18\n\x14ROOM_STEP_GRANT_WAIT\x10\x01\x12\x13\n\x0fROOM_STEP_QUEUE\x10\x02\x12\x15\n\x11ROOM_STEP_COMPUTE\x10\x03\x12\x13\n\x0fROOM_STEP_CHUNK\x10\x04\x12\x15\n\x11ROOM_STEP_LANDING\x10\x05\x12\x17\n\x13ROOM_STEP_LINK_WAIT\x10\x06\x12\x15\n\x11ROOM_STEP_RESERVE\x10\x07\x12\x15\n\x11ROOM_STEP_RECEIVE\x10\x08\x12\x14\n\x10ROOM_STEP_LANDED\x10\t\x12\x13\n\x0fROOM_STEP_CLOSE\x10\n\x12\x13\n\x0fROOM_STEP_FENCE\x10\x0b\x32S\n\x0eRankHubService\x12\x41\n\x06\x41ttach\x12\x18.tandem.v1.AttachRequest\x1a\x19.tandem.v1.AttachResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tandem.v1.rank_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROOMSTEP']._serialized_start=2610
-  _globals['_ROOMSTEP']._serialized_end=2896
+  _globals['_ROOMSTEP']._serialized_start=2814
+  _globals['_ROOMSTEP']._serialized_end=3100
   _globals['_ATTACHREQUEST']._serialized_start=85
-  _globals['_ATTACHREQUEST']._serialized_end=285
-  _globals['_ATTACHRESPONSE']._serialized_start=288
-  _globals['_ATTACHRESPONSE']._serialized_end=584
-  _globals['_RANKHELLO']._serialized_start=586
-  _globals['_RANKHELLO']._serialized_end=685
-  _globals['_RANKIDENTITY']._serialized_start=687
-  _globals['_RANKIDENTITY']._serialized_end=739
-  _globals['_OPENTICKET']._serialized_start=742
-  _globals['_OPENTICKET']._serialized_end=925
-  _globals['_TICKETOPENED']._serialized_start=927
-  _globals['_TICKETOPENED']._serialized_end=992
-  _globals['_ROOMENDED']._serialized_start=995
-  _globals['_ROOMENDED']._serialized_end=1145
-  _globals['_ROOMTRACE']._serialized_start=1147
-  _globals['_ROOMTRACE']._serialized_end=1262
-  _globals['_ROOMSPAN']._serialized_start=1265
-  _globals['_ROOMSPAN']._serialized_end=1462
-  _globals['_ABORTROOM']._serialized_start=1464
-  _globals['_ABORTROOM']._serialized_end=1526
-  _globals['_PEERGONE']._serialized_start=1528
-  _globals['_PEERGONE']._serialized_end=1574
-  _globals['_PEERJOINED']._serialized_start=1576
-  _globals['_PEERJOINED']._serialized_end=1641
-  _globals['_POLLSTATUS']._serialized_start=1643
-  _globals['_POLLSTATUS']._serialized_end=1684
-  _globals['_RANKSTATUS']._serialized_start=1686
-  _globals['_RANKSTATUS']._serialized_end=1797
-  _globals['_RANKMETRICS']._serialized_start=1800
-  _globals['_RANKMETRICS']._serialized_end=2343
-  _globals['_NAMEDCOUNT']._serialized_start=2345
-  _globals['_NAMEDCOUNT']._serialized_end=2386
-  _globals['_DISTRIBUTION']._serialized_start=2388
-  _globals['_DISTRIBUTION']._serialized_end=2451
-  _globals['_PEERMETRICS']._serialized_start=2454
-  _globals['_PEERMETRICS']._serialized_end=2607
-  _globals['_RANKHUBSERVICE']._serialized_start=2898
-  _globals['_RANKHUBSERVICE']._serialized_end=2981
+  _globals['_ATTACHREQUEST']._serialized_end=324
+  _globals['_ATTACHRESPONSE']._serialized_start=327
+  _globals['_ATTACHRESPONSE']._serialized_end=667
+  _globals['_RANKHELLO']._serialized_start=669
+  _globals['_RANKHELLO']._serialized_end=768
+  _globals['_RANKIDENTITY']._serialized_start=770
+  _globals['_RANKIDENTITY']._serialized_end=822
+  _globals['_OPENTICKET']._serialized_start=825
+  _globals['_OPENTICKET']._serialized_end=1008
+  _globals['_TICKETOPENED']._serialized_start=1010
+  _globals['_TICKETOPENED']._serialized_end=1075
+  _globals['_ROOMENDED']._serialized_start=1078
+  _globals['_ROOMENDED']._serialized_end=1228
+  _globals['_ROOMTRACE']._serialized_start=1230
+  _globals['_ROOMTRACE']._serialized_end=1345
+  _globals['_ROOMSPAN']._serialized_start=1348
+  _globals['_ROOMSPAN']._serialized_end=1545
+  _globals['_ABORTROOM']._serialized_start=1547
+  _globals['_ABORTROOM']._serialized_end=1609
+  _globals['_PEERGONE']._serialized_start=1611
+  _globals['_PEERGONE']._serialized_end=1657
+  _globals['_PEERJOINED']._serialized_start=1659
+  _globals['_PEERJOINED']._serialized_end=1724
+  _globals['_POLLSTATUS']._serialized_start=1726
+  _globals['_POLLSTATUS']._serialized_end=1767
+  _globals['_RANKSTATUS']._serialized_start=1769
+  _globals['_RANKSTATUS']._serialized_end=1880
+  _globals['_RANKMETRICS']._serialized_start=1883
+  _globals['_RANKMETRICS']._serialized_end=2426
+  _globals['_NAMEDCOUNT']._serialized_start=2428
+  _globals['_NAMEDCOUNT']._serialized_end=2469
+  _globals['_DISTRIBUTION']._serialized_start=2471
+  _globals['_DISTRIBUTION']._serialized_end=2534
+  _globals['_PEERMETRICS']._serialized_start=2537
+  _globals['_PEERMETRICS']._serialized_end=2690
+  _globals['_POLLROOMS']._serialized_start=2692
+  _globals['_POLLROOMS']._serialized_end=2730
+  _globals['_RANKROOMS']._serialized_start=2732
+  _globals['_RANKROOMS']._serialized_end=2811
+  _globals['_RANKHUBSERVICE']._serialized_start=3102
+  _globals['_RANKHUBSERVICE']._serialized_end=3185
 # @@protoc_insertion_point(module_scope)

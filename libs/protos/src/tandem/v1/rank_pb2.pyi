@@ -91,6 +91,7 @@ class AttachRequest(_message.Message):
     TICKET_OPENED_FIELD_NUMBER: _builtins.int
     ROOM_ENDED_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
+    ROOMS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___RankHello:
         """First message, once."""
@@ -107,6 +108,10 @@ class AttachRequest(_message.Message):
     def status(self) -> Global___RankStatus:
         """The rank's gauges and counters."""
 
+    @_builtins.property
+    def rooms(self) -> Global___RankRooms:
+        """The rank's open rooms."""
+
     def __init__(
         self,
         *,
@@ -114,12 +119,13 @@ class AttachRequest(_message.Message):
         ticket_opened: Global___TicketOpened | None = ...,
         room_ended: Global___RoomEnded | None = ...,
         status: Global___RankStatus | None = ...,
+        rooms: Global___RankRooms | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "message", b"message", "room_ended", b"room_ended", "status", b"status", "ticket_opened", b"ticket_opened"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "message", b"message", "room_ended", b"room_ended", "rooms", b"rooms", "status", b"status", "ticket_opened", b"ticket_opened"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "message", b"message", "room_ended", b"room_ended", "status", b"status", "ticket_opened", b"ticket_opened"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "message", b"message", "room_ended", b"room_ended", "rooms", b"rooms", "status", b"status", "ticket_opened", b"ticket_opened"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "ticket_opened", "room_ended", "status"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "ticket_opened", "room_ended", "status", "rooms"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -137,6 +143,7 @@ class AttachResponse(_message.Message):
     PEER_GONE_FIELD_NUMBER: _builtins.int
     PEER_JOINED_FIELD_NUMBER: _builtins.int
     POLL_STATUS_FIELD_NUMBER: _builtins.int
+    POLL_ROOMS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def identity(self) -> Global___RankIdentity:
         """The worker's name and life."""
@@ -161,6 +168,10 @@ class AttachResponse(_message.Message):
     def poll_status(self) -> Global___PollStatus:
         """Ask for RankStatus now."""
 
+    @_builtins.property
+    def poll_rooms(self) -> Global___PollRooms:
+        """Ask for RankRooms now."""
+
     def __init__(
         self,
         *,
@@ -170,12 +181,13 @@ class AttachResponse(_message.Message):
         peer_gone: Global___PeerGone | None = ...,
         peer_joined: Global___PeerJoined | None = ...,
         poll_status: Global___PollStatus | None = ...,
+        poll_rooms: Global___PollRooms | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["abort_room", b"abort_room", "identity", b"identity", "message", b"message", "open_ticket", b"open_ticket", "peer_gone", b"peer_gone", "peer_joined", b"peer_joined", "poll_status", b"poll_status"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["abort_room", b"abort_room", "identity", b"identity", "message", b"message", "open_ticket", b"open_ticket", "peer_gone", b"peer_gone", "peer_joined", b"peer_joined", "poll_rooms", b"poll_rooms", "poll_status", b"poll_status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort_room", b"abort_room", "identity", b"identity", "message", b"message", "open_ticket", b"open_ticket", "peer_gone", b"peer_gone", "peer_joined", b"peer_joined", "poll_status", b"poll_status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort_room", b"abort_room", "identity", b"identity", "message", b"message", "open_ticket", b"open_ticket", "peer_gone", b"peer_gone", "peer_joined", b"peer_joined", "poll_rooms", b"poll_rooms", "poll_status", b"poll_status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["identity", "open_ticket", "abort_room", "peer_gone", "peer_joined", "poll_status"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["identity", "open_ticket", "abort_room", "peer_gone", "peer_joined", "poll_status", "poll_rooms"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -810,3 +822,61 @@ class PeerMetrics(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PeerMetrics: _TypeAlias = PeerMetrics  # noqa: Y015
+
+@_typing.final
+class PollRooms(_message.Message):
+    """Asks for RankRooms."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """Echoed in the answer."""
+    limit: _builtins.int
+    """Rooms wanted at most. Range 1..4096."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "limit", b"limit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PollRooms: _TypeAlias = PollRooms  # noqa: Y015
+
+@_typing.final
+class RankRooms(_message.Message):
+    """Open rooms of a rank."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROOMS_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    POLL_ID_FIELD_NUMBER: _builtins.int
+    total: _builtins.int
+    """Rooms that are open."""
+    poll_id: _builtins.int
+    """Id of the PollRooms that asked."""
+    @_builtins.property
+    def rooms(self) -> _containers.RepeatedCompositeFieldContainer[_session_pb2.RankRoom]:
+        """The oldest first."""
+
+    def __init__(
+        self,
+        *,
+        rooms: _abc.Iterable[_session_pb2.RankRoom] | None = ...,
+        total: _builtins.int = ...,
+        poll_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["poll_id", b"poll_id", "rooms", b"rooms", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RankRooms: _TypeAlias = RankRooms  # noqa: Y015

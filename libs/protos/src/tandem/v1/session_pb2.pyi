@@ -905,3 +905,107 @@ class WorkerStatus(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WorkerStatus: _TypeAlias = WorkerStatus  # noqa: Y015
+
+@_typing.final
+class ListRankRoomsRequest(_message.Message):
+    """Request of ListRankRooms."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_FIELD_NUMBER: _builtins.int
+    limit: _builtins.int
+    """Rooms wanted of each rank at most, the oldest first. Range 1..1000; 0 = 1000. All ranks together say 4096 at most."""
+    def __init__(
+        self,
+        *,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRankRoomsRequest: _TypeAlias = ListRankRoomsRequest  # noqa: Y015
+
+@_typing.final
+class ListRankRoomsResponse(_message.Message):
+    """Answer of ListRankRooms."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROOMS_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    total: _builtins.int
+    """Rooms that are open, over all ranks."""
+    @_builtins.property
+    def rooms(self) -> _containers.RepeatedCompositeFieldContainer[Global___RankRoom]:
+        """Open rooms, the oldest first."""
+
+    def __init__(
+        self,
+        *,
+        rooms: _abc.Iterable[Global___RankRoom] | None = ...,
+        total: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rooms", b"rooms", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRankRoomsResponse: _TypeAlias = ListRankRoomsResponse  # noqa: Y015
+
+@_typing.final
+class RankRoom(_message.Message):
+    """One open room on one rank."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROOM_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    PEER_FIELD_NUMBER: _builtins.int
+    GRANTED_PAGES_FIELD_NUMBER: _builtins.int
+    BYTES_MOVED_FIELD_NUMBER: _builtins.int
+    AGE_MS_FIELD_NUMBER: _builtins.int
+    LEFT_MS_FIELD_NUMBER: _builtins.int
+    room: _builtins.int
+    """The room."""
+    state: _builtins.str
+    """State of the room's machine as ARCHITECTURE.md draws it, in lower case, e.g. "receiving"."""
+    granted_pages: _builtins.int
+    """Entries of the KV pool under the room's grant: given on decode, got on prefill."""
+    bytes_moved: _builtins.int
+    """Bytes moved (prefill), or moved and verified (decode)."""
+    age_ms: _builtins.int
+    """Time since its ticket was opened, in milliseconds."""
+    left_ms: _builtins.int
+    """Time left until its deadline, in milliseconds; 0 = it is over."""
+    @_builtins.property
+    def rank(self) -> _common_pb2.RankAddress:
+        """The rank; without an address."""
+
+    @_builtins.property
+    def peer(self) -> _common_pb2.WorkerRef:
+        """The worker of the other leg."""
+
+    def __init__(
+        self,
+        *,
+        room: _builtins.int = ...,
+        rank: _common_pb2.RankAddress | None = ...,
+        state: _builtins.str = ...,
+        peer: _common_pb2.WorkerRef | None = ...,
+        granted_pages: _builtins.int = ...,
+        bytes_moved: _builtins.int = ...,
+        age_ms: _builtins.int = ...,
+        left_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["peer", b"peer", "rank", b"rank"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "bytes_moved", b"bytes_moved", "granted_pages", b"granted_pages", "left_ms", b"left_ms", "peer", b"peer", "rank", b"rank", "room", b"room", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RankRoom: _TypeAlias = RankRoom  # noqa: Y015

@@ -28,6 +28,10 @@ class TlsSettings(Settings):
         default=False,
         description="true: listen in plain text beyond loopback, for networks that are safe by themselves",
     )
+    admin_identities: tuple[str, ...] = Field(
+        default=("tandem-admin",),
+        description="names in a client's certificate (common or alternative name) that make it an operator's",
+    )
 
     @model_validator(mode="after")
     def _all_or_none(self) -> Self:
@@ -46,12 +50,15 @@ class Credentials:
     ca: bytes = b""
     server_name: str = ""
     allow_insecure: bool = False
+    admin_identities: frozenset[str] = frozenset()
+    """Names of operators; see tandem.rpc.operators."""
 
     @classmethod
     def from_settings(cls, settings: TlsSettings) -> Credentials:
         """Reads the files. Raises INVALID_ARGUMENT, which names the file and its setting."""
         cert, key, ca = (_read(settings, name) for name in ("cert_file", "key_file", "ca_file"))
-        return cls(cert, key, ca, settings.server_name, settings.allow_insecure)
+        admins = frozenset(settings.admin_identities)
+        return cls(cert, key, ca, settings.server_name, settings.allow_insecure, admins)
 
     def __repr__(self) -> str:
         return f"Credentials(secure={self.secure}, allow_insecure={self.allow_insecure})"

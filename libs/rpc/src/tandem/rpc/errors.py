@@ -25,7 +25,7 @@ _WITHOUT_REASON: Final[dict[grpc.StatusCode, ErrorReason]] = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: ErrorReason.OVERLOADED,
     grpc.StatusCode.UNIMPLEMENTED: ErrorReason.NOT_SUPPORTED,
     grpc.StatusCode.UNAUTHENTICATED: ErrorReason.UNAUTHENTICATED,
-    grpc.StatusCode.PERMISSION_DENIED: ErrorReason.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED: ErrorReason.FORBIDDEN,
 }
 """What a bare gRPC status means; every other one is INTERNAL."""
 

@@ -1,4 +1,5 @@
-"""The server's interceptor: errors become statuses, calls are counted, trace context is taken over.
+"""The server's interceptor: errors become statuses, calls are counted, trace context is taken over, and what changes
+something is done for operators only.
 
 A TandemError becomes its status. An abort and a cancel pass. Anything else is a bug: it is logged
 with its traceback, and the caller sees INTERNAL without its text.
@@ -16,6 +17,7 @@ import grpc
 
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.rpc.errors import from_rpc_error, to_status
+from tandem.rpc.operators import Operators
 from tandem.rpc.telemetry import TRACEPARENT_KEY, TRACESTATE_KEY, current_traceparent, parse
 
 log = logging.getLogger(__name__)
@@ -60,7 +62,8 @@ async def _fail(context: _Context, error: TandemError) -> NoReturn:
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Wraps every handler, of all four shapes, once."""
 
-    def __init__(self, on_call: CallHook = no_hook, spans: CallSpans | None = None) -> None:
+    def __init__(self, operators: Operators, on_call: CallHook = no_hook, spans: CallSpans | None = None) -> None:
+        self._operators = operators
         self._on_call = on_call
         self._spans = spans
         self._wrapped: dict[str, _Handler] = {}
@@ -97,13 +100,15 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         """The same behaviour inside a `_Call`. Streams may be async generators, or use context.write."""
 
         async def generate(request: Any, context: _Context) -> AsyncIterator[Any]:
-            call = _Call(method, context, self._on_call, self._spans)
-            async with call, aclosing(behaviour(request, context)) as messages:
-                async for message in messages:
-                    yield message
+            async with _Call(method, context, self._on_call, self._spans):
+                self._operators.admit(method, context)
+                async with aclosing(behaviour(request, context)) as messages:
+                    async for message in messages:
+                        yield message
 
         async def answer(request: Any, context: _Context) -> Any:
             async with _Call(method, context, self._on_call, self._spans):
+                self._operators.admit(method, context)
                 return await behaviour(request, context)
 
         if inspect.isasyncgenfunction(behaviour):

@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.rpc.credentials import PLAIN, Credentials, is_local
 from tandem.rpc.interceptors import CallHook, CallSpans, ErrorInterceptor, no_hook
+from tandem.rpc.operators import Operators
 from tandem.rpc.options import SERVER_OPTIONS
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,8 @@ class GrpcServer:
         self, *, credentials: Credentials = PLAIN, on_call: CallHook = no_hook, spans: CallSpans | None = None
     ) -> None:
         """on_call: see tandem.rpc.interceptors.CallHook; Metrics.count_rpc is one. spans: record traced calls."""
-        interceptor = ErrorInterceptor(on_call, spans)
+        operators = Operators(credentials.admin_identities, secure=credentials.secure)
+        interceptor = ErrorInterceptor(operators, on_call, spans)
         self._credentials = credentials
         self._server = grpc.aio.server(interceptors=(interceptor,), options=SERVER_OPTIONS)
         self._health = health.HealthServicer()

@@ -48,8 +48,12 @@ class Settings(BaseSettings):
 
     def describe(self) -> str:
         """`ENV_VAR=value` per line, secrets masked."""
+        return "\n".join(f"{variable}={value}" for variable, value in self.shown().items())
+
+    def shown(self) -> dict[str, str]:
+        """Environment variable to value as text, secrets masked."""
         fields = type(self).model_fields
-        return "\n".join(f"{self.env_name(name)}={_shown(info, getattr(self, name))}" for name, info in fields.items())
+        return {self.env_name(name): _shown(info, getattr(self, name)) for name, info in fields.items()}
 
 
 def _exit() -> NoReturn:

@@ -14,6 +14,7 @@ from tandem.core.errors import TandemError
 from tandem.core.registry import RegistryLimits
 from tandem.rpc import logs
 from tandem.rpc.clock import SystemClock
+from tandem.rpc.control import Controlled, add_control
 from tandem.rpc.credentials import Credentials, TlsSettings
 from tandem.rpc.exits import ExitCode
 from tandem.rpc.loop_lag import measure_lag
@@ -63,6 +64,7 @@ async def serve(settings: BootstrapSettings, tls: TlsSettings, stop: Stop) -> in
         )
         add_trace_service(server, tracing)
         server.add(bootstrap_pb2_grpc.add_BootstrapServiceServicer_to_server, BootstrapServicer(store), SERVICE_NAME)
+        add_control(server, Controlled("bootstrap", (settings, tls)))
         address = server.bind(settings.address)
         if listener is not None:
             announce("metrics", await listener.start())

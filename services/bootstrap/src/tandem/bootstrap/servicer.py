@@ -16,6 +16,7 @@ from tandem.core.ids import WorkerId
 from tandem.core.registry import Change
 from tandem.core.version import CURRENT
 from tandem.rpc import convert
+from tandem.rpc.operators import changed
 from tandem.v1 import bootstrap_pb2 as pb
 from tandem.v1 import bootstrap_pb2_grpc
 
@@ -23,6 +24,8 @@ SERVICE_NAME: Final = pb.DESCRIPTOR.services_by_name["BootstrapService"].full_na
 
 MAX_INFO_BYTES: Final = 4096
 """Longest WorkerInfo: a snapshot of as many workers as settings allow stays under 1 MiB."""
+
+_MARKS: Final = {True: "draining", False: "takes rooms"}
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -71,13 +74,18 @@ class BootstrapServicer(bootstrap_pb2_grpc.BootstrapServiceServicer):
 
     async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainResponse:  # noqa: N802
         """Marks a worker as draining."""
-        await self._store.set_draining(WorkerId(request.worker_id), True)
+        await self._mark(WorkerId(request.worker_id), draining=True)
         return pb.DrainResponse()
 
     async def Undrain(self, request: pb.UndrainRequest, context: Context) -> pb.UndrainResponse:  # noqa: N802
         """Takes a drain back."""
-        await self._store.set_draining(WorkerId(request.worker_id), False)
+        await self._mark(WorkerId(request.worker_id), draining=False)
         return pb.UndrainResponse()
+
+    async def _mark(self, worker_id: WorkerId, *, draining: bool) -> None:
+        before = {info.worker_id: info.draining for info in (await self._store.read()).workers}
+        await self._store.set_draining(worker_id, draining)
+        changed(f"worker {worker_id}", _MARKS[before.get(worker_id, False)], _MARKS[draining])
 
     def _delta(self, change: Change) -> pb.WatchResponse:
         if isinstance(change.event, Joined):

@@ -43,6 +43,12 @@ class DecodeServicer(decode_pb2_grpc.DecodeServiceServicer):
         async for response in self._host.watch_status(request):
             yield response
 
+    async def ListRankRooms(  # noqa: N802
+        self, request: session_pb2.ListRankRoomsRequest, context: Any
+    ) -> session_pb2.ListRankRoomsResponse:
+        """The open rooms of each rank."""
+        return await self._host.list_rooms(request)
+
 
 def add_service(server: GrpcServer, host: WorkerHost) -> None:
     """Adds DecodeService to a server."""

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
+from collections.abc import AsyncIterator
+from typing import Any, Final
 
 import grpc
 
-from tandem.core.cluster import WorkerInfo
-from tandem.core.ids import WorkerId
+from tandem.core.errors import ErrorReason, TandemError
+from tandem.core.ids import Role, RoomId, WorkerId
 from tandem.core.policies import policy_named
+from tandem.gateway import cluster_view
+from tandem.gateway.cluster_traces import ClusterTraces
+from tandem.gateway.gateway_metrics import GatewayMetrics
 from tandem.gateway.pool import SessionPool
+from tandem.gateway.rooms import RoomBook
 from tandem.gateway.router import Router
 from tandem.rpc import convert
+from tandem.rpc.operators import changed
 from tandem.rpc.telemetry import metadata
-from tandem.rpc.tracing.provider import Tracing
-from tandem.rpc.tracing.service import kept_trace, that_fit
-from tandem.v1 import admin_pb2, admin_pb2_grpc, bootstrap_pb2, bootstrap_pb2_grpc, trace_pb2, trace_pb2_grpc
+from tandem.v1 import admin_pb2, admin_pb2_grpc, bootstrap_pb2, bootstrap_pb2_grpc, trace_pb2
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 BOOTSTRAP_TIMEOUT_S = 5.0
-TRACE_TIMEOUT_S = 2.0
-"""A worker that has not shown its spans by then is named as silent."""
+MAX_WATCHERS: Final = 16
+INTERVAL_MS: Final = 1_000
+MIN_INTERVAL_MS: Final = 200
+MAX_INTERVAL_MS: Final = 60_000
 
 
 class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
@@ -33,14 +38,17 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         pool: SessionPool,
         router: Router,
         bootstrap: grpc.aio.Channel,
-        tracing: Tracing,
-        connect: Callable[[str], grpc.aio.Channel],
+        rooms: RoomBook,
+        metrics: GatewayMetrics,
+        traces: ClusterTraces,
     ) -> None:
-        """bootstrap: stays the caller's. connect: opens a channel to host:port."""
+        """bootstrap: stays the caller's. rooms: the router's."""
         self._pool = pool
         self._router = router
-        self._tracing = tracing
-        self._connect = connect
+        self._rooms = rooms
+        self._metrics = metrics
+        self._traces = traces
+        self._watchers = 0
         self._bootstrap: Any = bootstrap_pb2_grpc.BootstrapServiceStub(bootstrap)
 
     async def ListClusterWorkers(  # noqa: N802 - the name is the contract's
@@ -62,19 +70,29 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     async def SetPolicy(  # noqa: N802
         self, request: admin_pb2.SetPolicyRequest, context: _Context
     ) -> admin_pb2.SetPolicyResponse:
-        """Swaps the policy of both roles."""
+        """Swaps the policy of one role, or of both."""
         del context
-        previous = self._router.set_policy(policy_named(request.policy))
-        return admin_pb2.SetPolicyResponse(previous=previous.value)
+        policy, before = policy_named(request.policy), self._router.policies
+        role = convert.role_from_proto(request.role) if request.role else None
+        self._router.set_policy(policy, role)
+        for each in Role if role is None else (role,):
+            changed(f"policy of {each.value}", before[each].value, policy.value)
+        return admin_pb2.SetPolicyResponse(
+            previous=before[role or Role.DECODE].value,
+            prefill_before=before[Role.PREFILL].value,
+            decode_before=before[Role.DECODE].value,
+        )
 
     async def DrainWorker(  # noqa: N802
         self, request: admin_pb2.DrainWorkerRequest, context: _Context
     ) -> admin_pb2.DrainWorkerResponse:
         """Passes the wish on to bootstrap, whose error is passed back."""
         del context
+        before = self._drained(request.worker_id)
         await self._bootstrap.Drain(
             bootstrap_pb2.DrainRequest(worker_id=request.worker_id), timeout=BOOTSTRAP_TIMEOUT_S, metadata=metadata()
         )
+        changed(f"worker {request.worker_id}", before, "draining")
         return admin_pb2.DrainWorkerResponse()
 
     async def UndrainWorker(  # noqa: N802
@@ -82,9 +100,11 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     ) -> admin_pb2.UndrainWorkerResponse:
         """Passes the wish on to bootstrap, whose error is passed back."""
         del context
+        before = self._drained(request.worker_id)
         await self._bootstrap.Undrain(
             bootstrap_pb2.UndrainRequest(worker_id=request.worker_id), timeout=BOOTSTRAP_TIMEOUT_S, metadata=metadata()
         )
+        changed(f"worker {request.worker_id}", before, "takes rooms")
         return admin_pb2.UndrainWorkerResponse()
 
     async def GetTrace(  # noqa: N802
@@ -97,29 +117,68 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             asked.request_id = request.request_id
         elif request.WhichOneof("key") == "trace_id":
             asked.trace_id = request.trace_id
-        own = kept_trace(self._tracing, asked)
-        workers = self._pool.view.workers
-        answers = await asyncio.gather(*(self._trace_of(info, asked) for info in workers.values()))
-        told = [own, *(answer for answer in answers if isinstance(answer, trace_pb2.GetTraceResponse))]
-        spans = [span for answer in told for span in answer.spans]
-        fitting = that_fit(spans)
-        return admin_pb2.AdminGetTraceResponse(
-            trace_id=next((answer.trace_id for answer in told if answer.trace_id), ""),
-            spans=fitting,
-            dropped_spans=sum(answer.dropped_spans for answer in told) + len(spans) - len(fitting),
-            silent=[
-                admin_pb2.SilentWorker(worker_id=worker_id, problem=answer)
-                for worker_id, answer in zip(workers, answers, strict=True)
-                if isinstance(answer, str)
-            ],
-        )
+        return await self._traces.gather(asked)
 
-    async def _trace_of(self, info: WorkerInfo, asked: trace_pb2.GetTraceRequest) -> trace_pb2.GetTraceResponse | str:
-        """What a worker keeps of a trace, or what was wrong."""
-        async with self._connect(info.address) as channel:
-            stub: Any = trace_pb2_grpc.TraceServiceStub(channel)
-            try:
-                answer: trace_pb2.GetTraceResponse = await stub.GetTrace(asked, timeout=TRACE_TIMEOUT_S)
-            except grpc.aio.AioRpcError as error:
-                return f"{error.code().name}: {error.details()}"
-            return answer
+    async def ListRooms(  # noqa: N802
+        self, request: admin_pb2.ListRoomsRequest, context: _Context
+    ) -> admin_pb2.ListRoomsResponse:
+        """A page of the rooms that have not ended."""
+        del context
+        page = self._rooms.page(request.after, request.page_size)
+        return cluster_view.rooms_page(page, asyncio.get_running_loop().time())
+
+    async def AbortRoom(  # noqa: N802
+        self, request: admin_pb2.AbortRoomRequest, context: _Context
+    ) -> admin_pb2.AbortRoomResponse:
+        """Ends a room on both legs."""
+        del context
+        room = RoomId(request.room)
+        message = cluster_view.room_message(self._rooms.find(room), asyncio.get_running_loop().time())
+        self._rooms.abort(room)
+        phase = admin_pb2.RoomPhase.Name(message.phase).removeprefix("ROOM_PHASE_").lower()
+        changed(f"room {room} of request {message.request_id}", phase, "cancelled")
+        return admin_pb2.AbortRoomResponse(room=message)
+
+    async def WatchCluster(  # noqa: N802
+        self, request: admin_pb2.WatchClusterRequest, context: _Context
+    ) -> AsyncIterator[admin_pb2.WatchClusterResponse]:
+        """The cluster in numbers, at an even pace."""
+        del context
+        interval_s = _interval_s(request.interval_ms)
+        if self._watchers >= MAX_WATCHERS:
+            raise TandemError(ErrorReason.OVERLOADED, f"{MAX_WATCHERS} watchers follow this gateway already")
+        self._watchers += 1
+        try:
+            loop = asyncio.get_running_loop()
+            due = loop.time()
+            while True:
+                yield self._numbers(int(loop.time() * 1000))
+                # A watcher that reads slowly misses messages; it gets no burst of old ones.
+                due = max(due + interval_s, loop.time())
+                await asyncio.sleep(due - loop.time())
+        finally:
+            self._watchers -= 1
+
+    def _numbers(self, at_ms: int) -> admin_pb2.WatchClusterResponse:
+        totals = cluster_view.totals_of(self._metrics)
+        phases, policies = self._rooms.phases(), self._router.policies
+        return cluster_view.cluster_numbers(at_ms, self._pool.view, self._reach, phases, totals, policies)
+
+    def _reach(self, worker_id: WorkerId) -> cluster_view.Reach:
+        member = self._pool.member_of(worker_id)
+        if member is None:
+            return cluster_view.Reach(up=False, in_flight=0, status=None)
+        session, status = member
+        return cluster_view.Reach(session.up, session.in_flight, status.latest if session.up else None)
+
+    def _drained(self, worker_id: str) -> str:
+        info = self._pool.view.workers.get(WorkerId(worker_id))
+        return "draining" if info is not None and info.draining else "takes rooms"
+
+
+def _interval_s(interval_ms: int) -> float:
+    """Raises INVALID_ARGUMENT."""
+    if interval_ms and not MIN_INTERVAL_MS <= interval_ms <= MAX_INTERVAL_MS:
+        text = f"interval_ms is {interval_ms}, allowed: {MIN_INTERVAL_MS}..{MAX_INTERVAL_MS}, or 0 for {INTERVAL_MS}"
+        raise TandemError(ErrorReason.INVALID_ARGUMENT, text, field="interval_ms")
+    return (interval_ms or INTERVAL_MS) / 1000

@@ -19,18 +19,21 @@ from tandem.core.errors import TandemError
 from tandem.core.ids import Role
 from tandem.core.policies import policy_named
 from tandem.gateway.admin import AdminServicer
+from tandem.gateway.cluster_traces import ClusterTraces
 from tandem.gateway.gateway_metrics import GatewayMetrics
 from tandem.gateway.generation import GenerationLimits, Works
 from tandem.gateway.http import HttpParts, build_http
 from tandem.gateway.openai_schema import SchemaLimits
 from tandem.gateway.pool import PoolSettings, SessionPool
 from tandem.gateway.prepare import Catalog, Preparer
+from tandem.gateway.rooms import RoomBook
 from tandem.gateway.router import Router, RouterSettings
 from tandem.gateway.settings import STATUS_INTERVAL_MS, GatewaySettings
 from tandem.gateway.slots import Slots
 from tandem.gateway.tokenizer import Encoder, HuggingFaceEncoder, PromptTokenizer
 from tandem.rpc import logs
 from tandem.rpc.client import open_channel
+from tandem.rpc.control import Controlled, add_control
 from tandem.rpc.credentials import Credentials, TlsSettings
 from tandem.rpc.exits import ExitCode
 from tandem.rpc.loop_lag import measure_lag
@@ -86,6 +89,7 @@ class Gateway:
         counted.limit.set(settings.max_concurrent)
         self._lag = counted.lag
         self._tokenizer = PromptTokenizer(encoder, threads=settings.tokenizer_threads)
+        rooms = RoomBook()
         router = Router(
             self._pool,
             RouterSettings(settings.max_attempts, settings.retry_backoff_ms, settings.retry_wait_ms),
@@ -95,11 +99,14 @@ class Gateway:
             on_retry=counted.count_retry,
             on_resume=counted.resumed.inc,
             on_picked=counted.queue.observe,
+            rooms=rooms,
         )
         self._admin = GrpcServer(credentials=credentials, on_call=metrics.count_rpc, spans=self._tracing)
-        servicer = AdminServicer(self._pool, router, self._bootstrap, self._tracing, connect)
+        traces = ClusterTraces(self._pool, self._tracing, connect)
+        servicer = AdminServicer(self._pool, router, self._bootstrap, rooms, counted, traces)
         self._admin.add(admin_pb2_grpc.add_AdminServiceServicer_to_server, servicer, "tandem.v1.AdminService")
         add_trace_service(self._admin, self._tracing)
+        add_control(self._admin, Controlled("gateway", (settings, tls)))
         self._http = self._build_http(router, metrics, counted)
         self._tasks = TaskSupervisor(on_crash=on_crash, max_tasks=3)
         self._serving: asyncio.Task[None] | None = None

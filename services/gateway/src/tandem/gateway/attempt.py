@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from enum import Enum
 from typing import Protocol
 
 from tandem.core.errors import ErrorReason, TandemError
@@ -17,6 +18,17 @@ from tandem.gateway.first_token import FirstToken
 from tandem.gateway.sessions import Leg
 from tandem.rpc import convert
 from tandem.v1 import session_pb2
+
+
+class RoomPhase(Enum):
+    """How far a room is, as its gateway knows from what the legs said."""
+
+    SUBMITTED = "submitted"
+    """Neither leg has brought anything."""
+    FIRST_TOKEN = "first_token"
+    """Prefill has said the first token."""
+    DECODING = "decoding"
+    """The KV has arrived."""
 
 
 class Worker(Protocol):
@@ -65,6 +77,21 @@ class Attempt:
         """Whether no further attempt can be better: decode began otherwise than the client was told, or the client
         is too slow."""
         self._kv_arrived = False
+        self._began_early = False
+
+    @property
+    def phase(self) -> RoomPhase:
+        """How far it is."""
+        if self._kv_arrived:
+            return RoomPhase.DECODING
+        return RoomPhase.FIRST_TOKEN if self._began_early else RoomPhase.SUBMITTED
+
+    def give_up(self, error: TandemError) -> bool:
+        """Ends both legs, from outside. False if it had ended."""
+        if self._done.done():
+            return False
+        self._fail(error)
+        return True
 
     async def run(self) -> TandemError | None:
         """Returns None when the answer is complete, else why it failed. Cancelling it ends both legs."""
@@ -107,8 +134,10 @@ class Attempt:
         if self._done.done():
             return
         early = self._first_token.from_prefill(delta)
-        if early is not None and not self._deliver(early):
-            self._fail_slow()
+        if early is not None:
+            self._began_early = True
+            if not self._deliver(early):
+                self._fail_slow()
         if delta.prompt_logprobs and self._awaits_prompt:
             self._awaits_prompt = False
             self._pass_on(session_pb2.Delta(room=self._room, prompt_logprobs=delta.prompt_logprobs))

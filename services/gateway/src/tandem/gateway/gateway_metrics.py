@@ -94,7 +94,7 @@ class GatewayMetrics:
             " tandem_room_queue_seconds.",
             _QUEUE_S,
         )
-        self._ttft = metrics.histogram(
+        self.ttft = metrics.histogram(
             "gen_ai_server_time_to_first_token_seconds",
             "TTFT: from a request to its first token.",
             _TTFT_S,
@@ -123,7 +123,7 @@ class GatewayMetrics:
         """The meters of an endpoint; there are as many as endpoints."""
         if endpoint not in self._meters:
             self._meters[endpoint] = EndpointMeters(
-                ttft=self._ttft.labels(endpoint),
+                ttft=self.ttft.labels(endpoint),
                 tpot=self._tpot.labels(endpoint),
                 itl=self._itl.labels(endpoint),
                 duration=self._duration.labels(endpoint),

@@ -12,6 +12,7 @@ from tandem.core.errors import CATALOGUE, ErrorReason, TandemError
 _TYPES: Final = {
     400: "invalid_request_error",
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     429: "rate_limit_error",
 }

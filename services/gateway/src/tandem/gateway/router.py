@@ -16,7 +16,7 @@ from opentelemetry.trace import Span
 
 from tandem.core.cluster import WorkerInfo
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.core.ids import NONCE_BYTES, RequestId, Role, WorkerLife, room_from_random
+from tandem.core.ids import NONCE_BYTES, RequestId, Role, RoomId, WorkerLife, room_from_random
 from tandem.core.layout import KvLayout, mismatches
 from tandem.core.policies import Candidate, PolicyName, Turn, choose
 from tandem.gateway.attempt import Attempt, Worker
@@ -24,6 +24,7 @@ from tandem.gateway.calls import Sequence
 from tandem.gateway.first_token import FirstToken
 from tandem.gateway.request_trace import AttemptTrace, RouteTrace
 from tandem.gateway.resume import TextOf, Told
+from tandem.gateway.rooms import RoomBook, RoomFacts
 from tandem.rpc.tracing import names
 from tandem.rpc.tracing.provider import Tracing
 from tandem.v1 import session_pb2
@@ -112,8 +113,9 @@ class Router:
         on_retry: Callable[[ErrorReason], None] = lambda _: None,
         on_resume: Callable[[], None] = lambda: None,
         on_picked: Callable[[float], None] = lambda _: None,
+        rooms: RoomBook | None = None,
     ) -> None:
-        """on_picked: gets the seconds that an attempt has waited for workers."""
+        """on_picked: gets the seconds that an attempt has waited for workers. rooms: where those that run are noted."""
         self._workers = workers
         self._settings = settings
         self._choosers = {role: _Chooser(policies[role]) for role in Role}
@@ -123,13 +125,17 @@ class Router:
         self._on_retry = on_retry
         self._on_resume = on_resume
         self._on_picked = on_picked
+        self._rooms = rooms or RoomBook()
 
-    def set_policy(self, policy: PolicyName) -> PolicyName:
-        """Takes another policy for both roles from now on; returns decode's former one."""
-        previous = self._choosers[Role.DECODE].policy
-        for chooser in self._choosers.values():
-            chooser.policy = policy
-        return previous
+    @property
+    def policies(self) -> dict[Role, PolicyName]:
+        """The policy of each role."""
+        return {role: chooser.policy for role, chooser in self._choosers.items()}
+
+    def set_policy(self, policy: PolicyName, role: Role | None = None) -> None:
+        """Takes another policy from now on, for one role or for both."""
+        for each in Role if role is None else (role,):
+            self._choosers[each].policy = policy
 
     async def run(self, sequence: Sequence, journey: Journey, deliver: Deliver) -> None:
         """Returns when the sequence is complete; its news went to `deliver`. Raises TandemError where it failed.
@@ -153,7 +159,11 @@ class Router:
             trace.submit(submit, decode.life, prefill.life, len(asked.input_ids) - len(sequence.input_ids))
             pass_on = trace.noting(lambda delta: deliver(told.add(delta)))
             attempt = Attempt(submit, prefill, decode, pass_on, first_token)
-            failure = await _run(attempt, trace, journey.deadline)
+            facts = RoomFacts(
+                RoomId(submit.room), journey.request_id, number, prefill.life, decode.life, journey.deadline
+            )
+            with self._rooms.running(facts, attempt):
+                failure = await _run(attempt, trace, journey.deadline)
             if failure is None:
                 return
             cause = cause or failure

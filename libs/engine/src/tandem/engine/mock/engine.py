@@ -24,12 +24,14 @@ from tandem.engine.port import (
     EngineStatus,
     Job,
     Measured,
+    OpenRooms,
     PoolStatus,
     RankInfo,
     RoomTraceSink,
     Sink,
     Ticket,
 )
+from tandem.engine.rank import open_rooms
 from tandem.engine.rank.agent import RoomReport
 from tandem.engine.rank.settings import RankSettings
 from tandem.rpc.tasks import TaskSupervisor
@@ -162,6 +164,10 @@ class MockEngine:
         """The same, and what its ranks have measured."""
         reports = tuple(rank.report() for rank in self._running().ranks.values())
         return Measured(await self.status(), reports)
+
+    async def rooms(self, limit: int) -> OpenRooms:
+        """The open rooms of every rank."""
+        return open_rooms.merge([rank.rooms(limit) for rank in self._running().ranks.values()])
 
     def rank_pids(self) -> Sequence[int]:
         """None: its ranks are in this process."""

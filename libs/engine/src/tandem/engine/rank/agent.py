@@ -20,8 +20,8 @@ from tandem.core.layout import KvLayout
 from tandem.core.pages import I64
 from tandem.core.room.events import Broken, PeerAborted, PeerQuiet, Phase, Why
 from tandem.engine.measures import RankReport
-from tandem.engine.port import RankInfo, RoomTrace, Ticket
-from tandem.engine.rank import wire
+from tandem.engine.port import OpenRooms, RankInfo, RoomTrace, Ticket
+from tandem.engine.rank import open_rooms, wire
 from tandem.engine.rank.counters import RankCounters
 from tandem.engine.rank.dialer import Dialer
 from tandem.engine.rank.handles import Post, ReceiverHandle, RoomHandle, SenderHandle
@@ -197,6 +197,10 @@ class RankAgent:
             self._dialer.peer_gone(life, why)
         for room in [room for room in self._rooms.values() if room.ticket.peer == life]:
             room.feed(Broken(why))
+
+    def rooms(self, limit: int) -> OpenRooms:
+        """The rooms that have been open for longest."""
+        return open_rooms.oldest(self._rooms.values(), self.setup.rank, asyncio.get_running_loop().time(), limit)
 
     # ------------------------------------------------------------ the engine's side
 

@@ -52,6 +52,11 @@ class ReceiverRoom(RoomShell):
             self._timeline.begin(Step.LINK_WAIT)
 
     @property
+    def granted_pages(self) -> int:
+        """Pages that it has granted."""
+        return int(self._entries[KV_POOL].size) if self._grant is not None else 0
+
+    @property
     def bytes_moved(self) -> int:
         """Bytes of verified chunks."""
         return self._receiver.bytes_verified

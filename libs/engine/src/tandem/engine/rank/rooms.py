@@ -93,7 +93,7 @@ class RoomShell(ABC):
 
     @property
     def state(self) -> str:
-        """Of its machine."""
+        """Of its machine, by name."""
         return str(self._machine.state.value)
 
     def trace(self, rank: RankId) -> RoomTrace | None:
@@ -143,6 +143,11 @@ class RoomShell(ABC):
         if self._handle is not None:
             self._handle.bytes_moved = self.bytes_moved
             self._handle.update(self._machine.phase, self._machine.why)
+
+    @property
+    @abstractmethod
+    def granted_pages(self) -> int:
+        """Entries of the KV pool under its grant."""
 
     @property
     @abstractmethod

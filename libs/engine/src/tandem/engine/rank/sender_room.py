@@ -65,6 +65,11 @@ class SenderRoom(RoomShell):
             self._timeline.begin(Step.GRANT_WAIT)
 
     @property
+    def granted_pages(self) -> int:
+        """Pages that decode has granted."""
+        return int(self._granted[KV_POOL].size) if self._granted else 0
+
+    @property
     def bytes_moved(self) -> int:
         """Bytes of finished chunks."""
         return self._sender.bytes_moved

@@ -15,7 +15,7 @@ import grpc
 from tandem.core.errors import TandemError
 from tandem.core.ids import Nonce, RequestId, RoomId
 from tandem.engine.port import RankInfo, Ticket
-from tandem.engine.rank import reports, status, wire
+from tandem.engine.rank import open_rooms, reports, status, wire
 from tandem.engine.rank.agent import RankAgent, RankSetup, RoomReport
 from tandem.engine.rank.handles import ReceiverHandle, SenderHandle
 from tandem.rpc import convert
@@ -167,6 +167,8 @@ class _Attachment:
                     self.agent.peer_joined(convert.life_from_proto(joined.peer), joined.address)
                 case "poll_status":
                     self._report(message.poll_status)
+                case "poll_rooms":
+                    self._list(message.poll_rooms)
 
     async def _open(self, message: rank_pb2.OpenTicket) -> None:
         now = asyncio.get_running_loop().time()
@@ -200,3 +202,8 @@ class _Attachment:
         metrics = reports.to_proto(self.agent.report()) if poll.metrics else None
         message = rank_pb2.RankStatus(status=status.to_proto(now), poll_id=poll.id, metrics=metrics)
         self._outbox.put_nowait(rank_pb2.AttachRequest(status=message))
+
+    def _list(self, poll: rank_pb2.PollRooms) -> None:
+        now = self.agent.rooms(poll.limit)
+        message = rank_pb2.RankRooms(rooms=map(open_rooms.to_proto, now.rooms), total=now.total, poll_id=poll.id)
+        self._outbox.put_nowait(rank_pb2.AttachRequest(rooms=message))

@@ -12,7 +12,18 @@ from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import RankId, Role, RoomId, WorkerLife
 from tandem.core.room.events import Why
 from tandem.engine.hub import RankHub
-from tandem.engine.port import Delta, EngineFacts, EngineStatus, Finish, FinishKind, Job, Measured, RoomTraceSink, Sink
+from tandem.engine.port import (
+    Delta,
+    EngineFacts,
+    EngineStatus,
+    Finish,
+    FinishKind,
+    Job,
+    Measured,
+    OpenRooms,
+    RoomTraceSink,
+    Sink,
+)
 from tandem.engine.sglang import arguments, environment, translate
 from tandem.engine.sglang.architectures import unneeded_modules
 from tandem.engine.sglang.arguments import SglangOptions
@@ -204,6 +215,10 @@ class SglangEngine:
     async def measured(self) -> Measured:
         """The same, and what its ranks have measured."""
         return await self._started_hub().measured()
+
+    async def rooms(self, limit: int) -> OpenRooms:
+        """The open rooms of every rank."""
+        return await self._started_hub().rooms(limit)
 
     def rank_pids(self) -> Sequence[int]:
         """Processes of SGLang's schedulers."""

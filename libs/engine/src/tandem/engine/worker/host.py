@@ -15,7 +15,7 @@ from tandem.core.cluster import RankEndpoint, WorkerInfo
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import Incarnation, RankId, Role, RoomId, WorkerId, WorkerLife
 from tandem.engine.port import Engine, EngineFacts
-from tandem.engine.rank import status, wire
+from tandem.engine.rank import open_rooms, status, wire
 from tandem.engine.worker.leg_trace import LegTraces
 from tandem.engine.worker.progress import ProgressWatch, cpu_ticks
 from tandem.engine.worker.session import Session
@@ -293,6 +293,13 @@ class WorkerHost:
         message.submitted = self._submitted
         message.draining = self.draining
         return session_pb2.GetStatusResponse(status=message)
+
+    async def list_rooms(self, request: session_pb2.ListRankRoomsRequest) -> session_pb2.ListRankRoomsResponse:
+        """The open rooms of every rank, the oldest first."""
+        if not self.life.incarnation:
+            raise TandemError(ErrorReason.DRAINING, f"worker {self.life.worker_id} is still starting")
+        found = await self.engine.rooms(open_rooms.limit_of(request.limit, len(self.facts.ranks)))
+        return session_pb2.ListRankRoomsResponse(rooms=map(open_rooms.to_proto, found.rooms), total=found.total)
 
     async def watch_status(
         self, request: session_pb2.WatchStatusRequest

@@ -14,6 +14,7 @@ from typing import Protocol
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import RoomId, WorkerLife
 from tandem.gateway.first_token import FirstToken
+from tandem.gateway.rooms import Phase
 from tandem.gateway.sessions import Leg
 from tandem.rpc import convert
 from tandem.v1 import session_pb2
@@ -65,6 +66,13 @@ class Attempt:
         """Whether no further attempt can be better: decode began otherwise than the client was told, or the client
         is too slow."""
         self._kv_arrived = False
+        self._first_token_said = False
+
+    def phase(self) -> Phase:
+        """How far it has come."""
+        if self._kv_arrived:
+            return Phase.DECODE
+        return Phase.TRANSFER if self._first_token_said else Phase.PREFILL
 
     async def run(self) -> TandemError | None:
         """Returns None when the answer is complete, else why it failed. Cancelling it ends both legs."""
@@ -107,8 +115,10 @@ class Attempt:
         if self._done.done():
             return
         early = self._first_token.from_prefill(delta)
-        if early is not None and not self._deliver(early):
-            self._fail_slow()
+        if early is not None:
+            self._first_token_said = True
+            if not self._deliver(early):
+                self._fail_slow()
         if delta.prompt_logprobs and self._awaits_prompt:
             self._awaits_prompt = False
             self._pass_on(session_pb2.Delta(room=self._room, prompt_logprobs=delta.prompt_logprobs))

@@ -21,8 +21,6 @@ from tandem.rpc import logs
 from tandem.rpc.telemetry import TRACEPARENT_KEY, mint, parse
 
 _REQUEST_ID: Final = re.compile(r"[!-~]{1,128}")
-_OPEN_PATHS: Final = frozenset({"/health", "/ready"})
-"""Paths that need no key."""
 _KEY: Final = "tandem_visit"
 
 
@@ -51,13 +49,16 @@ class Front:
         metrics: GatewayMetrics,
         endpoints: frozenset[str],
         api_keys: Sequence[str] = (),
+        open_paths: frozenset[str] = frozenset(),
         retry_after_s: int = 1,
     ) -> None:
-        """endpoints: paths that exist. api_keys: of which a request must carry one; empty = open to all."""
+        """endpoints: paths that exist. api_keys: of which a request must carry one; empty = open to all.
+        open_paths: those that need no key."""
         self._app = app
         self._retry_after_s = retry_after_s
         self._metrics = metrics
         self._endpoints = endpoints
+        self._open_paths = open_paths
         self._api_keys = [key.encode() for key in api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -85,15 +86,15 @@ class Front:
             await self._app(scope, receive, send_named)
         except TandemError as error:
             # Endpoints let errors out only where no response has begun.
-            self._metrics.errors.labels(visit.endpoint, error.reason.value).inc()
+            self._metrics.count_error(visit.endpoint, error.reason, visit.request_id)
             # Where the client has gone nobody reads it; where an operator gave its room up the client is still there.
             await problem_response(error, self._retry_after_s)(scope, receive, send_named)
         finally:
-            self._metrics.requests.labels(visit.endpoint, str(status)).inc()
+            self._metrics.count_answer(visit.endpoint, status)
 
     def _authorize(self, scope: Scope) -> None:
         """Raises UNAUTHENTICATED if the request needs a key and has none that is valid."""
-        if not self._api_keys or scope["path"] in _OPEN_PATHS:
+        if not self._api_keys or scope["path"] in self._open_paths:
             return
         kind, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
         # Every key is compared, whole, so that the time tells nothing.

@@ -14,13 +14,14 @@ from typing import Protocol
 
 from tandem.core.cluster import WorkerInfo
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.core.ids import NONCE_BYTES, RequestId, Role, WorkerLife, room_from_random
+from tandem.core.ids import NONCE_BYTES, RequestId, Role, RoomId, WorkerLife, room_from_random
 from tandem.core.layout import KvLayout, mismatches
 from tandem.core.policies import Candidate, PolicyName, Turn, choose
 from tandem.gateway.attempt import Attempt, Worker
 from tandem.gateway.calls import Sequence
 from tandem.gateway.first_token import FirstToken
 from tandem.gateway.resume import TextOf, Told
+from tandem.gateway.rooms import OpenRoom, OpenRooms
 from tandem.v1 import session_pb2
 
 log = logging.getLogger(__name__)
@@ -102,6 +103,7 @@ class Router:
         text_of: TextOf,
         *,
         dice: Dice | None = None,
+        rooms: OpenRooms | None = None,
         on_retry: Callable[[ErrorReason], None] = lambda _: None,
         on_resume: Callable[[], None] = lambda: None,
     ) -> None:
@@ -110,6 +112,7 @@ class Router:
         self._choosers = {role: _Chooser(policies[role]) for role in Role}
         self._text_of = text_of
         self._dice = dice or Dice()
+        self._rooms = rooms or OpenRooms()
         self._on_retry = on_retry
         self._on_resume = on_resume
 
@@ -139,7 +142,10 @@ class Router:
             decode, prefill = await self._pick_in_time(sequence.model, avoid)
             submit = self._submit(asked, journey, decode, prefill)
             attempt = Attempt(submit, prefill, decode, lambda delta: deliver(told.add(delta)), first_token)
-            failure = await attempt.run()
+            room, since = RoomId(submit.room), asyncio.get_running_loop().time()
+            shown = OpenRoom(room, journey.request_id, number, prefill.life, decode.life, since, attempt.phase)
+            with self._rooms.holding(shown):
+                failure = await attempt.run()
             if failure is None:
                 return
             cause = cause or failure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect
 from collections.abc import Sequence
 from typing import Final
 
@@ -10,11 +11,11 @@ MIN_S: Final = 1e-5
 MAX_S: Final = 1e3
 GROWTH: Final = 1.05
 """Upper bound of a step over its lower one, so that a quantile is off by 2.5 % at most."""
-_PER_STEP: Final = 1 / math.log(GROWTH)
+_BOUNDS: Final = tuple(MIN_S * GROWTH**step for step in range(math.ceil(math.log(MAX_S / MIN_S, GROWTH)) + 1))
 
 
 class Sketch:
-    """Counts durations; holds 379 counters at most, however many durations it sees."""
+    """Counts durations; holds one counter per step at most, 380, however many durations it sees."""
 
     __slots__ = ("_counts", "total")
 
@@ -25,7 +26,7 @@ class Sketch:
 
     def add(self, seconds: float) -> None:
         """Counts a duration; outside of MIN_S..MAX_S it counts as the nearer of the two."""
-        step = math.floor(math.log(min(max(seconds, MIN_S), MAX_S)) * _PER_STEP)
+        step = bisect(_BOUNDS, seconds)
         self._counts[step] = self._counts.get(step, 0) + 1
         self.total += 1
 
@@ -43,5 +44,10 @@ class Sketch:
         for step, count in sorted(self._counts.items()):
             counted += count
             while len(found) < len(shares) and counted >= shares[len(found)] * self.total:
-                found.append(math.exp((step + 0.5) / _PER_STEP))
+                found.append(_middle(step))
         return found
+
+
+def _middle(step: int) -> float:
+    """The duration that stands for all of a step."""
+    return _BOUNDS[step - 1] * math.sqrt(GROWTH) if 0 < step < len(_BOUNDS) else (MAX_S if step else MIN_S)

@@ -162,14 +162,14 @@ async def test_what_was_opened_and_marked_stays_so_when_news_come(chromium: Brow
 
 async def test_a_plot_has_gaps_axes_and_the_value_under_the_pointer(chromium: Browser) -> None:
     values: list[float | None] = [None] * (BUCKETS - 6) + [100.0, 200.0, None, 400.0, None, None]
-    series = snapshot()["series"] | {"ttft_p50_ms": values}
+    series = snapshot()["series"] | {"ttft_p50_ms": values, "requests_per_s": [0.0] * BUCKETS}
     async with cluster() as now, opened(chromium) as seen:
         await play(seen.page, str(now.http.base_url), event(snapshot(series=series)))
         figure = seen.page.locator("figure", has_text="TTFT")
         await expect(figure.locator("polyline.c1")).to_have_count(1)
         await expect(figure.locator("circle.c1")).to_have_count(1)
         assert await figure.locator("text.y").all_text_contents() == ["0", "250 ms", "500 ms"]
-        assert await figure.locator("text:not(.y)").all_text_contents() == ["−10 min", "−5 min", "now"]
+        assert await figure.locator("text:not(.y)").all_text_contents() == ["−9.9 min", "−5 min", "now"]
         await expect(figure.locator(".key.c1 b")).to_have_text("400 ms")
         box = await figure.locator("svg").bounding_box()
         assert box is not None
@@ -177,6 +177,14 @@ async def test_a_plot_has_gaps_axes_and_the_value_under_the_pointer(chromium: Br
         await seen.page.mouse.move(box["x"] + 46 + inner * (BUCKETS - 5) / (BUCKETS - 1), box["y"] + 50)
         await expect(figure.locator(".key.c1 b")).to_have_text("200 ms")
         await expect(figure.locator(".when")).to_have_text(f"{4 * BUCKET_S} s ago")
+
+
+async def test_a_plot_is_as_long_as_the_gateway_is_old_but_two_minutes(chromium: Browser) -> None:
+    for known, label in ((3, "−2 min"), (61, "−5 min")):
+        series = snapshot()["series"] | {"requests_per_s": [None] * (BUCKETS - known) + [1.0] * known}
+        async with cluster() as now, opened(chromium) as seen:
+            await play(seen.page, str(now.http.base_url), event(snapshot(series=series)))
+            await expect(seen.page.locator("figure text:not(.y)").first).to_have_text(label)
 
 
 async def test_a_stream_that_ends_is_taken_up_again(chromium: Browser) -> None:

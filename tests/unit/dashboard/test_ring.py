@@ -84,10 +84,19 @@ def test_nothing_is_told_of_a_time_before_it_began_and_zero_of_a_quiet_one() -> 
 
 
 @pytest.mark.parametrize(("into", "rate"), [(0.1, 6.0), (2.0, 3.0), (4.0, 1.5)])
-def test_the_bucket_that_runs_counts_for_the_time_it_has_run(into: float, rate: float) -> None:
-    ring = Ring(0)
+def test_the_first_bucket_counts_for_the_time_it_has_run(into: float, rate: float) -> None:
+    ring = Ring(100.0)
     ring.at(100.0).requests = 6
     assert series(ring.last(100.0 + into), 100.0 + into).requests_per_s[-1] == rate
+
+
+@pytest.mark.parametrize("into", [0.0, 0.1, 2.5, 4.9])
+def test_a_steady_rate_is_steady_wherever_a_bucket_is_cut(into: float) -> None:
+    ring = Ring(0)
+    for tenth in range(int((100.0 + into) * 10)):
+        ring.at(tenth / 10).requests += 1
+    rates = series(ring.last(100.0 + into), 100.0 + into).requests_per_s
+    assert [rate for rate in rates if rate is not None] == pytest.approx([10.0] * 21, abs=0.05)
 
 
 def test_a_stopwatch_feeds_the_ring() -> None:

@@ -11,7 +11,7 @@ from tandem.gateway.dashboard.sketch import Sketch
 BUCKET_S: Final = 5
 BUCKETS: Final = 120
 _SHORTEST_S: Final = 1.0
-"""A bucket that has just begun is taken for this long, so that its rates do not jump."""
+"""The first bucket of all is taken for this long at least, so that its rates do not jump."""
 
 
 @dataclass(slots=True)
@@ -86,9 +86,13 @@ def series(buckets: Sequence[Bucket | None], now: float) -> Series:
 
 
 def _rates(counts: list[int | None], now: float) -> list[float | None]:
-    """Per second. The last bucket has run for a part of its time only."""
-    spans = [float(BUCKET_S)] * (len(counts) - 1) + [max(_SHORTEST_S, now % BUCKET_S)]
-    return [None if count is None else round(count / span, 2) for count, span in zip(counts, spans, strict=True)]
+    """Per second. The bucket that still runs is taken together with the one before it, so that it is no short one."""
+    *whole, before, running = counts
+    runs_s = now % BUCKET_S
+    last = (
+        (running or 0) / max(_SHORTEST_S, runs_s) if before is None else (before + (running or 0)) / (BUCKET_S + runs_s)
+    )
+    return [*(None if count is None else round(count / BUCKET_S, 2) for count in (*whole, before)), round(last, 2)]
 
 
 def _quantiles_ms(sketch: Sketch | None) -> list[float | None]:

@@ -6,6 +6,7 @@ const EVENTS = new URL("events", import.meta.url);
 const STALE_MS = 3500, DEAD_MS = 10_000, RETRY_MS = [500, 1000, 2000, 5000];
 const PHASES = ["waiting", "prefill", "transfer", "decode"];
 const KEY = "tandem-api-key";
+const SHORTEST = 25; // points of a plot, even where the gateway is younger
 
 const at = (id) => document.getElementById(id);
 const plots = [
@@ -82,7 +83,11 @@ function fill(host, fresh) {
 function plot(title, lines, names, shown, least) {
   const host = at("plots").appendChild(h("figure"));
   const drawn = new Plot(host, { title, lines: lines.map(([label, cls]) => ({ label, cls })), shown, least });
-  return (series) => drawn.draw(names.map((name) => series[name]), series.bucket_s);
+  return (series) => {
+    const known = series.requests_per_s.findIndex((value) => value !== null);
+    const from = Math.min(Math.max(known, 0), series.requests_per_s.length - SHORTEST);
+    drawn.draw(names.map((name) => series[name].slice(from)), series.bucket_s);
+  };
 }
 
 // columns: [title, class]. rows: arrays of cells, each a text or a node; their `state` colours them.
@@ -104,13 +109,14 @@ const pill = (state, text = state) => h("span", { class: `pill ${state}` }, text
 
 function facts({ gateway, workers, rooms }) {
   const lost = workers.filter((worker) => worker.state === "lost").length;
+  const open = rooms.prefill + rooms.transfer + rooms.decode;
   document.title = lost ? `(${lost} lost) Tandem` : "Tandem";
   return [
     gateway.missing ? pill("lost", gateway.missing) : pill("ready"),
     ...(gateway.bootstrap ? [] : [pill("draining", "bootstrap out of reach")]),
     ...(lost ? [pill("lost", lost === 1 ? "1 worker lost" : `${lost} workers lost`)] : []),
     h("span", null, h("b", null, String(gateway.sequences)), ` of ${gateway.max_sequences} places taken`),
-    h("span", null, h("b", null, String(rooms.prefill + rooms.transfer + rooms.decode)), " rooms"),
+    h("span", null, h("b", null, String(open)), open === 1 ? " room" : " rooms"),
     h("span", { class: "dim" }, gateway.models.join(", ") || "no model"),
     h("span", { class: "dim" }, `up ${age(gateway.uptime_s * 1000)}`),
   ];

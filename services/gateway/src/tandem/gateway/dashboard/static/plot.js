@@ -95,7 +95,7 @@ export class Plot {
     }
     const minutes = ((count - 1) * this.spacing) / 60;
     for (const share of [0, 0.5, 1]) {
-      const text = share === 1 ? "now" : `−${Math.round(minutes * (1 - share))} min`;
+      const text = share === 1 ? "now" : `−${Number((minutes * (1 - share)).toFixed(1))} min`;
       const anchor = share === 0 ? "start" : share === 1 ? "end" : "middle";
       yield svg("text", { x: x((count - 1) * share), y: HEIGHT - 4, "text-anchor": anchor }, text);
     }

@@ -92,7 +92,7 @@ async def test_a_killed_worker_is_lost_and_comes_back(square: System, chromium: 
 
 
 async def kill_until_seen(system: System, page: Page, name: str) -> None:
-    """Kills a worker until the page shows it as lost: one that is started again at once may be back between two looks."""
+    """Kills a worker until the page shows it as lost: one that starts again at once may be back between two looks."""
     for _ in range(TRIES):
         system.kill(name)
         with suppress(TimeoutError):

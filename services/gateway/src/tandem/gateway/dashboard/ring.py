@@ -88,11 +88,11 @@ def series(buckets: Sequence[Bucket | None], now: float) -> Series:
 def _rates(counts: list[int | None], now: float) -> list[float | None]:
     """Per second. The bucket that still runs is taken together with the one before it, so that it is no short one."""
     *whole, before, running = counts
-    runs_s = now % BUCKET_S
-    last = (
-        (running or 0) / max(_SHORTEST_S, runs_s) if before is None else (before + (running or 0)) / (BUCKET_S + runs_s)
-    )
-    return [*(None if count is None else round(count / BUCKET_S, 2) for count in (*whole, before)), round(last, 2)]
+    count, span_s = running or 0, max(_SHORTEST_S, now % BUCKET_S)
+    if before is not None:
+        count, span_s = count + before, BUCKET_S + now % BUCKET_S
+    rates = [None if one is None else round(one / BUCKET_S, 2) for one in (*whole, before)]
+    return [*rates, round(count / span_s, 2)]
 
 
 def _quantiles_ms(sketch: Sketch | None) -> list[float | None]:

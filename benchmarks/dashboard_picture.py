@@ -19,7 +19,7 @@ from tests.support.system.traffic import traffic
 
 PICTURE: Final = ROOT / "docs" / "images" / "dashboard.png"
 CLIENTS: Final = 8
-PACE: Final = ("prefill_us_per_token=150", "decode_us_per_step=8000", "chunk_tokens=128", "pages=1024")
+PACE: Final = ("prefill_us_per_token=150", "decode_us_per_step=8000", "chunk_tokens=128", "pages=256")
 SHORTEST_S: Final = 1
 LONGEST_S: Final = 600
 

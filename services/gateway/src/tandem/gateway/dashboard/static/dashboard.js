@@ -191,7 +191,6 @@ function errors(rows) {
 }
 
 function traces(found) {
-  if (!found.length) return [h("p", { class: "nothing" }, "No traces are kept.")];
   return found.map((trace, place) => {
     const failed = trace.spans.some((span) => span.status !== "ok");
     const head = h("summary", null, h("code", null, trace.request_id), ` ${duration(trace.duration_ms)} `,
@@ -229,6 +228,7 @@ function show(snapshot) {
   fill(at("links"), links(snapshot.links));
   fill(at("errors"), errors(snapshot.errors));
   fill(at("traces"), traces(snapshot.traces));
+  at("traces").parentNode.hidden = !snapshot.traces.length;
   say("live", clock(snapshot.time_ms));
 }
 

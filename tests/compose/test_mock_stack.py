@@ -52,6 +52,12 @@ async def test_answers_are_those_of_the_oracle(stack: Stack, oracle: Oracle) -> 
     await ask(stack, oracle, seed=1, count=16)
 
 
+async def test_the_image_has_the_dashboard(stack: Stack) -> None:
+    async with stack.client() as client:
+        for path in ("/dashboard", "/dashboard/dashboard.js", "/dashboard/dashboard.css"):
+            assert (await client.get(path)).status_code == 200, path
+
+
 def test_kv_travels_over_tcp_between_containers_and_the_log_says_why(stack: Stack) -> None:
     links = [link for worker in stack.workers(2).values() for link in worker.links]
     assert len(links) == 2

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
+from tests.support.browser import CHROMIUM
 from tests.support.settings import required_capabilities
 from tools.rdma_vm.kit import Kit
 from tools.rdma_vm.settings import default_directory
@@ -73,6 +74,13 @@ def openssl_missing() -> str | None:
     return None if shutil.which("openssl") else "there is no command openssl"
 
 
+def browser_missing() -> str | None:
+    """Why tests in a browser cannot run, or None."""
+    if find_spec("playwright") is None:
+        return "playwright is not installed; `make dev` installs it"
+    return None if shutil.which(CHROMIUM) else f"there is no {CHROMIUM}; on Debian: apt-get install chromium"
+
+
 CAPABILITIES: dict[str, Callable[[], str | None]] = {
     "sglang": sglang_missing,
     "rdma": rdma_missing,
@@ -80,4 +88,5 @@ CAPABILITIES: dict[str, Callable[[], str | None]] = {
     "docker": docker_missing,
     "cc": cc_missing,
     "openssl": openssl_missing,
+    "browser": browser_missing,
 }

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from tandem.cli.trace import Trace
-from tandem.cli.waterfall import ShownSpan, layout
+from tandem.rpc.tracing.layout import ShownSpan, layout
 from tandem.core.cluster import ClusterView, WorkerInfo
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.rpc.client import open_channel

@@ -13,6 +13,8 @@ from tandem.core.errors import TandemError
 from tandem.core.ids import Role, RoomId, WorkerLife
 from tandem.core.policies import PolicyName
 from tandem.gateway.calls import ChatPrompt, IdsPrompt, Item, Sequence
+from tandem.gateway.dashboard.endpoints import Dashboard
+from tandem.gateway.dashboard.feed import Feed
 from tandem.gateway.gateway_metrics import GatewayMetrics
 from tandem.gateway.generation import GenerationLimits, Works
 from tandem.gateway.http import HttpParts, build_http
@@ -22,6 +24,7 @@ from tandem.gateway.router import Router, RouterSettings
 from tandem.gateway.sessions import Leg
 from tandem.gateway.slots import Slots
 from tandem.gateway.tokenizer import PromptTokenizer
+from tandem.rpc.clock import SystemClock
 from tandem.rpc.metrics import Metrics
 from tandem.rpc.tracing.provider import Tracing
 from tandem.rpc.tracing.settings import TraceSettings
@@ -211,6 +214,7 @@ def http_client(workers: NotingWorkers, limits: AppLimits | None = None) -> http
         1,
         lambda: "" if workers.decodes else "The gateway waits.",
         metrics.render,
+        Dashboard(Feed(lambda: b"{}", SystemClock(), max_viewers=1), on=True),
         limits.api_keys,
     )
     transport = httpx.ASGITransport(build_http(parts), raise_app_exceptions=False)

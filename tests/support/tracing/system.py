@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from tandem.cli.trace import Trace, trace_of
-from tandem.cli.waterfall import ShownSpan
+from tandem.rpc.tracing.layout import ShownSpan
 from tandem.core.errors import ErrorReason
 from tandem.core.ids import Role, RoomId
 from tandem.core.room.events import Why

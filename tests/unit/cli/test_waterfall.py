@@ -8,7 +8,8 @@ from dataclasses import replace
 from rich.console import Console
 
 from tandem.cli.trace import Trace, show
-from tandem.cli.waterfall import ShownSpan, bar, facts, layout, size_text, table_of, total_ms
+from tandem.cli.waterfall import bar, facts, size_text, table_of
+from tandem.rpc.tracing.layout import ShownSpan, layout, total_ms
 
 MS = 1_000_000
 

@@ -13,6 +13,7 @@ from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import Role
 from tandem.gateway.attempt import Attempt
 from tandem.gateway.first_token import FirstToken
+from tandem.gateway.attempt import RoomPhase
 from tandem.rpc import convert
 from tandem.v1 import session_pb2
 from tests.support.gateway.doubles import NotingWorker, finish, tokens
@@ -198,3 +199,14 @@ async def test_log_probabilities_that_never_come_do_not_hang_the_answer() -> Non
         now.prefill.lose(LOST)
         assert await now.end() is None
         assert now.got[-1].HasField("finish")
+
+
+async def test_its_phase_follows_what_the_legs_bring() -> None:
+    async with stage() as now:
+        assert now.attempt.phase is RoomPhase.SUBMITTED
+        now.prefill.bring(tokens(ROOM, 5, text="a"))
+        assert now.attempt.phase is RoomPhase.FIRST_TOKEN
+        now.decode.bring(tokens(ROOM, 5, 6, text="ab"))
+        assert now.attempt.phase is RoomPhase.DECODING
+        now.decode.bring(finish(ROOM))
+        assert await now.end() is None

@@ -8,11 +8,12 @@ from typing import Any
 from rich.console import Console
 
 from tandem.cli.cluster import TIMEOUT_S, answer_of
-from tandem.cli.waterfall import ShownSpan, Value, layout, table_of, total_ms
+from tandem.cli.waterfall import table_of
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.rpc.client import open_channel
 from tandem.rpc.credentials import Credentials
-from tandem.v1 import admin_pb2, admin_pb2_grpc, trace_pb2
+from tandem.rpc.tracing.layout import ShownSpan, layout, read_span, total_ms
+from tandem.v1 import admin_pb2, admin_pb2_grpc
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ def read(answer: admin_pb2.AdminGetTraceResponse) -> Trace:
     """The gateway's answer."""
     return Trace(
         answer.trace_id,
-        tuple(_span(span) for span in answer.spans),
+        tuple(read_span(span) for span in answer.spans),
         answer.dropped_spans,
         {one.worker_id: one.problem for one in answer.silent},
     )
@@ -81,27 +82,6 @@ def show(trace: Trace, console: Console) -> None:
 
 def _is_trace_id(text: str) -> bool:
     return len(text) == 32 and set(text.lower()) <= set("0123456789abcdef")
-
-
-def _span(span: trace_pb2.TraceSpan) -> ShownSpan:
-    return ShownSpan(
-        span.span_id,
-        span.parent_span_id,
-        span.name,
-        span.service,
-        span.instance,
-        span.start_unix_ns,
-        span.end_unix_ns,
-        span.status == trace_pb2.SPAN_STATUS_ERROR,
-        span.message,
-        {one.key: _value(one) for one in span.attributes},
-        tuple((event.name, event.unix_ns) for event in span.events),
-    )
-
-
-def _value(attribute: trace_pb2.TraceAttribute) -> Value:
-    found: Value = getattr(attribute, attribute.WhichOneof("value") or "text")
-    return found
 
 
 def _document(span: ShownSpan) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import uvicorn
 
@@ -20,9 +20,15 @@ from tandem.core.ids import Role
 from tandem.core.policies import policy_named
 from tandem.gateway.admin import AdminServicer
 from tandem.gateway.cluster_traces import ClusterTraces
+from tandem.gateway.dashboard.board import Board, Sources
+from tandem.gateway.dashboard.endpoints import Dashboard
+from tandem.gateway.dashboard.feed import Feed
+from tandem.gateway.dashboard.recorder import Recorder
+from tandem.gateway.dashboard.roster import Roster
+from tandem.gateway.dashboard.traces import RecentTraces
 from tandem.gateway.gateway_metrics import GatewayMetrics
 from tandem.gateway.generation import GenerationLimits, Works
-from tandem.gateway.http import HttpParts, build_http
+from tandem.gateway.http import GENERATING, HttpParts, build_http
 from tandem.gateway.openai_schema import SchemaLimits
 from tandem.gateway.pool import PoolSettings, SessionPool
 from tandem.gateway.prepare import Catalog, Preparer
@@ -33,6 +39,7 @@ from tandem.gateway.slots import Slots
 from tandem.gateway.tokenizer import Encoder, HuggingFaceEncoder, PromptTokenizer
 from tandem.rpc import logs
 from tandem.rpc.client import open_channel
+from tandem.rpc.clock import SystemClock
 from tandem.rpc.control import Controlled, add_control
 from tandem.rpc.credentials import Credentials, TlsSettings
 from tandem.rpc.exits import ExitCode
@@ -50,9 +57,13 @@ from tandem.v1 import admin_pb2_grpc
 
 log = logging.getLogger(__name__)
 
+_T = TypeVar("_T")
+
 ADMIN_GRACE_MS: Final = 1000
 LISTEN_BACKLOG: Final = 2048
 KEEP_ALIVE_S: Final = 75
+MAX_TRACES_ASKED: Final = 16
+"""Traces that are gathered for the dashboard at the same time."""
 
 
 class Gateway:
@@ -72,7 +83,9 @@ class Gateway:
         credentials = Credentials.from_settings(tls)
         rng = random.Random(secrets.randbits(64))
         metrics = Metrics()
-        counted = GatewayMetrics(metrics)
+        clock = SystemClock()
+        recorder, roster = Recorder(clock, GENERATING), Roster(clock)
+        counted = GatewayMetrics(metrics, recorder)
         connect = partial(open_channel, credentials=credentials)
         self._bootstrap = connect(settings.bootstrap_address)
         gateway_id = f"gateway-{secrets.token_hex(8)}"
@@ -82,8 +95,7 @@ class Gateway:
             connect,
             rng=rng,
         )
-        callbacks = WatchCallbacks(joined=self._pool.joined, left=self._pool.left, changed=self._pool.changed)
-        self._watcher = ClusterWatcher(self._bootstrap, rng=rng, callbacks=callbacks)
+        self._watcher = ClusterWatcher(self._bootstrap, rng=rng, callbacks=_told(roster, self._pool))
         self._pool.follow(lambda: self._watcher.view, lambda: self._watcher.connected)
         counted.follow(self._pool.standings, lambda: self._watcher.connected)
         counted.limit.set(settings.max_concurrent)
@@ -107,7 +119,12 @@ class Gateway:
         self._admin.add(admin_pb2_grpc.add_AdminServiceServicer_to_server, servicer, "tandem.v1.AdminService")
         add_trace_service(self._admin, self._tracing)
         add_control(self._admin, Controlled("gateway", (settings, tls)))
-        self._http = self._build_http(router, metrics, counted)
+        slots = Slots(settings.max_concurrent, on_change=counted.in_flight.set)
+        self._looking = TaskSupervisor(max_tasks=MAX_TRACES_ASKED)
+        recent = RecentTraces(self._tracing.ring, traces.gather, self._looking.spawn)
+        sources = Sources(clock, self._pool, rooms, recorder, roster, recent, self._missing, self._knows, slots)
+        self._feed = Feed(Board(sources).encoded, clock, max_viewers=settings.dashboard_viewers)
+        self._http = self._build_http(router, metrics, counted, slots)
         self._tasks = TaskSupervisor(on_crash=on_crash, max_tasks=3)
         self._serving: asyncio.Task[None] | None = None
         self._draining = False
@@ -134,6 +151,7 @@ class Gateway:
         """Takes no new requests, gives those that run drain_timeout_ms, then ends everything."""
         self._draining = True
         await self._admin.drain()
+        self._feed.close()
         self._http.should_exit = True
         if self._serving is not None:
             await self._serving
@@ -141,6 +159,7 @@ class Gateway:
         await self._pool.close()
         await self._admin.stop(ADMIN_GRACE_MS)
         await self._tasks.close()
+        await self._looking.close()
         await self._bootstrap.close()
         self._tokenizer.close()
         await self._tracing.close()
@@ -153,19 +172,23 @@ class Gateway:
             return ""
         return "The gateway waits for a prefill and a decode worker of one model."
 
+    def _knows(self) -> bool:
+        """Whether bootstrap confirms the view of the cluster."""
+        return self._watcher.connected
+
     async def _publish_readiness(self) -> None:
         while True:
             await self._admin.set_ready(not self._missing())
             await self._pool.wait_changed()
 
-    def _build_http(self, router: Router, metrics: Metrics, counted: GatewayMetrics) -> HttpServer:
+    def _build_http(self, router: Router, metrics: Metrics, counted: GatewayMetrics, slots: Slots) -> HttpServer:
         settings = self._settings
         fallback = settings.served_model_name or Path(settings.model_path).name
         catalog = Catalog(self._pool, fallback, only=settings.served_model_name)
         works = Works(
             preparer=Preparer(catalog, self._tokenizer, default_max_tokens=settings.default_max_tokens),
             router=router,
-            slots=Slots(settings.max_concurrent, on_change=counted.in_flight.set),
+            slots=slots,
             metrics=counted,
             token_text=self._tokenizer.token_text,
             limits=GenerationLimits(
@@ -184,6 +207,7 @@ class Gateway:
             started=int(time.time()),
             ready=self._missing,
             render_metrics=metrics.render,
+            dashboard=Dashboard(self._feed, on=settings.dashboard_viewers > 0),
             api_keys=tuple(key.get_secret_value() for key in settings.api_keys),
         )
         config = uvicorn.Config(
@@ -199,6 +223,23 @@ class Gateway:
             timeout_graceful_shutdown=max(1, settings.drain_timeout_ms // 1000),
         )
         return HttpServer(config)
+
+
+def _told(roster: Roster, pool: SessionPool) -> WatchCallbacks:
+    """Both hear of each change of the cluster."""
+
+    def both(first: Callable[[_T], None], second: Callable[[_T], None]) -> Callable[[_T], None]:
+        def tell(news: _T) -> None:
+            first(news)
+            second(news)
+
+        return tell
+
+    return WatchCallbacks(
+        joined=both(roster.joined, pool.joined),
+        left=both(roster.left, pool.left),
+        changed=both(roster.joined, pool.changed),
+    )
 
 
 async def serve(settings: GatewaySettings, tls: TlsSettings, stop: Stop) -> int:

@@ -25,8 +25,6 @@ from tandem.rpc.tracing import names
 from tandem.rpc.tracing.provider import Tracing, fail, remote, trace_id_of, traceparent_of
 
 _REQUEST_ID: Final = re.compile(r"[!-~]{1,128}")
-_OPEN_PATHS: Final = frozenset({"/health", "/ready"})
-"""Paths that need no key."""
 _KEY: Final = "tandem_visit"
 
 
@@ -58,10 +56,11 @@ class Front:
         endpoints: frozenset[str],
         traced: frozenset[str],
         api_keys: Sequence[str] = (),
+        open_paths: frozenset[str] = frozenset(),
         retry_after_s: int = 1,
     ) -> None:
         """endpoints: paths that exist. traced: those whose requests have spans. api_keys: of which a request must carry
-        one; empty = open to all.
+        one; empty = open to all. open_paths: those that need no key.
         """
         self._app = app
         self._retry_after_s = retry_after_s
@@ -69,6 +68,7 @@ class Front:
         self._tracing = tracing
         self._endpoints = endpoints
         self._traced = traced
+        self._open_paths = open_paths
         self._api_keys = [key.encode() for key in api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -98,7 +98,7 @@ class Front:
             await self._app(scope, receive, send_named)
         except TandemError as error:
             # Endpoints let errors out only where no response has begun.
-            self._metrics.errors.labels(visit.endpoint, error.reason.value).inc()
+            self._metrics.count_error(visit.endpoint, error.reason, visit.request_id)
             _note_error(visit.span, error)
             # Where the client has gone nobody reads it; where an operator gave its room up the client is still there.
             await problem_response(error, self._retry_after_s)(scope, receive, send_named)
@@ -108,7 +108,7 @@ class Front:
             fail(visit.span, reason, "The gateway stopped." if gone else "The gateway failed.")
             raise
         finally:
-            self._metrics.requests.labels(visit.endpoint, str(status)).inc()
+            self._metrics.count_answer(visit.endpoint, status)
             visit.span.set_attribute(names.HTTP_STATUS, status)
             visit.span.end()
 
@@ -133,7 +133,7 @@ class Front:
 
     def _authorize(self, scope: Scope) -> None:
         """Raises UNAUTHENTICATED if the request needs a key and has none that is valid."""
-        if not self._api_keys or scope["path"] in _OPEN_PATHS:
+        if not self._api_keys or scope["path"] in self._open_paths:
             return
         kind, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
         # Every key is compared, whole, so that the time tells nothing.

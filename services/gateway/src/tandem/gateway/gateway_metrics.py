@@ -11,7 +11,7 @@ from typing import Final
 import prometheus_client as prometheus
 
 from tandem.core.errors import CATALOGUE, ErrorReason
-from tandem.core.ids import Role
+from tandem.core.ids import RequestId, Role
 from tandem.gateway.mailbox import News
 from tandem.gateway.pool import Standing, State
 from tandem.rpc.metrics import Family, Kind, Metrics, Sample
@@ -49,10 +49,28 @@ class EndpointMeters:
     completion: prometheus.Counter
 
 
-class GatewayMetrics:
-    """The gateway's metrics, on the process's registry."""
+class Observer:
+    """Hears what is measured, as it is measured; this one does not listen. All is called on the loop, must not block,
+    and costs the data path what it takes."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def saw_first_token(self, now: float, ttft_s: float) -> None:
+        """A request's first token came. now: monotonic seconds."""
+
+    def saw_tokens(self, now: float, tokens: int, itl_s: float | None) -> None:
+        """Tokens of a sequence came, itl_s seconds per token after those before them; None = its first."""
+
+    def saw_answer(self, endpoint: str) -> None:
+        """A request of an endpoint has ended, well or not."""
+
+    def saw_error(self, endpoint: str, reason: ErrorReason, request_id: RequestId) -> None:
+        """A request failed."""
+
+
+class GatewayMetrics:
+    """The gateway's metrics, on the process's registry, and passed on to an observer."""
+
+    def __init__(self, metrics: Metrics, observer: Observer | None = None) -> None:
+        self.observer = observer or Observer()
         self._metrics = metrics
         self.lag = add_process_metrics(metrics, "gateway")
         self.requests = metrics.counter(
@@ -131,6 +149,16 @@ class GatewayMetrics:
             )
         return self._meters[endpoint]
 
+    def count_answer(self, endpoint: str, status: int) -> None:
+        """A request was answered."""
+        self.requests.labels(endpoint, str(status)).inc()
+        self.observer.saw_answer(endpoint)
+
+    def count_error(self, endpoint: str, reason: ErrorReason, request_id: RequestId) -> None:
+        """A request failed."""
+        self.errors.labels(endpoint, reason.value).inc()
+        self.observer.saw_error(endpoint, reason, request_id)
+
     def count_retry(self, reason: ErrorReason) -> None:
         """An attempt failed with this reason, and another follows."""
         self.retries.labels(reason.value).inc()
@@ -165,6 +193,7 @@ class Stopwatch:
 
     def __init__(self, metrics: GatewayMetrics, endpoint: str) -> None:
         self._started = time.monotonic()
+        self._observer = metrics.observer
         self._prepared = metrics.prepared
         self._meters = metrics.of(endpoint)
         self._paces: dict[int, _Pace] = {}
@@ -186,14 +215,18 @@ class Stopwatch:
             pace = self._paces.get(one.index)
             if tokens := len(one.delta.token_ids):
                 self._meters.completion.inc(tokens)
+                itl_s: float | None = None
                 if pace is not None:
-                    self._meters.itl.observe((now - pace.last) / tokens)
+                    itl_s = (now - pace.last) / tokens
+                    self._meters.itl.observe(itl_s)
                     pace.tokens += tokens
                 else:
                     if not self._paces:
                         self.first_token_s = now - self._started
                         self._meters.ttft.observe(self.first_token_s)
+                        self._observer.saw_first_token(now, self.first_token_s)
                     self._paces[one.index] = pace = _Pace(now, now, tokens)
+                self._observer.saw_tokens(now, tokens, itl_s)
             if pace is not None:
                 # What is void does not count: the sequence is as slow as its client sees it.
                 pace.last, pace.tokens = now, 0 if one.void else pace.tokens

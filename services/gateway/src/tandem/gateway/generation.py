@@ -125,7 +125,7 @@ class GenerationEndpoint:
         except TandemError as error:
             if not reply.begun:
                 raise
-            self._works.metrics.errors.labels(visit.endpoint, error.reason.value).inc()
+            self._works.metrics.count_error(visit.endpoint, error.reason, visit.request_id)
             log.warning("the answer broke off: %s", error)
             fail(visit.span, error.reason, error.message)
             await reply.write(event(problem_of(error, limits.retry_after_s).body), more=False)

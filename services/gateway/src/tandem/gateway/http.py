@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tandem.core.errors import ErrorReason, TandemError
+from tandem.gateway.dashboard.endpoints import EVENTS, FILES, PAGE, Dashboard, DashboardEvents, DashboardPages
 from tandem.gateway.front import Front, problem_response
 from tandem.gateway.generate_schema import read_generate
 from tandem.gateway.generation import GenerationEndpoint, Works
@@ -32,8 +33,12 @@ ENDPOINTS: Final[Mapping[str, str]] = {
     "/health": "GET",
     "/ready": "GET",
     "/metrics": "GET",
+    PAGE: "GET",
+    EVENTS: "GET",
 }
 """Every endpoint and its method."""
+GENERATING: Final = frozenset(path for path, method in ENDPOINTS.items() if method == "POST")
+"""Those that generate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +54,13 @@ class HttpParts:
     ready: Callable[[], str]
     """Empty if the gateway is ready, else what is missing."""
     render_metrics: Callable[[], bytes]
+    dashboard: Dashboard
     api_keys: tuple[str, ...] = ()
 
 
 def build_http(parts: HttpParts) -> Starlette:
     """The ASGI application."""
-    pages = _Pages(parts)
+    pages, board = _Pages(parts), DashboardPages(parts.dashboard)
     endpoints: dict[str, Any] = {
         "/v1/chat/completions": GenerationEndpoint(partial(read_chat, limits=parts.schema), parts.works),
         "/v1/completions": GenerationEndpoint(partial(read_completion, limits=parts.schema), parts.works),
@@ -64,9 +70,12 @@ def build_http(parts: HttpParts) -> Starlette:
         "/health": pages.health,
         "/ready": pages.ready,
         "/metrics": pages.metrics,
+        PAGE: board.file,
+        EVENTS: DashboardEvents(parts.dashboard),
     }
     routes = [Route(path, endpoints[path], methods=[method]) for path, method in ENDPOINTS.items()]
     routes.append(Route("/v1/models/{model:path}", pages.model, methods=["GET"]))
+    routes += [Route(path, board.file, methods=["GET"]) for path in FILES if path != PAGE]
     front = Middleware(
         Front,
         metrics=parts.works.metrics,
@@ -74,6 +83,7 @@ def build_http(parts: HttpParts) -> Starlette:
         endpoints=frozenset(ENDPOINTS),
         traced=frozenset(path for path, endpoint in endpoints.items() if isinstance(endpoint, GenerationEndpoint)),
         api_keys=parts.api_keys,
+        open_paths=frozenset({"/health", "/ready", *FILES}),
         retry_after_s=parts.works.limits.retry_after_s,
     )
     handlers: dict[Any, Any] = {HTTPException: _not_here, Exception: _crashed}

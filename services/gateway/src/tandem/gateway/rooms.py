@@ -91,6 +91,10 @@ class RoomBook:
         shown = tuple(found[: size or MAX_PAGE])
         return Page(shown, shown[-1].number if len(shown) < len(found) else 0, len(self._entries))
 
+    def entries(self) -> tuple[Entry, ...]:
+        """Every room, the oldest first."""
+        return tuple(self._entries.values())
+
     def phases(self) -> Counter[RoomPhase]:
         """Rooms by phase."""
         return Counter(entry.running.phase for entry in self._entries.values())

@@ -225,6 +225,9 @@ class StatusFollower:
         self._backoff = Backoff(BackoffPolicy(max_ms=5000), rng)
         self.latest: session_pb2.WorkerStatus | None = None
         """None while there is no stream."""
+        self.heard_at: float | None = None
+        """Monotonic seconds of its last message, of this or a former stream. A worker whose status does not change is
+        silent."""
 
     async def run(self) -> None:
         """Follows until cancelled."""
@@ -233,6 +236,7 @@ class StatusFollower:
                 request = session_pb2.WatchStatusRequest(min_interval_ms=self._interval_ms)
                 async for response in self._stub.WatchStatus(request):
                     self.latest = response.status
+                    self.heard_at = asyncio.get_running_loop().time()
                     self._backoff.reset()
             self.latest = None
             await asyncio.sleep(self._backoff.next_ms() / 1000)

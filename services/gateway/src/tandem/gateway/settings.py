@@ -53,6 +53,9 @@ class GatewaySettings(Settings):
         default=4096, ge=1, le=1 << 20, description="tokens kept for a client that reads slowly, before it is dropped"
     )
     session_outbox: int = Field(default=4096, ge=16, le=1 << 20, description="messages waiting for one worker")
+    dashboard_viewers: int = Field(
+        default=8, ge=0, le=1024, description="browsers that may look at /dashboard at once; 0 = it is turned off"
+    )
     tokenizer_threads: int = Field(default=2, ge=1, le=64)
 
     log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")

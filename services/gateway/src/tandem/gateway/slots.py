@@ -11,7 +11,8 @@ class Slots:
     """Counts places. Nobody waits for one: who gets none is told to come back."""
 
     def __init__(self, most: int, on_change: Callable[[int], None] = lambda _: None) -> None:
-        self._most = most
+        self.most = most
+        """Places in all."""
         self._used = 0
         self._on_change = on_change
 
@@ -25,16 +26,16 @@ class Slots:
 
         Raises OVERLOADED; INVALID_ARGUMENT if the request could never fit.
         """
-        if held + count > self._most:
+        if held + count > self.most:
             raise TandemError(
                 ErrorReason.INVALID_ARGUMENT,
-                f"'n' times the number of prompts is {held + count} answers at once; at most {self._most} are allowed."
+                f"'n' times the number of prompts is {held + count} answers at once; at most {self.most} are allowed."
                 " Split it over several requests.",
                 field="n",
             )
-        if self._used + count > self._most:
+        if self._used + count > self.most:
             raise TandemError(
-                ErrorReason.OVERLOADED, f"{self._used} of {self._most} places are taken. Try again in a moment."
+                ErrorReason.OVERLOADED, f"{self._used} of {self.most} places are taken. Try again in a moment."
             )
         self._change(count)
 

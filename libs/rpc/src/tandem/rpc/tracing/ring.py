@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -69,6 +70,15 @@ class TraceRing(SpanProcessor):
     def trace(self, trace_id: int) -> Kept | None:
         """What is kept of a trace."""
         return self._traces.get(trace_id)
+
+    def newest_requests(self, count: int) -> list[str]:
+        """At most so many requests that have ended, the newest first."""
+        newest = reversed(self._trace_of_request)
+        return list(itertools.islice((name for name in newest if self._has_ended(name)), count))
+
+    def _has_ended(self, request_id: str) -> bool:
+        kept = self._traces[self._trace_of_request[request_id]]
+        return all(span.end_time for span in kept.spans if (span.attributes or {}).get(names.REQUEST_ID) == request_id)
 
     def request(self, request_id: str) -> tuple[int, Kept] | None:
         """Trace id and spans of the last request of this id, without those of other requests in its trace."""

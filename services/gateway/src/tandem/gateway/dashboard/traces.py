@@ -1,0 +1,103 @@
+"""The traces of the last requests, from all services: gathered while somebody looks, and then once each."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from tandem.core.errors import TandemError
+from tandem.rpc.tracing import names
+from tandem.rpc.tracing.layout import Line, ShownSpan, layout, read_span, total_ms
+from tandem.rpc.tracing.ring import TraceRing
+from tandem.v1 import admin_pb2, trace_pb2
+
+Gather = Callable[[trace_pb2.GetTraceRequest], Awaitable[admin_pb2.AdminGetTraceResponse]]
+"""See tandem.gateway.cluster_traces.ClusterTraces."""
+Spawn = Callable[[Coroutine[Any, Any, None], str], object]
+"""See tandem.rpc.tasks.TaskSupervisor."""
+
+
+@dataclass(frozen=True, slots=True)
+class TraceStep:
+    """One step of a request."""
+
+    name: str
+    service: str
+    """Who did it: gateway, or a worker's id."""
+    offset_ms: float
+    """Its begin, after that of the trace."""
+    duration_ms: float
+    parent: int | None
+    """Place of its parent in the trace's spans; None = it has none here."""
+    status: str
+    """ok, or the reason for which it failed."""
+    attributes: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    """Numbers and names, such as pages and provider. Never text of a prompt or an answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShownTrace:
+    """One request."""
+
+    request_id: str
+    duration_ms: float
+    spans: Sequence[TraceStep]
+    """Parents before their children."""
+
+
+class TraceSource(Protocol):
+    """Keeps the traces of the last requests."""
+
+    def last(self, count: int) -> Sequence[ShownTrace]:
+        """At most so many, the newest first. Called once a second while somebody looks; must not block."""
+
+
+class RecentTraces:
+    """The requests that this gateway's ring has, with the spans of all services. What a look finds new is asked for, and
+    there at the next."""
+
+    def __init__(self, ring: TraceRing, gather: Gather, spawn: Spawn) -> None:
+        self._ring = ring
+        self._gather = gather
+        self._spawn = spawn
+        self._known: dict[str, ShownTrace | None] = {}
+        """By request; None while it is asked for. Those of the last look."""
+
+    def last(self, count: int) -> Sequence[ShownTrace]:
+        """See TraceSource."""
+        newest = self._ring.newest_requests(count)
+        new = [name for name in newest if name not in self._known]
+        self._known = {name: self._known.get(name) for name in newest}
+        for name in new:
+            with suppress(TandemError):  # too many are asked for already
+                self._spawn(self._ask(name), f"trace of {name}")
+        return [trace for trace in self._known.values() if trace is not None]
+
+    async def _ask(self, request_id: str) -> None:
+        answer = await self._gather(trace_pb2.GetTraceRequest(request_id=request_id))
+        if request_id in self._known:
+            self._known[request_id] = shown(request_id, [read_span(span) for span in answer.spans])
+
+
+def shown(request_id: str, spans: Sequence[ShownSpan]) -> ShownTrace:
+    """A trace for the page."""
+    lines = layout(spans)
+    place = {line.span.span_id: number for number, line in enumerate(lines)}
+    steps = [_step(line, place.get(line.span.parent_id)) for line in lines]
+    return ShownTrace(request_id, total_ms(lines), steps)
+
+
+def _step(line: Line, parent: int | None) -> TraceStep:
+    span = line.span
+    service = span.service.removeprefix("tandem-")
+    return TraceStep(
+        name=span.name,
+        service=service if service == "gateway" else span.instance,
+        offset_ms=line.offset_ms,
+        duration_ms=line.duration_ms,
+        parent=parent,
+        status=str(span.attributes.get(names.ERROR_TYPE, "error")) if span.failed else "ok",
+        attributes=span.attributes,
+    )

@@ -1,0 +1,107 @@
+"""Who gets snapshots, when they are made, and what becomes of viewers that are too many, too slow or gone."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+
+from tandem.core.errors import ErrorReason, TandemError
+from tandem.gateway.dashboard.endpoints import Dashboard, DashboardEvents
+from tandem.gateway.dashboard.feed import Feed
+from tests.support.gateway.clock import HandClock
+
+
+class Maker:
+    """Counts the snapshots that it makes."""
+
+    def __init__(self) -> None:
+        self.made = 0
+
+    def __call__(self) -> bytes:
+        self.made += 1
+        return str(self.made).encode()
+
+
+async def test_nothing_is_made_while_nobody_looks_and_one_for_all_who_do() -> None:
+    maker, clock = Maker(), HandClock()
+    feed = Feed(maker, clock, max_viewers=2, interval_s=0.001)
+    assert maker.made == 0
+    viewers = [feed.snapshots(), feed.snapshots()]
+    assert [await anext(one) for one in viewers] == [b"1", b"1"]
+    clock.now_s += 1
+    assert [await anext(one) for one in viewers] == [b"2", b"2"]
+    assert maker.made == 2
+
+
+async def test_a_slow_viewer_misses_snapshots_and_none_wait_for_it() -> None:
+    maker, clock = Maker(), HandClock()
+    feed = Feed(maker, clock, max_viewers=2, interval_s=0.001)
+    slow, quick = feed.snapshots(), feed.snapshots()
+    assert await anext(slow) == b"1"
+    for _ in range(5):
+        clock.now_s += 1
+        newest = await anext(quick)
+    assert await anext(slow) == newest
+
+
+async def test_close_ends_viewers_at_once() -> None:
+    feed = Feed(Maker(), HandClock(), max_viewers=1, interval_s=3600)
+    viewer = feed.snapshots()
+    await anext(viewer)
+    waiting = asyncio.ensure_future(anext(viewer))
+    await asyncio.sleep(0)
+    feed.close()
+    with pytest.raises(StopAsyncIteration):
+        await asyncio.wait_for(waiting, 10)
+
+
+def test_places_are_bounded_and_given_back() -> None:
+    feed = Feed(Maker(), HandClock(), max_viewers=1)
+    with feed.place():
+        with pytest.raises(TandemError) as refused, feed.place():
+            pass
+        assert refused.value.reason is ErrorReason.OVERLOADED
+    with feed.place():
+        assert feed.viewers == 1
+
+
+async def stay() -> dict[str, Any]:
+    """A client that does not go."""
+    await asyncio.Event().wait()
+    return {}
+
+
+async def test_a_viewer_that_takes_nothing_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    feed = Feed(Maker(), HandClock(), max_viewers=1)
+
+    async def clogged(message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()
+
+    with caplog.at_level(logging.WARNING):
+        await asyncio.wait_for(DashboardEvents(Dashboard(feed, on=True), slow_s=0.01)({}, stay, clogged), 10)  # type: ignore[arg-type]
+    assert "too slowly" in caplog.text
+    assert feed.viewers == 0
+
+
+async def test_a_viewer_that_goes_gives_its_place_back() -> None:
+    feed = Feed(Maker(), HandClock(), max_viewers=1, interval_s=3600)
+    shown, go = asyncio.Event(), asyncio.Event()
+
+    async def leave() -> dict[str, Any]:
+        await go.wait()
+        return {"type": "http.disconnect"}
+
+    async def take(message: dict[str, Any]) -> None:
+        if message.get("body"):
+            shown.set()
+
+    serving = asyncio.create_task(DashboardEvents(Dashboard(feed, on=True))({}, leave, take))  # type: ignore[arg-type]
+    await asyncio.wait_for(shown.wait(), 10)
+    assert feed.viewers == 1
+    go.set()
+    await asyncio.wait_for(serving, 10)
+    assert feed.viewers == 0

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 
 from tandem.cli.trace import Trace
-from tandem.rpc.tracing.layout import ShownSpan, layout
 from tandem.core.cluster import ClusterView, WorkerInfo
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.rpc.client import open_channel
+from tandem.rpc.tracing.layout import ShownSpan, layout
 from tandem.v1 import admin_pb2, admin_pb2_grpc, trace_pb2, trace_pb2_grpc
 from tests.support.tracing.system import CALLER, PROMPT, SLOW, TRACE_ID, give_up_one, named, one, room_of, services_here
 

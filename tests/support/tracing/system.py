@@ -11,7 +11,6 @@ from typing import Any
 import httpx
 
 from tandem.cli.trace import Trace, trace_of
-from tandem.rpc.tracing.layout import ShownSpan
 from tandem.core.errors import ErrorReason
 from tandem.core.ids import Role, RoomId
 from tandem.core.room.events import Why
@@ -27,6 +26,7 @@ from tandem.prefill.servicer import add_service as add_prefill
 from tandem.prefill.settings import PrefillSettings
 from tandem.rpc.credentials import PLAIN, TlsSettings
 from tandem.rpc.run import Stop
+from tandem.rpc.tracing.layout import ShownSpan
 from tests.support.gateway.cluster import MODEL_PATH, bootstrap_here, encoder
 
 MODEL = MODEL_PATH.name

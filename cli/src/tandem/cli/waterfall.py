@@ -23,8 +23,6 @@ def bar(line: Line, total_ms: float, cells: int = BAR_CELLS) -> str:
     return (" " * first + "█" * filled)[:cells].ljust(cells)
 
 
-
-
 def size_text(count: float) -> str:
     """Bytes for a person."""
     for unit in ("B", "KB", "MB"):

@@ -15,7 +15,6 @@ from typing import Protocol
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import RoomId, WorkerLife
 from tandem.gateway.first_token import FirstToken
-from tandem.gateway.rooms import Phase
 from tandem.gateway.sessions import Leg
 from tandem.rpc import convert
 from tandem.v1 import session_pb2

@@ -110,7 +110,6 @@ class Router:
         tracing: Tracing,
         *,
         dice: Dice | None = None,
-        rooms: OpenRooms | None = None,
         on_retry: Callable[[ErrorReason], None] = lambda _: None,
         on_resume: Callable[[], None] = lambda: None,
         on_picked: Callable[[float], None] = lambda _: None,
@@ -123,7 +122,7 @@ class Router:
         self._text_of = text_of
         self._tracing = tracing
         self._dice = dice or Dice()
-        self._rooms = rooms or OpenRooms()
+        self._rooms = rooms or RoomBook()
         self._on_retry = on_retry
         self._on_resume = on_resume
         self._on_picked = on_picked

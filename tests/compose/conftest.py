@@ -1,4 +1,4 @@
-"""The Docker engine of these tests: the one that answers, or, where TANDEM_REQUIRE names docker, one started for them."""
+"""The Docker engine of these tests: the one that answers, or, if TANDEM_REQUIRE names docker, one started for them."""
 
 from __future__ import annotations
 

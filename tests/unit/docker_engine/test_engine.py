@@ -11,6 +11,7 @@ import pytest
 from tools.docker_engine import engine, install
 from tools.docker_engine.network import Network
 from tools.docker_engine.programs import DockerEngineError
+from tools.docker_engine.settings import environment
 
 READY = """
 import os, signal, socket, sys
@@ -38,7 +39,7 @@ class Machine:
         self._programs = folder / "programs"
         self._programs.mkdir()
         (folder / "run").mkdir()
-        monkeypatch.setenv("PATH", f"{self._programs}:{os.environ['PATH']}")
+        monkeypatch.setenv("PATH", f"{self._programs}:{environment()['PATH']}")
         monkeypatch.setattr(engine, "_RUN", folder / "run")
         monkeypatch.setattr(engine, "answers", lambda: self.engines.pop(0) if self.engines[1:] else self.engines[0])
         monkeypatch.setattr(install, "install", self._install)

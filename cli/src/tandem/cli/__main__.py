@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
+from tandem.cli import keys as key_file
 from tandem.cli import settings
 from tandem.cli.asking import GatewayClient, Question
 from tandem.cli.board import read_state
@@ -31,6 +32,8 @@ bench = typer.Typer(help="Measures this machine.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 sim = typer.Typer(help="Runs clusters on a virtual clock, with faults.", no_args_is_help=True)
 app.add_typer(sim, name="sim")
+keys = typer.Typer(help="API keys of the gateway's clients.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
 
 _FORWARD = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
@@ -145,6 +148,20 @@ def undrain(
 ) -> None:
     """Gives a drained worker requests again."""
     _mark(worker_id, bootstrap, draining=False)
+
+
+@keys.command("new")
+def keys_new(
+    name: Annotated[str, typer.Argument(help="Whose key it is; logs name it.")],
+    file: Annotated[
+        Path | None, typer.Option(help="The gateway's key file, to which the digest is appended; default: print it.")
+    ] = None,
+) -> None:
+    """Makes a key, which is printed once and kept nowhere."""
+    made = key_file.new(name, file)
+    print(made.key)
+    kept = f"its digest is in {file}" if file else f"TANDEM_GATEWAY_API_KEYS_FILE needs the line: {made.line}"
+    print(kept, file=sys.stderr)
 
 
 @sim.command("run")

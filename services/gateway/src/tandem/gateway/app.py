@@ -23,6 +23,7 @@ from tandem.gateway.admin import AdminServicer
 from tandem.gateway.gateway_metrics import GatewayMetrics
 from tandem.gateway.generation import GenerationLimits, Works
 from tandem.gateway.http import HttpParts, build_http
+from tandem.gateway.keys import KeyRing
 from tandem.gateway.openai_schema import SchemaLimits
 from tandem.gateway.pool import PoolSettings, SessionPool
 from tandem.gateway.prepare import Catalog, Preparer
@@ -169,7 +170,7 @@ class Gateway:
             started=int(time.time()),
             ready=self._missing,
             render_metrics=metrics.render,
-            api_keys=tuple(key.get_secret_value() for key in settings.api_keys),
+            keys=KeyRing([key.get_secret_value() for key in settings.api_keys], settings.api_keys_file),
         )
         config = uvicorn.Config(
             build_http(parts),

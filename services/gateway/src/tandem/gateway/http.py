@@ -19,6 +19,7 @@ from tandem.core.errors import ErrorReason, TandemError
 from tandem.gateway.front import Front, problem_response
 from tandem.gateway.generate_schema import read_generate
 from tandem.gateway.generation import GenerationEndpoint, Works
+from tandem.gateway.keys import KeyRing
 from tandem.gateway.openai_schema import SchemaLimits, read_chat, read_completion
 from tandem.gateway.prepare import Catalog
 
@@ -48,7 +49,7 @@ class HttpParts:
     ready: Callable[[], str]
     """Empty if the gateway is ready, else what is missing."""
     render_metrics: Callable[[], bytes]
-    api_keys: tuple[str, ...] = ()
+    keys: KeyRing
 
 
 def build_http(parts: HttpParts) -> Starlette:
@@ -70,7 +71,7 @@ def build_http(parts: HttpParts) -> Starlette:
         Front,
         metrics=parts.works.metrics,
         endpoints=frozenset(ENDPOINTS),
-        api_keys=parts.api_keys,
+        keys=parts.keys,
         retry_after_s=parts.works.limits.retry_after_s,
     )
     handlers: dict[Any, Any] = {HTTPException: _not_here, Exception: _crashed}

@@ -150,6 +150,29 @@ def undrain(
     _mark(worker_id, bootstrap, draining=False)
 
 
+@app.command()
+def certs(
+    folder: Annotated[Path, typer.Argument(help="Where to write them, in a folder for each service.")],
+    name: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HOST", help="One more host name or IP address that servers have. Repeatable."),
+    ] = None,
+    days: Annotated[int, typer.Option(min=1, max=3650, help="How long they are good.")] = 365,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Do nothing if all are there and good for 30 days; else make all anew.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace those that are there.")] = False,
+) -> None:
+    """Makes certificates for mTLS between services, for development: an authority and one for each service."""
+    from tandem.cli import certs as certificates
+
+    if keep and certificates.usable(folder):
+        print(f"the certificates in {folder} are good")
+        return
+    certificates.make(folder, name or (), days, force=force or keep)
+    print(f"certificates for {', '.join(certificates.MEMBERS)} are in {folder}, good for {days} days")
+
+
 @keys.command("new")
 def keys_new(
     name: Annotated[str, typer.Argument(help="Whose key it is; logs name it.")],

@@ -25,6 +25,7 @@ def arguments() -> argparse.Namespace:
         prog="python -m tools.docker_engine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--dir", type=Path, default=default_directory(), help="where it keeps everything: %(default)s")
+    parser.add_argument("--left", action="store_true", help="stop only one that tests have left behind")
     parser.add_argument("do", choices=("ensure", "install", "status", "stop"))
     return parser.parse_args()
 
@@ -52,7 +53,7 @@ def main() -> int:
             case "status":
                 print(status(directory))
             case "stop":
-                print("ended" if engine.stop(directory) else "this tool has started none")
+                print("ended" if engine.stop(directory, only_left=chosen.left) else "there is none to end")
     except DockerEngineError as error:
         print(f"docker_engine: {error}", file=sys.stderr)
         return 1

@@ -43,6 +43,9 @@ class Started:
     """Folder of its sockets and of what runs in it."""
     network: Network
     """How the network was before it."""
+    owner: int = 0
+    """Process that it ends with; 0 = it goes on until it is stopped."""
+    owner_born: int = 0
 
     @classmethod
     def read(cls, directory: Path) -> Self | None:
@@ -66,6 +69,10 @@ class Started:
     def runs(self) -> bool:
         """Whether that process still lives."""
         return born(self.pid) == self.born
+
+    def left(self) -> bool:
+        """Whether the process that it was to end with is gone."""
+        return self.owner != 0 and born(self.owner) != self.owner_born
 
 
 def answers() -> bool:
@@ -92,10 +99,14 @@ def ensure(directory: Path, *, with_me: bool = False) -> Started | None:
         return _start(directory, with_me=with_me)
 
 
-def stop(directory: Path) -> bool:
-    """Ends the engine that was started from this folder, and undoes what it did; returns whether there was one."""
+def stop(directory: Path, *, only_left: bool = False) -> bool:
+    """Ends the engine that was started from this folder, and undoes what it did; returns whether there was one.
+
+    only_left: if the process that it was to end with was killed before it could do that. Raises DockerEngineError.
+    """
     with _locked(directory):
-        return _stop(directory)
+        started = Started.read(directory)
+        return started is not None and (started.left() or not only_left) and _stop(directory)
 
 
 def born(pid: int) -> int:
@@ -122,7 +133,8 @@ def _start(directory: Path, *, with_me: bool) -> Started:
             stderr=log,
             start_new_session=True,
         )
-        started = Started(process.pid, born(process.pid), run, network)
+        owner = os.getpid() if with_me else 0
+        started = Started(process.pid, born(process.pid), run, network, owner, born(owner))
         started.write(directory)
         try:
             with step("start the engine"):

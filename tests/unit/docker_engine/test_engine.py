@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,19 @@ def test_one_that_does_not_end_is_killed(machine: Machine, monkeypatch: pytest.M
     assert started is not None
     monkeypatch.setattr(engine, "STOP_TIMEOUT_S", 0.2)
     assert engine.stop(machine.directory)
+    assert not started.runs()
+
+
+def test_only_what_tests_left_is_ended_if_that_is_asked(machine: Machine) -> None:
+    machine.dockerd(READY)
+    machine.engines = [False, False, True]
+    started = engine.ensure(machine.directory, with_me=True)
+    assert started is not None
+    assert not engine.stop(machine.directory, only_left=True)
+    assert started.runs()
+    gone = replace(started, owner_born=started.owner_born - 1)
+    gone.write(machine.directory)
+    assert engine.stop(machine.directory, only_left=True)
     assert not started.runs()
 
 

@@ -79,7 +79,8 @@ def table(found: list[Figures]) -> str:
         "| profile | build, all cached | build, only downloads cached | `up --wait` | first answer |",
         "|---|---|---|---|---|",
         *(
-            f"| `{one.profile}` | {one.cached_s:.1f} s | {one.rebuilt_s:.0f} s | {one.up_s:.0f} s | {one.answer_s:.2f} s |"
+            f"| `{one.profile}` | {one.cached_s:.1f} s | {one.rebuilt_s:.0f} s | {one.up_s:.0f} s "
+            f"| {one.answer_s:.2f} s |"
             for one in found
         ),
         "",

@@ -49,6 +49,7 @@ async def test_killed_and_started_again(stack: Stack, cluster: Cluster, oracle: 
         await clients.more(MORE)
         (victim, *_) = stack.containers(service)
         await asyncio.to_thread(victim.kill)
+        await asyncio.to_thread(victim.wait)
         since = time.time()
         await asyncio.to_thread(victim.start)
         await asyncio.to_thread(stack.wait_healthy, victim, since)

@@ -156,7 +156,7 @@ class Stack:
         )
         with contextlib.closing(events):
             for event in events:
-                if event["status"] == "health_status: healthy" and event["timeNano"] / 1e9 >= since:
+                if event["Action"] == "health_status: healthy" and event["timeNano"] / 1e9 >= since:
                     return
         raise AssertionError(f"{container.name} was not healthy in {timeout_s} s: {container.logs(tail=20).decode()}")
 

@@ -19,7 +19,7 @@ CHECKED := libs services cli tools tests $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up setup dev test unit sim test-rdma check lint types layers protos gen format lock model clean distclean
+.PHONY: help up setup dev test unit sim test-rdma test-compose check lint types layers protos gen format lock model clean distclean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -38,6 +38,9 @@ sim: setup ## simulated clusters, seed after seed, until an invariant breaks (AR
 
 test-rdma: dev ## the tests on RDMA verbs only, long ones too, where need be in a virtual machine that is fetched once
 	@TANDEM_REQUIRE=rdma $(PY) -m pytest -m "rdma or rdma_guest" $(ARGS)
+
+test-compose: dev ## the tests in containers only, short ones; starts a Docker engine for them where none answers
+	@TANDEM_REQUIRE=docker $(PY) -m pytest -m "docker and not long" tests/compose $(ARGS)
 
 # --- environment -----------------------------------------------------------------------------------------------------
 

@@ -1,54 +1,38 @@
-"""The compose project of this repository as a test runs it: up, asked, scaled, broken and down."""
+"""The compose project of this repository as a test runs it: up, asked, scaled, broken and down.
+
+Compose is its command; what is done to single containers goes through the engine's API.
+"""
 
 from __future__ import annotations
 
-import json
+import contextlib
+import io
+import secrets
 import subprocess
-from collections.abc import Mapping
-from dataclasses import dataclass
+import tarfile
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+import docker
 import httpx
+from docker.models.containers import Container
+from docker.models.networks import Network
+from docker.models.volumes import Volume
 
 from tests.support.settings import environment
 
 ROOT: Final = Path(__file__).resolve().parents[3]
 OFFICIAL_PYTHON: Final = "python:3.11-slim"
 LOCAL_PYTHON: Final = "tandem-python:local"
+TAG: Final = "test"
 BUILD_TIMEOUT_S: Final = 900
 UP_TIMEOUT_S: Final = 300
 PULL_TIMEOUT_S: Final = 120
-
-_WORKERS: Final = """
-import asyncio, json, sys
-from tandem.rpc.client import open_channel
-from tandem.v1 import admin_pb2, admin_pb2_grpc
-
-async def main(wanted):
-    async with asyncio.timeout(60), open_channel("127.0.0.1:50051") as channel:
-        ask = admin_pb2_grpc.AdminServiceStub(channel).ListClusterWorkers
-        while True:
-            workers = (await ask(admin_pb2.ListClusterWorkersRequest(), timeout=5)).workers
-            if len(workers) == wanted and all(worker.HasField("status") for worker in workers):
-                break
-            await asyncio.sleep(0.2)
-    print(json.dumps({worker.info.worker.worker_id: {
-        "submitted": worker.status.submitted, "links": list(worker.status.links),
-    } for worker in workers}))
-
-asyncio.run(main(int(sys.argv[1])))
-"""
-"""Runs in the gateway's container, as AdminService listens on its loopback only."""
-
-
-@dataclass(frozen=True, slots=True)
-class Worker:
-    """What the gateway knows of a worker."""
-
-    submitted: int
-    links: tuple[str, ...]
-    """`peer=provider` each."""
+RESTART_TIMEOUT_S: Final = 40
+CALL_TIMEOUT_S: Final = 120
+HTTP_PORT: Final = "8000/tcp"
 
 
 def run(*command: str, timeout_s: float, env: Mapping[str, str] | None = None) -> str:
@@ -57,6 +41,7 @@ def run(*command: str, timeout_s: float, env: Mapping[str, str] | None = None) -
         command,
         cwd=ROOT,
         env=dict(env or environment()),
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=timeout_s,
@@ -70,8 +55,8 @@ def python_image() -> str:
     """The image that everything is built on: the official one, or, out of a registry's reach, one made here once."""
     finds = {
         ("image", "inspect", OFFICIAL_PYTHON): OFFICIAL_PYTHON,
-        ("pull", "-q", OFFICIAL_PYTHON): OFFICIAL_PYTHON,
         ("image", "inspect", LOCAL_PYTHON): LOCAL_PYTHON,
+        ("pull", "-q", OFFICIAL_PYTHON): OFFICIAL_PYTHON,
     }
     for command, image in finds.items():
         try:
@@ -84,66 +69,141 @@ def python_image() -> str:
 
 
 class Stack:
-    """One compose project with the profile `mock`, under a name of its own, on any free port."""
+    """One compose project under a name of its own, whose gateways are published on any free port."""
 
-    def __init__(self, project: str) -> None:
-        self.project = project
-        self._env = environment(
-            PYTHON_IMAGE=python_image(), IMAGE_TAG="test", GATEWAY_PORT="0", COMPOSE_PROFILES="mock", LOG_LEVEL="INFO"
-        )
+    def __init__(self, profile: str = "mock", **env: str) -> None:
+        """profile: that of the workers. env: variables of docker-compose.yml."""
+        self.project = f"tandem-test-{secrets.token_hex(4)}"
+        self.suffix = "" if profile == "sglang-cpu" else f"-{profile}"
+        """What the names of the workers' services end in."""
+        self.docker = docker.from_env(timeout=CALL_TIMEOUT_S)
+        fixed = {"IMAGE_TAG": TAG, "GATEWAY_PORT": "0", "COMPOSE_PROFILES": profile}
+        self._env = environment(**{**fixed, **env, "PYTHON_IMAGE": env.get("PYTHON_IMAGE") or python_image()})
 
     def compose(self, *arguments: str, timeout_s: float = 60) -> str:
         """Runs `docker compose`; returns what it printed."""
         return run("docker", "compose", "-p", self.project, *arguments, timeout_s=timeout_s, env=self._env)
 
     def build(self) -> None:
-        """Builds every image."""
+        """Builds every image of the profile."""
         self.compose("build", "--quiet", timeout_s=BUILD_TIMEOUT_S)
 
-    def up(self, prefill: int = 1, decode: int = 1) -> None:
+    def up(self, prefill: int = 1, decode: int = 1, gateway: int = 1) -> None:
         """Starts what is missing, or stops what is too much, and returns once everything is healthy."""
-        scale = ("--scale", f"prefill-mock={prefill}", "--scale", f"decode-mock={decode}")
+        counts = {f"prefill{self.suffix}": prefill, f"decode{self.suffix}": decode, "gateway": gateway}
+        scale = [part for name, count in counts.items() for part in ("--scale", f"{name}={count}")]
         self.compose("up", "-d", "--no-build", "--wait", *scale, timeout_s=UP_TIMEOUT_S)
 
     def down(self) -> None:
         """Stops and removes everything. Idempotent."""
-        self.compose("down", "--volumes", "--remove-orphans", timeout_s=120)
+        self.compose("down", "--volumes", "--remove-orphans", "--timeout", "10", timeout_s=CALL_TIMEOUT_S)
 
-    def left_over(self) -> list[str]:
-        """Ids of what exists of this project: containers, networks, volumes."""
-        label = f"label=com.docker.compose.project={self.project}"
-        kinds = (("container", "-aq"), ("network", "-q"), ("volume", "-q"))
+    def left_over(self) -> list[Container | Network | Volume]:
+        """What exists of this project."""
+        wanted = {"label": f"com.docker.compose.project={self.project}"}
         return [
-            name
-            for kind, options in kinds
-            for name in run("docker", kind, "ls", options, "--filter", label, timeout_s=30).split()
+            *self.docker.containers.list(all=True, filters=wanted),
+            *self.docker.networks.list(filters=wanted),
+            *self.docker.volumes.list(filters=wanted),
         ]
 
-    def client(self) -> httpx.AsyncClient:
-        """An HTTP client of the gateway."""
-        address = self.compose("port", "gateway", "8000").strip()
-        return httpx.AsyncClient(base_url=f"http://{address}", timeout=60, trust_env=False)
+    def containers(self, *services: str) -> list[Container]:
+        """The running containers of these services, or of all; those of a service in order of their numbers."""
+        label = f"com.docker.compose.project={self.project}"
+        filters = {"label": label, "status": ["running", "paused"]}
+        found: list[Container] = []
+        for service in services or ("",):
+            labels = [label, f"com.docker.compose.service={service}"] if service else [label]
+            found += self.docker.containers.list(filters={**filters, "label": labels}, ignore_removed=True)
+        return sorted(found, key=lambda one: (service_of(one), int(one.labels["com.docker.compose.container-number"])))
 
-    def containers(self, *services: str) -> list[str]:
-        """Ids of the running containers of these services, or of all."""
-        return self.compose("ps", "-q", *services).split()
+    def gateways(self) -> list[str]:
+        """Addresses at which the gateways are published, as of now: a restart gives another port."""
+        bindings = [one.attrs["NetworkSettings"]["Ports"].get(HTTP_PORT) for one in self.containers("gateway")]
+        return [f"http://{one[0]['HostIp']}:{one[0]['HostPort']}" for one in bindings if one]
 
-    def inspect(self, container: str) -> dict[str, Any]:
-        """All that the engine knows of a container."""
-        (found,) = json.loads(run("docker", "inspect", container, timeout_s=30))
-        return dict(found)
+    def client(self, key: str = "") -> httpx.AsyncClient:
+        """An HTTP client of the first gateway."""
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        return httpx.AsyncClient(base_url=self.gateways()[0], headers=headers, timeout=60, trust_env=False)
 
-    def kill(self, container: str) -> str:
-        """Ends a container with SIGKILL, which the engine does not undo; returns its host name."""
-        name = str(self.inspect(container)["Config"]["Hostname"])
-        run("docker", "kill", container, timeout_s=30)
-        return name
+    def address(self, service: str) -> str:
+        """The IP address of a service's first container in the network of the cluster."""
+        (found, *_) = self.containers(service)
+        return str(found.attrs["NetworkSettings"]["Networks"][f"{self.project}_cluster"]["IPAddress"])
 
-    def start(self, container: str) -> None:
-        """Starts a container again."""
-        run("docker", "start", container, timeout_s=30)
+    def certificates(self, member: str, folder: Path) -> Path:
+        """Copies what `certs` made for a member into a folder; returns that folder."""
+        (maker,) = [
+            one
+            for one in self.docker.containers.list(
+                all=True, filters={"label": [f"com.docker.compose.project={self.project}"]}
+            )
+            if service_of(one) == "certs"
+        ]
+        parts, _ = maker.get_archive(f"/certs/{member}")
+        with tarfile.open(fileobj=io.BytesIO(b"".join(parts))) as archive:
+            archive.extractall(folder, filter="data")
+        return folder / member
 
-    def workers(self, wanted: int) -> dict[str, Worker]:
-        """What the gateway knows of each worker, by name, once it knows of so many."""
-        text = self.compose("exec", "-T", "gateway", "python", "-c", _WORKERS, str(wanted), timeout_s=120)
-        return {name: Worker(one["submitted"], tuple(one["links"])) for name, one in json.loads(text).items()}
+    def wait_healthy(self, container: Container, since: float, timeout_s: int = 90) -> None:
+        """Waits for the engine's word, since a moment in seconds since 1970, that a container is healthy."""
+        events = self.docker.events(
+            decode=True,
+            since=int(since),
+            until=int(time.time()) + timeout_s,
+            filters={"container": container.id, "event": "health_status"},
+        )
+        with contextlib.closing(events):
+            for event in events:
+                if event["Action"] == "health_status: healthy" and event["timeNano"] / 1e9 >= since:
+                    return
+        raise AssertionError(f"{container.name} was not healthy in {timeout_s} s: {container.logs(tail=20).decode()}")
+
+    def restart(self, container: Container) -> None:
+        """Asks a container to end, starts it again, and returns once it is healthy."""
+        since = time.time()
+        container.restart(timeout=RESTART_TIMEOUT_S)
+        self.wait_healthy(container, since)
+
+
+def service_of(container: Container) -> str:
+    """The service that a container is one of."""
+    return str(container.labels["com.docker.compose.service"])
+
+
+@contextlib.contextmanager
+def running(stack: Stack, prefill: int = 1, decode: int = 1, gateway: int = 1) -> Iterator[Stack]:
+    """A stack that is healthy. Whatever happens, nothing of it stays."""
+    try:
+        stack.up(prefill, decode, gateway)
+        yield stack
+    finally:
+        stack.down()
+        left = stack.left_over()
+        assert not left, [one.name for one in left]
+
+
+@contextlib.contextmanager
+def disconnected(stack: Stack, container: Container) -> Iterator[None]:
+    """Takes a container out of the network of the cluster, and puts it back under its names and its address."""
+    network = stack.docker.networks.get(f"{stack.project}_cluster")
+    before = container.attrs["NetworkSettings"]["Networks"][network.name]
+    network.disconnect(container)
+    try:
+        yield
+    finally:
+        network.connect(container, aliases=before["Aliases"])
+        container.reload()
+        after = container.attrs["NetworkSettings"]["Networks"][network.name]
+        assert after["IPAddress"] == before["IPAddress"], "it has another address, where nobody looks for it"
+
+
+@contextlib.contextmanager
+def paused(container: Container) -> Iterator[None]:
+    """Freezes every process of a container."""
+    container.pause()
+    try:
+        yield
+    finally:
+        container.unpause()

@@ -18,6 +18,7 @@ from tandem.gateway.dashboard.feed import Feed
 from tandem.gateway.gateway_metrics import GatewayMetrics
 from tandem.gateway.generation import GenerationLimits, Works
 from tandem.gateway.http import HttpParts, build_http
+from tandem.gateway.keys import KeyRing
 from tandem.gateway.openai_schema import SchemaLimits
 from tandem.gateway.prepare import Catalog, Preparer
 from tandem.gateway.router import Router, RouterSettings
@@ -187,7 +188,7 @@ class AppLimits:
 
     max_concurrent: int = 8
     max_body_bytes: int = 4096
-    api_keys: tuple[str, ...] = ()
+    keys: KeyRing = field(default_factory=KeyRing)
 
 
 def http_client(workers: NotingWorkers, limits: AppLimits | None = None) -> httpx.AsyncClient:
@@ -215,7 +216,7 @@ def http_client(workers: NotingWorkers, limits: AppLimits | None = None) -> http
         lambda: "" if workers.decodes else "The gateway waits.",
         metrics.render,
         Dashboard(Feed(lambda: b"{}", SystemClock(), max_viewers=1), on=True),
-        limits.api_keys,
+        limits.keys,
     )
     transport = httpx.ASGITransport(build_http(parts), raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url="http://gateway", timeout=20)

@@ -9,14 +9,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-SERVICES = ("bootstrap", "gateway", "prefill", "decode")
+SERVICES = ("bootstrap", "gateway", "prefill", "decode", "cli")
 OPTIONAL = {"prefill": {"tokenizers"}, "decode": {"tokenizers"}}
 """What a service imports only with certain settings, so that its distributions do not ask for it."""
 
 
+def folder_of(service: str) -> Path:
+    """Where its Dockerfile is."""
+    return ROOT / service if service == "cli" else ROOT / "services" / service
+
+
 def dockerfile(service: str) -> str:
     """Its text, with continued lines joined."""
-    return (ROOT / "services" / service / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+    return (folder_of(service) / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
 
 
 def distributions(service: str) -> list[str]:
@@ -47,11 +52,13 @@ def test_it_holds_every_distribution_that_they_ask_for(service: str) -> None:
     assert {name for name in wanted(service) if name.startswith("tandem-")} <= held
 
 
-@pytest.mark.parametrize("service", ["bootstrap", "gateway"])
+@pytest.mark.parametrize("service", ["bootstrap", "gateway", "cli"])
 def test_light_services_know_no_engine(service: str) -> None:
     assert not re.findall("torch|sglang", dockerfile(service))
 
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_it_does_not_run_as_root(service: str) -> None:
-    assert re.findall(r"^USER (.*)$", dockerfile(service), re.MULTILINE) == ["10001:10001"]
+    text = dockerfile(service)
+    assert set(re.findall(r"^USER (.*)$", text, re.MULTILINE)) == {"10001:10001"}
+    assert text.count("USER 10001") == text.count(">>/etc/passwd"), "an image without its user"

@@ -23,7 +23,7 @@ TERMS = (
     *("incarnation", "link epoch", "provider", "worker", "rank"),
     *("MR", "MW", "rkey", "QP", "WR", "WC", "CQ", "PSN", "TTFT", "ITL", "TPOT", "goodput"),
 )
-NOT_OF_SETTINGS = {"TANDEM_REQUIRE", "TANDEM_RDMA_VM_DIR", "TANDEM_RDMA_VM_RESULTS"}
+NOT_OF_SETTINGS = {"TANDEM_REQUIRE", "TANDEM_DOCKER_ENGINE_DIR", "TANDEM_RDMA_VM_DIR", "TANDEM_RDMA_VM_RESULTS"}
 
 
 def documents() -> list[Path]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tandem.gateway.keys import KeyRing
 from tests.support.gateway.doubles import AppLimits, NotingWorkers, finish, http_client, one_each
 
 CHAT, TEXT, GENERATE = "/v1/chat/completions", "/v1/completions", "/generate"
@@ -199,7 +200,7 @@ async def test_overload_is_told_with_retry_after() -> None:
 
 
 async def test_a_key_is_needed_where_keys_are_set() -> None:
-    async with http_client(NotingWorkers(), AppLimits(api_keys=("right",))) as client:
+    async with http_client(NotingWorkers(), AppLimits(keys=KeyRing(("right",)))) as client:
         without = await client.get("/v1/models")
         wrong = await client.get("/v1/models", headers={"Authorization": "Bearer wrong"})
         right = await client.get("/v1/models", headers={"Authorization": "Bearer right"})

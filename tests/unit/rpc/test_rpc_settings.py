@@ -102,3 +102,11 @@ def test_bootstrap_settings(monkeypatch):
     assert settings.address.startswith("127.0.0.1:")
     assert settings.lease_ttl_ms == 1500
     assert BootstrapSettings.load(host="::1", port=5).address == "[::1]:5"
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [("10.0.0.7:5", "worker"), ("[::1]:5", "worker"), ("bootstrap:5", ""), ("localhost:5", ""), ("unix:/x", "")],
+)
+def test_a_server_name_is_for_those_dialled_by_address(address, name):
+    assert Credentials(server_name="worker").name_of(address) == name

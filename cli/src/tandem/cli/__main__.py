@@ -28,6 +28,8 @@ bench = typer.Typer(help="Measures this machine.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 sim = typer.Typer(help="Runs clusters on a virtual clock, with faults.", no_args_is_help=True)
 app.add_typer(sim, name="sim")
+keys = typer.Typer(help="API keys of the gateway's clients.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
 
 _FORWARD = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
@@ -157,6 +159,43 @@ def undrain(
 ) -> None:
     """Gives a drained worker requests again."""
     _mark(worker_id, bootstrap, admin, draining=False, as_json=as_json)
+
+
+@app.command()
+def certs(
+    folder: Annotated[Path, typer.Argument(help="Where to write them, in a folder for each service.")],
+    name: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HOST", help="One more host name or IP address that servers have. Repeatable."),
+    ] = None,
+    days: Annotated[int, typer.Option(min=1, max=3650, help="How long they are good.")] = 365,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Do nothing if all are there and good for 30 days; else make all anew.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace those that are there.")] = False,
+) -> None:
+    """Makes certificates for mTLS between services, for development: an authority and one for each service."""
+    from tandem.cli import certs as certificates
+
+    if keep and certificates.usable(folder):
+        print(f"the certificates in {folder} are good")
+        return
+    certificates.make(folder, name or (), days, force=force or keep)
+    print(f"certificates for {', '.join(certificates.MEMBERS)} are in {folder}, good for {days} days")
+
+
+@keys.command("new")
+def keys_new(
+    name: Annotated[str, typer.Argument(help="Whose key it is; logs name it.")],
+    file: Annotated[
+        Path | None, typer.Option(help="The gateway's key file, to which the digest is appended; default: print it.")
+    ] = None,
+) -> None:
+    """Makes a key, which is printed once and kept nowhere."""
+    made = key_file.new(name, file)
+    print(made.key)
+    kept = f"its digest is in {file}" if file else f"TANDEM_GATEWAY_API_KEYS_FILE needs the line: {made.line}"
+    print(kept, file=sys.stderr)
 
 
 @sim.command("run")

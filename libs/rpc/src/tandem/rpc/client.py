@@ -16,5 +16,6 @@ def open_channel(address: str, credentials: Credentials = PLAIN) -> grpc.aio.Cha
     tls = credentials.channel()
     if tls is None or address.startswith("unix:"):
         return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
-    name = [("grpc.ssl_target_name_override", credentials.server_name)] if credentials.server_name else []
-    return grpc.aio.secure_channel(address, tls, options=[*CHANNEL_OPTIONS, *name])
+    name = credentials.name_of(address)
+    override = [("grpc.ssl_target_name_override", name)] if name else []
+    return grpc.aio.secure_channel(address, tls, options=[*CHANNEL_OPTIONS, *override])

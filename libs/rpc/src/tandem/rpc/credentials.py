@@ -23,7 +23,11 @@ class TlsSettings(Settings):
     cert_file: Path | None = Field(default=None, description="PEM file of this process's certificate chain")
     key_file: Path | None = Field(default=None, description="PEM file of its private key")
     ca_file: Path | None = Field(default=None, description="PEM file of the authority that signs every peer")
-    server_name: str = Field(default="", description="name to expect in a server's certificate, if not its host")
+    server_name: str = Field(
+        default="",
+        description="name to expect in the certificate of a server that is dialled by its IP address; "
+        "empty = that address",
+    )
     allow_insecure: bool = Field(
         default=False,
         description="true: listen in plain text beyond loopback, for networks that are safe by themselves",
@@ -76,6 +80,10 @@ class Credentials:
             [(self.private_key, self.cert_chain)], root_certificates=self.ca, require_client_auth=True
         )
 
+    def name_of(self, address: str) -> str:
+        """The name to expect in the certificate of a server at host:port; empty = its host."""
+        return self.server_name if _ip_of(address) is not None else ""
+
     def channel(self) -> grpc.ChannelCredentials | None:
         """For a channel."""
         if not self.secure:
@@ -99,10 +107,15 @@ def is_local(address: str) -> bool:
     """Whether only this machine can reach a gRPC address: a unix socket, or a host of loopback."""
     if address.startswith(("unix:", "unix-abstract:")):
         return True
-    host = address.rpartition(":")[0].strip("[]")
-    if host == "localhost":
+    if address.rpartition(":")[0] == "localhost":
         return True
+    found = _ip_of(address)
+    return found is not None and found.is_loopback
+
+
+def _ip_of(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The IP address in host:port; None if the host is a name."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(address.rpartition(":")[0].strip("[]"))
     except ValueError:
-        return False
+        return None

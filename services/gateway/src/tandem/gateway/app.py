@@ -29,6 +29,7 @@ from tandem.gateway.dashboard.traces import RecentTraces
 from tandem.gateway.gateway_metrics import GatewayMetrics
 from tandem.gateway.generation import GenerationLimits, Works
 from tandem.gateway.http import GENERATING, HttpParts, build_http
+from tandem.gateway.keys import KeyRing
 from tandem.gateway.openai_schema import SchemaLimits
 from tandem.gateway.pool import PoolSettings, SessionPool
 from tandem.gateway.prepare import Catalog, Preparer
@@ -208,7 +209,7 @@ class Gateway:
             ready=self._missing,
             render_metrics=metrics.render,
             dashboard=Dashboard(self._feed, on=settings.dashboard_viewers > 0),
-            api_keys=tuple(key.get_secret_value() for key in settings.api_keys),
+            keys=KeyRing([key.get_secret_value() for key in settings.api_keys], settings.api_keys_file),
         )
         config = uvicorn.Config(
             build_http(parts),

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
+import logging
 import re
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,11 +17,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import RequestId
 from tandem.gateway.gateway_metrics import GatewayMetrics
+from tandem.gateway.keys import KeyRing
 from tandem.gateway.problems import problem_of
 from tandem.rpc import logs
 from tandem.rpc.telemetry import TRACEPARENT_KEY, TRACESTATE_KEY
 from tandem.rpc.tracing import names
 from tandem.rpc.tracing.provider import Tracing, fail, remote, trace_id_of, traceparent_of
+
+log = logging.getLogger(__name__)
 
 _REQUEST_ID: Final = re.compile(r"[!-~]{1,128}")
 _KEY: Final = "tandem_visit"
@@ -55,12 +57,12 @@ class Front:
         tracing: Tracing,
         endpoints: frozenset[str],
         traced: frozenset[str],
-        api_keys: Sequence[str] = (),
+        keys: KeyRing,
         open_paths: frozenset[str] = frozenset(),
         retry_after_s: int = 1,
     ) -> None:
-        """endpoints: paths that exist. traced: those whose requests have spans. api_keys: of which a request must carry
-        one; empty = open to all. open_paths: those that need no key.
+        """endpoints: paths that exist. traced: those whose requests have spans. keys: of which a request must carry one,
+        unless the ring is open. open_paths: those that need no key.
         """
         self._app = app
         self._retry_after_s = retry_after_s
@@ -69,7 +71,7 @@ class Front:
         self._endpoints = endpoints
         self._traced = traced
         self._open_paths = open_paths
-        self._api_keys = [key.encode() for key in api_keys]
+        self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one request."""
@@ -133,15 +135,16 @@ class Front:
 
     def _authorize(self, scope: Scope) -> None:
         """Raises UNAUTHENTICATED if the request needs a key and has none that is valid."""
-        if not self._api_keys or scope["path"] in self._open_paths:
+        if self._keys.open or scope["path"] in self._open_paths:
             return
         kind, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
-        # Every key is compared, whole, so that the time tells nothing.
-        matches = [hmac.compare_digest(given.strip().encode(), key) for key in self._api_keys]
-        if kind.lower() != "bearer" or not any(matches):
+        owner = self._keys.owner_of(given.strip()) if kind.lower() == "bearer" else None
+        if owner is None:
+            log.info("refused: no key that this gateway knows")
             raise TandemError(
                 ErrorReason.UNAUTHENTICATED, "Send 'Authorization: Bearer <key>' with a key that this gateway knows."
             )
+        log.debug("%s by the key %s", scope["path"], owner)
 
 
 def problem_response(error: TandemError, retry_after_s: int = 1) -> Response:

@@ -20,6 +20,7 @@ from tandem.gateway.dashboard.endpoints import EVENTS, FILES, PAGE, Dashboard, D
 from tandem.gateway.front import Front, problem_response
 from tandem.gateway.generate_schema import read_generate
 from tandem.gateway.generation import GenerationEndpoint, Works
+from tandem.gateway.keys import KeyRing
 from tandem.gateway.openai_schema import SchemaLimits, read_chat, read_completion
 from tandem.gateway.prepare import Catalog
 from tandem.rpc.metrics import CONTENT_TYPE
@@ -55,7 +56,7 @@ class HttpParts:
     """Empty if the gateway is ready, else what is missing."""
     render_metrics: Callable[[], bytes]
     dashboard: Dashboard
-    api_keys: tuple[str, ...] = ()
+    keys: KeyRing
 
 
 def build_http(parts: HttpParts) -> Starlette:
@@ -82,7 +83,7 @@ def build_http(parts: HttpParts) -> Starlette:
         tracing=parts.works.tracing,
         endpoints=frozenset(ENDPOINTS),
         traced=frozenset(path for path, endpoint in endpoints.items() if isinstance(endpoint, GenerationEndpoint)),
-        api_keys=parts.api_keys,
+        keys=parts.keys,
         open_paths=frozenset({"/health", "/ready", *FILES}),
         retry_after_s=parts.works.limits.retry_after_s,
     )

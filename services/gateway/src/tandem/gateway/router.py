@@ -122,7 +122,6 @@ class Router:
         self._text_of = text_of
         self._tracing = tracing
         self._dice = dice or Dice()
-        self._rooms = rooms or RoomBook()
         self._on_retry = on_retry
         self._on_resume = on_resume
         self._on_picked = on_picked

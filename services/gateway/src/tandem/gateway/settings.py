@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
+from pathlib import Path
+from typing import Annotated, Final
 
-from pydantic import Field, SecretStr
+from pydantic import BeforeValidator, Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from tandem.rpc.logs import LogFormat
@@ -28,6 +29,11 @@ class GatewaySettings(Settings):
     decode_policy: str = Field(default="least_load", description="how a decode worker is chosen")
     api_keys: tuple[SecretStr, ...] = Field(
         default=(), description="keys of which a client must send one as a bearer token; empty = open to all"
+    )
+    api_keys_file: Annotated[Path | None, BeforeValidator(lambda given: given or None)] = Field(
+        default=None,
+        description="file with one NAME:SHA256 of a key per line, as `tandem keys new` writes them; "
+        "read again when it changes",
     )
 
     request_timeout_ms: int = Field(default=600_000, ge=1, le=86_400_000)

@@ -55,8 +55,8 @@ class TraceSource(Protocol):
 
 
 class RecentTraces:
-    """The requests in this gateway's ring, with the spans of all services. What a look finds new is asked for, and there
-    at the next."""
+    """The requests in this gateway's ring, with the spans of all services. What a look finds new is asked for, and is
+    there at the next."""
 
     def __init__(self, ring: TraceRing, gather: Gather, spawn: Spawn) -> None:
         self._ring = ring

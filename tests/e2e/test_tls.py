@@ -1,0 +1,66 @@
+"""A whole system whose services speak mTLS: it answers, and the command `tandem` needs a certificate of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tandem.cli import certs
+from tests.support.settings import environment
+from tests.support.system.asking import generate_all, prompt_of
+from tests.support.system.mock_oracle import tiny_oracle
+from tests.support.system.system import System, running_system
+
+NEW_TOKENS = 12
+
+
+def variables(folder: Path, name: str) -> Mapping[str, str]:
+    """What the environment of a member's process holds."""
+    files = {"CERT": "cert.pem", "KEY": "key.pem", "CA": "ca.pem"}
+    return {f"TANDEM_TLS_{kind}_FILE": str(folder / name / file) for kind, file in files.items()}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the certificates are."""
+    made = tmp_path_factory.mktemp("certs")
+    certs.make(made, [], 30)
+    return made
+
+
+@pytest.fixture(scope="module")
+def system(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """Two workers. Every process shows the certificate of a worker, as `tandem up` has one environment for all."""
+    options = ("--engine", "mock", "--provider", "tcp")
+    with running_system(tmp_path_factory.mktemp("system"), *options, env=variables(folder, "prefill")) as running:
+        yield running
+
+
+async def test_it_answers_and_kv_links_are_up(system: System) -> None:
+    prompts = [prompt_of(40, seed) for seed in range(8)]
+    async with system.client() as client:
+        answers = await generate_all(client, prompts, NEW_TOKENS, at_once=4)
+    oracle = tiny_oracle()
+    for prompt, answer in zip(prompts, answers, strict=True):
+        assert answer.tokens == oracle.predict(prompt, NEW_TOKENS).tokens
+
+
+def workers(system: System, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """`tandem workers` on the gateway's AdminService."""
+    command = (sys.executable, "-m", "tandem.cli", "workers", "--json", "--admin", system.state.admin)
+    return subprocess.run(command, env=environment(**env), capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_command_needs_a_certificate(system: System, folder: Path, tmp_path: Path) -> None:
+    done = workers(system, variables(folder, "client"))
+    assert {member["status"]["links"][0].partition("=")[2] for member in json.loads(done.stdout)} == {"tcp"}
+    certs.make(tmp_path, [], 30)
+    for env in (variables(tmp_path, "client"), {}):
+        refused = workers(system, env)
+        assert refused.returncode == 2
+        assert "does not answer" in refused.stderr

@@ -192,6 +192,8 @@ def keys_new(
     ] = None,
 ) -> None:
     """Makes a key, which is printed once and kept nowhere."""
+    from tandem.cli import keys as key_file
+
     made = key_file.new(name, file)
     print(made.key)
     kept = f"its digest is in {file}" if file else f"TANDEM_GATEWAY_API_KEYS_FILE needs the line: {made.line}"

@@ -32,7 +32,9 @@ MEMBERS: Final[dict[str, tuple[str, ...]]] = {
     "decode": ("decode", WORKER, *_LOCAL),
     "client": (),
 }
-"""Who gets a certificate, and its names. `client` serves nothing: it is for the command `tandem`."""
+"""Who gets a certificate, and its names. `client` serves nothing: it is for the command `tandem`, an operator's."""
+OPERATOR: Final = "tandem-admin"
+"""The common name of the client's certificate: see TANDEM_TLS_ADMIN_IDENTITIES."""
 CA_FILE: Final = "ca.pem"
 CERT_FILE: Final = "cert.pem"
 KEY_FILE: Final = "key.pem"
@@ -108,7 +110,7 @@ def _issue(names: Sequence[str], days: int) -> tuple[bytes, list[_Member]]:
         own = ec.generate_private_key(ec.SECP256R1())
         uses = [ExtendedKeyUsageOID.CLIENT_AUTH, *([ExtendedKeyUsageOID.SERVER_AUTH] if own_names else [])]
         draft = (
-            _draft(_subject(f"tandem {name}"), subject, own.public_key(), days)
+            _draft(_subject(f"tandem {name}" if own_names else OPERATOR), subject, own.public_key(), days)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(signs_certificates=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage(uses), critical=False)

@@ -61,8 +61,8 @@ class Front:
         open_paths: frozenset[str] = frozenset(),
         retry_after_s: int = 1,
     ) -> None:
-        """endpoints: paths that exist. traced: those whose requests have spans. keys: of which a request must carry one,
-        unless the ring is open. open_paths: those that need no key.
+        """endpoints: paths that exist. traced: those whose requests have spans. keys: of which a request must carry
+        one, unless the ring is open. open_paths: those that need no key.
         """
         self._app = app
         self._retry_after_s = retry_after_s

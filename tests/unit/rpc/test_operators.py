@@ -14,6 +14,7 @@ from tandem.v1 import admin_pb2, control_pb2
 METHOD = "/tandem.v1.AdminService/SetPolicy"
 READS = {
     "/tandem.v1.AdminService/ListClusterWorkers",
+    "/tandem.v1.AdminService/GetTrace",
     "/tandem.v1.AdminService/ListRooms",
     "/tandem.v1.AdminService/WatchCluster",
     "/tandem.v1.ControlService/GetSettings",

@@ -28,10 +28,8 @@ def docker_engine() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def images(docker_engine: None) -> None:
-    """The images of the profile mock, and the command's, are built."""
-    stack = Stack("mock")
-    stack.build()
-    stack.compose("build", "--quiet", "cli", timeout_s=300)
+    """The images of the profile mock are built."""
+    Stack("mock").build()
 
 
 @pytest.fixture(scope="session")

@@ -158,12 +158,13 @@ async def test_a_worker_is_drained_by_the_gateways_admin_service(
     async with open_channel(address, credentials) as channel:
         admin = admin_pb2_grpc.AdminServiceStub(channel)
         await admin.DrainWorker(admin_pb2.DrainWorkerRequest(worker_id=decode), timeout=10)
-        await cluster.wait_view(lambda view: view.workers[decode].draining)
+        await cluster.wait_view(lambda view: decode in view.workers and view.workers[decode].draining)
         async with stack.client(key) as client:
             refused = await client.post("/generate", json={"text": PROMPT})
-        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "no_worker")
+        assert refused.status_code == 503
+        assert refused.json()["error"]["code"] in ("no_worker", "draining")
         await admin.UndrainWorker(admin_pb2.UndrainWorkerRequest(worker_id=decode), timeout=10)
-        await cluster.wait_view(lambda view: not view.workers[decode].draining)
+        await cluster.wait_view(lambda view: decode in view.workers and not view.workers[decode].draining)
     await ask(stack, key, oracle, seed=3, count=4)
 
 

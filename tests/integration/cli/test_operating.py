@@ -103,7 +103,7 @@ async def test_a_slow_request_is_seen_and_ended(system: Inside) -> None:
     assert sorted(found["workers"]) == ["decode-0", "prefill-0"]
     plain = await tandem("rooms", "--admin", system.admin)
     assert "slow-1" in plain.out
-    assert "1 rooms in flight." in plain.out
+    assert "Rooms in flight: 1." in plain.out
     ended = await tandem("rooms", "abort", room["room"], "--admin", system.admin)
     assert (ended.code, ended.out) == (0, f"{room['room']}: ended, was decoding, request slow-1\n")
     response = await asyncio.wait_for(asking, WAIT_S)

@@ -104,6 +104,10 @@ def test_rooms_as_tables() -> None:
         age_ms=1500,
         left_ms=598_500,
     )
+    wide = admin_pb2.GatewayRoom()
+    wide.CopyFrom(room)
+    wide.room, wide.request_id = 2**63 - 1, "r" * 64
+    assert any(line.startswith(str(2**63 - 1)) for line in text_of(table_of_rooms([wide]), 80)), "in one piece"
     _, line = text_of(table_of_rooms([room]))
     assert " ".join(line.split()) == "7 r-1 2 first token p0 d0 1.5 s 9 min"
     rank = session_pb2.RankRoom(room=7, state="receiving", granted_pages=3, bytes_moved=2_500_000, age_ms=20, left_ms=0)

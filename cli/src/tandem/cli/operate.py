@@ -88,9 +88,11 @@ def list_rooms(
         if found:
             _print(table_of_rooms(found))
         more = f", {total - len(found)} more" if total > len(found) else ""
-        print(f"{len(found)} rooms in flight{more}.")
-        if asked:
+        print(f"Rooms in flight: {len(found)}{more}.")
+        if any(one.message is not None and one.message.rooms for one in answers):
             _print(table_of_ranks(answers))
+        elif asked:
+            print("No room is open on the ranks that have answered.")
     _end(answers)
 
 

@@ -113,7 +113,8 @@ def table_of_ranks(answers: Sequence[Answer]) -> Table:
 def _table(columns: Sequence[str]) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0))
     for title in columns:
-        table.add_column(title, header_style="dim", overflow="fold")
+        # A room's number is there to be copied, in one piece.
+        table.add_column(title, header_style="dim", overflow="fold", no_wrap=title == "room")
     return table
 
 

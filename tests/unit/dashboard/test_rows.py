@@ -13,7 +13,8 @@ from tandem.gateway.attempt import RoomPhase
 from tandem.gateway.dashboard.links import Moment, link_rows, moment, worker_rates
 from tandem.gateway.dashboard.rooms import OLDEST, rooms_seen
 from tandem.gateway.dashboard.roster import KEPT, KEPT_S, LostWorker, Roster
-from tandem.gateway.dashboard.workers import KnownWorker, Pages, State, worker_rows
+from tandem.gateway.dashboard.workers import KnownWorker, Pages, worker_rows
+from tandem.gateway.pool import State
 from tandem.gateway.rooms import Entry, RoomFacts
 from tandem.v1 import session_pb2
 from tests.support.bootstrap.workers import worker

@@ -35,8 +35,9 @@ class State(Enum):
     READY = "ready"
     """A Session is open."""
     DRAINING = "draining"
+    """It takes no new rooms."""
     LOST = "lost"
-    """There is no Session."""
+    """It is listed and there is no Session with it; for the dashboard also one that left without having drained."""
 
 
 @dataclass(frozen=True, slots=True)

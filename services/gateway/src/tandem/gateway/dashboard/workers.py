@@ -4,25 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from enum import Enum
 from typing import Final
 
 from tandem.core.cluster import WorkerInfo
 from tandem.core.ids import WorkerId
 from tandem.gateway.dashboard.roster import LostWorker
+from tandem.gateway.pool import State
 from tandem.v1 import session_pb2
 
 KV_POOL: Final = "kv"
-
-
-class State(Enum):
-    """Whether a worker can take rooms."""
-
-    READY = "ready"
-    DRAINING = "draining"
-    """It takes no new rooms."""
-    LOST = "lost"
-    """It left without having drained, or it is listed and this gateway has no Session with it."""
 
 
 @dataclass(frozen=True, slots=True)

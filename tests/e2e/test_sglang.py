@@ -140,6 +140,8 @@ def chunked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
         yield system
 
 
+# One at a time comes first: then every prompt is in prefill's cache, cut as for the reference. Several at once share a
+# chunk's budget, and SGLang rounds a prompt that is cut elsewhere otherwise.
 @pytest.mark.parametrize("at_once", [1, 8])
 async def test_pages_of_16_and_many_chunks_change_no_token(
     chunked: System, references: References, at_once: int

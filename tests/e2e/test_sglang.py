@@ -30,6 +30,11 @@ assert max(LENGTHS) <= (FLIPPED_CHUNK - 2) * CHUNK_TOKENS, "nor with the number 
 ONE_ATTEMPT = "gateway:TANDEM_GATEWAY_MAX_ATTEMPTS=1"
 """A second one would find the prompt in prefill's cache, and so have other chunks; and it would hide failures."""
 
+A_THIRD_OR_ALL = [(1, 3), (8, 3), *(pytest.param(at_once, 1, marks=pytest.mark.long) for at_once in (1, 8))]
+"""How many prompts at once, and whether each third or all. One at a time comes first: then they are in prefill's cache,
+cut as for the reference. Several at once share a chunk's budget, and SGLang rounds a prompt that is cut elsewhere
+otherwise."""
+
 MAX_ENGINE_LISTENERS = 16
 """torch's store, gloo's process groups and the door of a rank's lanes."""
 
@@ -43,18 +48,21 @@ def references(tmp_path_factory: pytest.TempPathFactory) -> References:
     return References(tmp_path_factory.mktemp("reference"), PROMPTS, NEW_TOKENS)
 
 
-async def answers_of(system: System, *, at_once: int) -> list[Answer]:
-    """The system's answers to PROMPTS: one at a time whole, several at once as streams, with prefill's first token."""
+async def answers_of(system: System, *, at_once: int, every: int = 1) -> list[Answer]:
+    """The system's answers to PROMPTS: one at a time whole, several at once as streams, with prefill's first token.
+
+    every: 3 = to each third of them.
+    """
     stream = at_once > 1
     async with system.client() as client:
-        return await generate_all(client, PROMPTS, NEW_TOKENS, at_once=at_once, stream=stream, ignore_eos=True)
+        return await generate_all(client, PROMPTS[::every], NEW_TOKENS, at_once=at_once, stream=stream, ignore_eos=True)
 
 
-def differences(answers: list[Answer], wanted: list[list[int]]) -> list[str]:
+def differences(answers: list[Answer], wanted: list[list[int]], every: int = 1) -> list[str]:
     """Where answers are not token for token as wanted."""
     return [
         f"{len(prompt)} tokens: {answer.tokens} instead of {tokens}"
-        for prompt, answer, tokens in zip(PROMPTS, answers, wanted, strict=True)
+        for prompt, answer, tokens in zip(PROMPTS[::every], answers, wanted[::every], strict=True)
         if answer.tokens != tokens
     ]
 
@@ -140,20 +148,18 @@ def chunked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
         yield system
 
 
-# One at a time comes first: then every prompt is in prefill's cache, cut as for the reference. Several at once share a
-# chunk's budget, and SGLang rounds a prompt that is cut elsewhere otherwise.
-@pytest.mark.parametrize("at_once", [1, 8])
+@pytest.mark.parametrize(("at_once", "every"), A_THIRD_OR_ALL)
 async def test_pages_of_16_and_many_chunks_change_no_token(
-    chunked: System, references: References, at_once: int
+    chunked: System, references: References, at_once: int, every: int
 ) -> None:
     # Plain SGLang with the same chunks: on some processors it rounds a prompt in chunks otherwise than a whole one.
     wanted = references.answers(page_size=16, chunked_prefill_size=CHUNK_TOKENS)
     before = await chunked.wait_idle()
-    answers = await answers_of(chunked, at_once=at_once)
-    assert not differences(answers, wanted)
+    answers = await answers_of(chunked, at_once=at_once, every=every)
+    assert not differences(answers, wanted, every)
     after = await chunked.wait_idle()
     moved = sum(after[name].kv_bytes - before[name].kv_bytes for name in ("decode-0", "decode-1"))
-    assert moved == sum(paged(length, 16) for length in LENGTHS) * await token_bytes(chunked)
+    assert moved == sum(paged(length, 16) for length in LENGTHS[::every]) * await token_bytes(chunked)
     for name, status in after.items():
         assert status.submitted > before[name].submitted, f"{name} got no request"
 
@@ -243,14 +249,16 @@ def doubled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
         yield system
 
 
-@pytest.mark.parametrize("at_once", [1, 8])
-async def test_two_ranks_on_each_side_change_no_token(doubled: System, references: References, at_once: int) -> None:
+@pytest.mark.parametrize(("at_once", "every"), A_THIRD_OR_ALL)
+async def test_two_ranks_on_each_side_change_no_token(
+    doubled: System, references: References, at_once: int, every: int
+) -> None:
     wanted = references.answers(tp_size=2, chunked_prefill_size=CHUNK_TOKENS)
     before = (await doubled.wait_idle())["decode-0"]
-    answers = await answers_of(doubled, at_once=at_once)
-    assert not differences(answers, wanted)
+    answers = await answers_of(doubled, at_once=at_once, every=every)
+    assert not differences(answers, wanted, every)
     status = (await doubled.wait_idle())["decode-0"]
-    assert status.kv_bytes - before.kv_bytes == 2 * sum(LENGTHS) * await token_bytes(doubled)
+    assert status.kv_bytes - before.kv_bytes == 2 * sum(LENGTHS[::every]) * await token_bytes(doubled)
 
 
 async def test_no_page_comes_back_before_both_ranks_are_fenced(doubled: System, references: References) -> None:

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-pytestmark = [pytest.mark.rdma, pytest.mark.cc]
+pytestmark = [pytest.mark.rdma, pytest.mark.cc, pytest.mark.long]
 
 PAGE = 64 << 10
 

@@ -13,7 +13,7 @@ REQUESTS = 200_000
 TRANSFERS = 200
 
 
-@pytest.mark.parametrize("posting", ["batch", "reference"])
+@pytest.mark.parametrize("posting", ["batch", pytest.param("reference", marks=pytest.mark.long)])
 async def test_memory_does_not_grow_with_work_requests(posting: str) -> None:
     assert await memory_growth(posting, REQUESTS, ()) <= GROWTH_BYTES
 

@@ -104,7 +104,8 @@ POSTING = {"double": "reference", "verbs": "batch", "verbs-reference": "referenc
 @pytest.fixture(
     params=[
         *("fake", "tcp", "cma", "double"),
-        *(pytest.param(name, marks=pytest.mark.rdma) for name in ("verbs", "verbs-reference")),
+        pytest.param("verbs", marks=pytest.mark.rdma),
+        pytest.param("verbs-reference", marks=[pytest.mark.rdma, pytest.mark.long]),  # what the double has always
     ]
 )
 def provider(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:

@@ -215,6 +215,7 @@ async def test_a_killed_decode_worker_ends_its_stream_and_comes_back(chunked: Sy
 # ---------------------------------------------------------------- an answer that goes on elsewhere
 
 
+@pytest.mark.long
 async def test_an_answer_goes_on_token_for_token_when_its_decode_worker_is_killed(
     tmp_path: Path, references: References
 ) -> None:

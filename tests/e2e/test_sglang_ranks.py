@@ -114,6 +114,7 @@ async def test_a_rank_that_is_cut_off_goes_on_with_what_it_has(doubled: System) 
     await check(doubled, Fault.CUT, leaves=False)
 
 
+@pytest.mark.long
 async def test_a_rank_that_stands_still_takes_its_worker_out_and_brings_it_back(doubled: System) -> None:
     await check(doubled, Fault.STOP, leaves=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 from collections.abc import Iterator
@@ -122,12 +123,12 @@ async def test_a_new_key_opens_a_running_gateway(stack: Stack, key: str, key_fil
     new = keys.new("late", key_file).key
     async with httpx.AsyncClient(base_url=stack.gateways()[0], timeout=10, trust_env=False) as client:
         headers = {"Authorization": f"Bearer {new}"}
-        # The file is looked at once a second, by a request.
-        for _ in range(100):
+        # The gateway looks at the file at a request, and once a second at most.
+        for _ in range(50):
             if (response := await client.get("/v1/models", headers=headers)).status_code == 200:
                 break
-        else:
-            pytest.fail(response.text)
+            await asyncio.sleep(0.1)
+        assert response.status_code == 200, response.text
     told = stack.compose("logs", "gateway")
     assert "has changed: 2 keys" in told
     assert key not in told
@@ -164,7 +165,7 @@ async def test_a_worker_is_drained_by_the_gateways_admin_service(
         assert refused.status_code == 503
         assert refused.json()["error"]["code"] in ("no_worker", "draining")
         await admin.UndrainWorker(admin_pb2.UndrainWorkerRequest(worker_id=decode), timeout=10)
-        await cluster.wait_view(lambda view: decode in view.workers and not view.workers[decode].draining)
+    await cluster.members(2)
     await ask(stack, key, oracle, seed=3, count=4)
 
 

@@ -45,11 +45,11 @@ class Cluster:
         return f"{self.stack.address(service)}:{port}", replace(self.client, server_name=service)
 
     async def members(self, wanted: int) -> dict[str, Member]:
-        """What the first gateway knows of each worker, by name, once it knows the status of so many and of no other."""
+        """What the first gateway knows of each worker, by name, once it knows of so many and all take requests."""
         async with asyncio.timeout(WAIT_S):
             while True:
                 found = await members_of_gateway(*self.dial("gateway", ADMIN_PORT))
-                if len(found) == wanted and all(member.status is not None for member in found):
+                if len(found) == wanted and all(one.status and not one.status.draining for one in found):
                     return {member.info.worker.worker_id: member for member in found}
                 await asyncio.sleep(0.2)  # AdminService has no stream of this
 

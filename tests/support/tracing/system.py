@@ -62,11 +62,13 @@ class Here:
         return await trace_of(self.gateway.admin_address, wanted, PLAIN)
 
     async def settled_trace(self, wanted: str) -> Trace:
-        """The same, once no span of it runs any more."""
+        """The same, once no span of it runs and each leg has its ranks' spans, which may come after its end."""
         async with asyncio.timeout(20):
             while True:
                 found = await self.trace(wanted)
-                if all(span.end_ns for span in found.spans):
+                told = {span.parent_id for span in found.spans if "tandem.rank" in span.attributes}
+                legs = {span.span_id for span in found.spans if span.name in ("prefill", "decode")}
+                if legs <= told and all(span.end_ns for span in found.spans):
                     return found
                 await asyncio.sleep(0.02)
 

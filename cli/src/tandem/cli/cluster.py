@@ -10,7 +10,7 @@ import grpc
 from google.protobuf.json_format import MessageToDict
 from rich.table import Table
 
-from tandem.core.errors import ErrorReason, TandemError
+from tandem.cli.services import TIMEOUT_S, answer_of
 from tandem.rpc.client import open_channel
 from tandem.rpc.credentials import Credentials
 from tandem.v1 import (
@@ -24,7 +24,6 @@ from tandem.v1 import (
     session_pb2,
 )
 
-TIMEOUT_S: Final = 5.0
 _STUBS: Final[dict[int, Any]] = {
     common_pb2.ROLE_PREFILL: prefill_pb2_grpc.PrefillServiceStub,
     common_pb2.ROLE_DECODE: decode_pb2_grpc.DecodeServiceStub,
@@ -101,17 +100,6 @@ async def drain_at_gateway(address: str, worker_id: str, *, draining: bool, cred
         else:
             call = stub.UndrainWorker(admin_pb2.UndrainWorkerRequest(worker_id=worker_id), timeout=TIMEOUT_S)
         await answer_of(call, f"AdminService at {address}")
-
-
-async def answer_of(call: Any, who: str) -> Any:
-    """What a call returns. Raises TandemError, which names `who`, where it fails."""
-    try:
-        return await call
-    except grpc.aio.AioRpcError as error:
-        known = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
-        reason = ErrorReason.NO_WORKER if known else ErrorReason.UNKNOWN_WORKER
-        silent = f"{who} does not answer" if known else f"{who} says"
-        raise TandemError(reason, f"{silent}: {error.details()}") from error
 
 
 COLUMNS = ("worker", "role", "address", "state", "run/wait", "ok/failed", "pages free/total", "links")

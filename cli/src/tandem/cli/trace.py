@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from tandem.cli.cluster import TIMEOUT_S, answer_of
+from tandem.cli.services import TIMEOUT_S, answer_of
 from tandem.cli.waterfall import table_of
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.rpc.client import open_channel
@@ -41,7 +41,7 @@ class Trace:
 async def trace_of(admin: str, wanted: str, credentials: Credentials) -> Trace:
     """The trace of a request, or of this trace id.
 
-    Raises TandemError: NO_WORKER if the gateway does not answer, INVALID_ARGUMENT if nobody keeps such a trace.
+    Raises TandemError: as the gateway says, or that it does not answer; INVALID_ARGUMENT if nobody keeps such a trace.
     """
     async with open_channel(admin, credentials) as channel:
         stub: Any = admin_pb2_grpc.AdminServiceStub(channel)

@@ -59,12 +59,10 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         response = admin_pb2.ListClusterWorkersResponse()
         for worker_id, info in self._pool.view.workers.items():
             worker = response.workers.add(info=convert.worker_info_to_proto(info))
-            member = self._pool.member_of(WorkerId(worker_id))
-            if member is not None:
-                session, status = member
-                worker.in_flight = session.in_flight
-                if session.up and status.latest is not None:
-                    worker.status.CopyFrom(status.latest)
+            reach = self._reach(worker_id)
+            worker.in_flight = reach.in_flight
+            if reach.status is not None:
+                worker.status.CopyFrom(reach.status)
         return response
 
     async def SetPolicy(  # noqa: N802

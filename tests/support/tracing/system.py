@@ -32,8 +32,8 @@ from tests.support.gateway.cluster import MODEL_PATH, bootstrap_here, encoder
 MODEL = MODEL_PATH.name
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 CALLER = "00f067aa0ba902b7"
-SLOW: dict[str, Any] = {"prefill_us_per_token": 500, "chunk_tokens": 16, "decode_us_per_step": 5_000}
-"""Settings of the mock with which a request takes long enough to be caught in each of its parts."""
+SLOW: dict[str, Any] = {"prefill_us_per_token": 5_000, "chunk_tokens": 16, "decode_us_per_step": 5_000}
+"""Settings of the mock with which a request takes long enough to be caught in each of its parts, on a slow machine."""
 PROMPT = "Let me tell you a long story about a river. " * 4
 _KINDS: dict[Role, tuple[type[WorkerSettings], Any]] = {
     Role.PREFILL: (PrefillSettings, add_prefill),
@@ -127,7 +127,7 @@ async def _all_here(gateway: Gateway, workers: int) -> None:
 
 
 async def room_of(here: Here, worker_id: str) -> RoomId:
-    """The room that runs on a mock worker, once pages are offered for it."""
+    """The room that runs on a mock worker, once its prefill computes."""
     async with asyncio.timeout(20):
         while True:
             for room in _moving(here, worker_id):
@@ -136,6 +136,11 @@ async def room_of(here: Here, worker_id: str) -> RoomId:
 
 
 def _moving(here: Here, worker_id: str) -> Iterator[RoomId]:
+    computed = {room for name in here.hosts if name.startswith("p") for room in _with_pages(here, name)}
+    yield from (room for room in _with_pages(here, worker_id) if room in computed)
+
+
+def _with_pages(here: Here, worker_id: str) -> Iterator[RoomId]:
     engine: Any = here.hosts[worker_id].engine
     for leg in engine._running().book.legs.values():
         if leg.lease is not None:
@@ -143,7 +148,7 @@ def _moving(here: Here, worker_id: str) -> Iterator[RoomId]:
 
 
 async def give_up_one(here: Here, reason: ErrorReason) -> None:
-    """Ends the room that runs, on whichever decode worker has it."""
+    """Ends the room that runs, on whichever decode worker has it, once its prefill computes."""
     async with asyncio.timeout(20):
         while True:
             for worker_id in (name for name in here.hosts if name.startswith("d")):

@@ -50,11 +50,13 @@ async def test_oracle_predicts_answers_over_real_links(start_pair: StartPair, pr
         assert (await room.prefill.finish()).kind is FinishKind.HANDED_OVER
         predicted = oracle.predict(prompt, 20, ignore_eos=True)
         assert (room.decode.tokens, room.decode.text) == (predicted.tokens, predicted.text)
-    _, decode = await pair.idle()
+    prefill, decode = await pair.idle()
     pages = sum(-(-len(prompt) // 4) for prompt in prompts)
     assert decode.kv_bytes == pages * 4 * 64 * tp_size
     assert decode.checksum_failures == 0
     assert decode.links == {"prefill-1": provider}
+    assert decode.traffic == {("prefill-1", provider): decode.kv_bytes + decode.metadata_bytes}
+    assert prefill.traffic == {("decode-1", provider): decode.kv_bytes + decode.metadata_bytes}
 
 
 async def test_oracle_predicts_answers_pushed_layer_by_layer(start_pair: StartPair) -> None:

@@ -98,6 +98,8 @@ async def test_two_ranks_each_hand_their_share_over() -> None:
             np.testing.assert_array_equal(decode.memories[tp].kv[0][[4, 5]], prefill.memories[tp].kv[0][[8, 2]])
         status = await decode.hub.status()
         assert (status.rooms_succeeded, status.kv_bytes, status.metadata_bytes) == (1, 2 * 2 * 128, 2 * 16)
+        assert status.traffic == {("prefill-0", "tcp"): status.kv_bytes + status.metadata_bytes}
+        assert (await prefill.hub.status()).traffic == {("decode-0", "tcp"): status.kv_bytes + status.metadata_bytes}
         assert status.pools == (PoolStatus("kv", 32, 30, 2, 0),)
     finally:
         await decode.close()

@@ -137,33 +137,55 @@ def rates_of(before: list[KnownWorker], after: list[KnownWorker], seconds: float
     return worker_rates(moment(before, NOW), moment(after, NOW + seconds))
 
 
-def shown(workers: list[KnownWorker], rates: dict[WorkerId, float]) -> dict[str, float | None]:
-    """Rate by link."""
-    return {f"{row.prefill}-{row.decode}": row.bytes_per_s for row in link_rows(moment(workers, NOW), rates)}
+def moved(**by_peer: int) -> session_pb2.WorkerStatus:
+    """A worker with a link over tcp to each peer, and the bytes that it has moved over it."""
+    traffic = [session_pb2.PeerTraffic(peer=peer, provider="tcp", bytes=size) for peer, size in by_peer.items()]
+    return status(0, *(f"{peer}=tcp" for peer in by_peer), traffic=traffic)
 
 
-def test_an_only_link_has_its_workers_rate() -> None:
-    before = [known("p0", Role.PREFILL, status(100, "d0=cma")), known("d0", Role.DECODE, status(100, "p0=cma"))]
-    after = [known("p0", Role.PREFILL, status(900, "d0=cma")), known("d0", Role.DECODE, status(700, "p0=cma"))]
-    (row,) = link_rows(moment(after, NOW), rates_of(before, after))
-    assert (row.prefill, row.decode, row.provider) == ("p0", "d0", "cma")
-    assert row.bytes_per_s == 300, "decode's, as it has verified them"
+def link_rates(before: list[KnownWorker], after: list[KnownWorker], seconds: float = 2.0) -> dict[str, float | None]:
+    """Rate by link, between two moments."""
+    rows = link_rows(moment(before, NOW), moment(after, NOW + seconds))
+    return {f"{row.prefill}-{row.decode}": row.bytes_per_s for row in rows}
 
 
-def test_a_link_has_the_rate_of_the_end_that_has_no_other() -> None:
-    before = [
-        known("p0", Role.PREFILL, status(0, "d0=tcp", "d1=tcp")),
-        known("d0", Role.DECODE, status(0, "p0=tcp")),
-        known("d1", Role.DECODE, status(0, "p0=tcp", "p1=tcp")),
-        known("p1", Role.PREFILL, status(0, "d1=tcp")),
-    ]
-    after = [replace(one, status=status(400 * n, *one.status.links)) for n, one in enumerate(before, 1) if one.status]
-    assert shown(after, rates_of(before, after)) == {"p0-d0": 400.0, "p0-d1": None, "p1-d1": 800.0}
+def test_each_link_has_a_rate_of_its_own() -> None:
+    def workers(*moved_over: int) -> list[KnownWorker]:
+        p0d0, p0d1, p1d0, p1d1 = moved_over
+        return [
+            known("p0", Role.PREFILL, moved(d0=p0d0, d1=p0d1)),
+            known("p1", Role.PREFILL, moved(d0=p1d0, d1=p1d1)),
+            known("d0", Role.DECODE, moved(p0=p0d0, p1=p1d0)),
+            known("d1", Role.DECODE, moved(p0=p0d1, p1=p1d1)),
+        ]
+
+    rates = link_rates(workers(10, 20, 30, 40), workers(12, 24, 30, 48))
+    assert rates == {"p0-d0": 1.0, "p0-d1": 2.0, "p1-d0": 0.0, "p1-d1": 4.0}
 
 
-def test_a_link_that_one_end_tells_of_is_there() -> None:
-    workers = [known("p0", Role.PREFILL, None), known("d0", Role.DECODE, status(0, "p0=verbs"))]
-    assert shown(workers, {}) == {"p0-d0": None}
+def test_decode_is_believed_and_prefill_where_decode_says_nothing() -> None:
+    before = [known("p0", Role.PREFILL, moved(d0=0, d1=0)), known("d0", Role.DECODE, moved(p0=0))]
+    after = [known("p0", Role.PREFILL, moved(d0=800, d1=600)), known("d0", Role.DECODE, moved(p0=400))]
+    assert link_rates(before, after) == {"p0-d0": 200.0, "p0-d1": 300.0}
+
+
+def test_bytes_of_all_providers_of_a_peer_are_one_links() -> None:
+    parts = [session_pb2.PeerTraffic(peer="p0", provider=name, bytes=size) for name, size in (("cma", 5), ("tcp", 7))]
+    after = [known("d0", Role.DECODE, status(0, "p0=tcp", traffic=parts))]
+    (row,) = link_rows(moment([known("d0", Role.DECODE, moved())], NOW), moment(after, NOW + 2))
+    assert (row.prefill, row.decode, row.provider, row.bytes_per_s) == ("p0", "d0", "tcp", 6.0)
+
+
+@pytest.mark.parametrize("said", [None, status(0, "d0=tcp")], ids=["silent", "without bytes by peer"])
+def test_a_link_that_one_end_tells_of_is_there(said: session_pb2.WorkerStatus | None) -> None:
+    workers = [known("p0", Role.PREFILL, said), known("d0", Role.DECODE, status(0, "p0=tcp"))]
+    assert link_rates(workers, workers) == {"p0-d0": None}
+
+
+@pytest.mark.parametrize(("life", "size"), [(2, 900), (1, 50)], ids=["a new life", "a counter that went back"])
+def test_bytes_of_a_link_that_began_anew_make_no_rate(life: int, size: int) -> None:
+    before = [known("d0", Role.DECODE, moved(p0=100))]
+    assert link_rates(before, [known("d0", Role.DECODE, moved(p0=size), life=life)]) == {"p0-d0": None}
 
 
 @pytest.mark.parametrize(("life", "kv_bytes"), [(2, 900), (1, 50)], ids=["a new life", "a counter that went back"])
@@ -173,9 +195,10 @@ def test_counters_that_began_anew_make_no_rate(life: int, kv_bytes: int) -> None
 
 
 def test_there_is_no_rate_without_time_or_a_former_moment() -> None:
-    one = [known("d0", Role.DECODE, status(100, "p0=cma"))]
+    one = [known("d0", Role.DECODE, moved(p0=100))]
     assert rates_of(one, one, seconds=0) == {}
     assert worker_rates(Moment(0, {}), moment(one, 1)) == {}
+    assert link_rates(one, one, seconds=0) == link_rates([], one) == {"p0-d0": None}
 
 
 # ------------------------------------------------------------------ rooms

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -86,6 +86,17 @@ class PeerMeasures:
 
 PeerKey = tuple[str, str]
 """Worker id of the peer, and name of the provider."""
+
+
+def traffic_of(ranks: Iterable[Mapping[PeerKey, int]]) -> dict[PeerKey, int]:
+    """Bytes by peer and provider over all ranks, as bounded as those of one."""
+    total: dict[PeerKey, int] = {}
+    for moved in ranks:
+        for (peer, provider), size in moved.items():
+            known = (peer, provider) in total or len(total) < MAX_PEERS
+            key = (peer if known else OTHER_PEERS, provider)
+            total[key] = total.get(key, 0) + size
+    return total
 
 
 @dataclass(slots=True)

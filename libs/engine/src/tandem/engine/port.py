@@ -12,7 +12,7 @@ from tandem.core.ids import Nonce, RankId, RequestId, RoomId, WorkerLife
 from tandem.core.layout import KvLayout
 from tandem.core.room.events import Why
 from tandem.core.room.timeline import RoomSpan
-from tandem.engine.measures import RankReport
+from tandem.engine.measures import PeerKey, RankReport
 
 NO_REQUEST: Final = RequestId("")
 
@@ -205,6 +205,8 @@ class EngineStatus:
     checksum_failures: int = 0
     links: dict[str, str] = field(default_factory=dict)
     """Peer worker id to provider name."""
+    traffic: dict[PeerKey, int] = field(default_factory=dict)
+    """Bytes moved by peer and provider, as PeerTraffic in tandem/v1/session.proto has them."""
 
 
 @dataclass(frozen=True, slots=True)

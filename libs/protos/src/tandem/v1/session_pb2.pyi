@@ -821,6 +821,38 @@ class PoolStatus(_message.Message):
 Global___PoolStatus: _TypeAlias = PoolStatus  # noqa: Y015
 
 @_typing.final
+class PeerTraffic(_message.Message):
+    """What one worker moved over its lanes to one peer by one provider."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PEER_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    peer: _builtins.str
+    """Worker id of the peer, or "other": all that came after the first 512 pairs of peer and provider. Set by the worker."""
+    provider: _builtins.str
+    """Name of the provider, e.g. "tcp". Set by the worker."""
+    bytes: _builtins.int
+    """Bytes sent (prefill) or landed (decode) over all ranks, chunk by chunk since the worker's life began: metadata rows
+    included, of rooms that failed later too. Range 0..2^64-1; never falls. Set by the worker, from its ranks' counts.
+    """
+    def __init__(
+        self,
+        *,
+        peer: _builtins.str = ...,
+        provider: _builtins.str = ...,
+        bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "peer", b"peer", "provider", b"provider"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeerTraffic: _TypeAlias = PeerTraffic  # noqa: Y015
+
+@_typing.final
 class WorkerStatus(_message.Message):
     """Counters and gauges of one worker. Counters count from the start of its life."""
 
@@ -841,6 +873,7 @@ class WorkerStatus(_message.Message):
     LINKS_FIELD_NUMBER: _builtins.int
     KV_CHUNKS_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    TRAFFIC_FIELD_NUMBER: _builtins.int
     running: _builtins.int
     """Sequences that run."""
     waiting: _builtins.int
@@ -879,6 +912,12 @@ class WorkerStatus(_message.Message):
     def links(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Provider per peer worker, "worker_id=provider", in order of worker_id."""
 
+    @_builtins.property
+    def traffic(self) -> _containers.RepeatedCompositeFieldContainer[Global___PeerTraffic]:
+        """What went to and came from each peer, in order of peer and provider: 512 entries at most, and those of the peers
+        "other". Set by the worker; an older one leaves it empty.
+        """
+
     def __init__(
         self,
         *,
@@ -897,10 +936,11 @@ class WorkerStatus(_message.Message):
         links: _abc.Iterable[_builtins.str] | None = ...,
         kv_chunks: _builtins.int = ...,
         draining: _builtins.bool = ...,
+        traffic: _abc.Iterable[Global___PeerTraffic] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["worker", b"worker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksum_failures", b"checksum_failures", "draining", b"draining", "kv_bytes", b"kv_bytes", "kv_chunks", b"kv_chunks", "links", b"links", "metadata_bytes", b"metadata_bytes", "open_rooms", b"open_rooms", "pools", b"pools", "rooms_failed", b"rooms_failed", "rooms_succeeded", b"rooms_succeeded", "running", b"running", "stale_messages", b"stale_messages", "submitted", b"submitted", "waiting", b"waiting", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksum_failures", b"checksum_failures", "draining", b"draining", "kv_bytes", b"kv_bytes", "kv_chunks", b"kv_chunks", "links", b"links", "metadata_bytes", b"metadata_bytes", "open_rooms", b"open_rooms", "pools", b"pools", "rooms_failed", b"rooms_failed", "rooms_succeeded", b"rooms_succeeded", "running", b"running", "stale_messages", b"stale_messages", "submitted", b"submitted", "traffic", b"traffic", "waiting", b"waiting", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import RankId, Role, RoomId, WorkerLife
 from tandem.core.room.events import Why
+from tandem.engine.measures import traffic_of
 from tandem.engine.mock import vocabulary as vocabularies
 from tandem.engine.mock.decode import DecodeScheduler
 from tandem.engine.mock.leases import Leases
@@ -158,6 +159,7 @@ class MockEngine:
             stale_messages=sum(each.stale_messages for each in counters),
             checksum_failures=sum(each.checksum_failures for each in counters),
             links={peer: provider for each in counters for peer, provider in each.links.items()},
+            traffic=traffic_of(each.traffic for each in counters),
         )
 
     async def measured(self) -> Measured:

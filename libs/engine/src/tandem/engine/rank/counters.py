@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tandem.engine.measures import RankMeasures
+from tandem.engine.measures import PeerKey, RankMeasures
 
 
 @dataclass(slots=True)
@@ -26,4 +26,9 @@ class RankCounters:
     links: dict[str, str] = field(default_factory=dict)
     """Peer worker id to provider name."""
     measures: RankMeasures = field(default_factory=RankMeasures)
-    """What operators see of it, and WorkerStatus has not."""
+    """What operators see of it; WorkerStatus has the bytes of it."""
+
+    @property
+    def traffic(self) -> dict[PeerKey, int]:
+        """Bytes moved by peer and provider."""
+        return {key: found.bytes for key, found in self.measures.peers.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from tandem.engine.measures import traffic_of
 from tandem.engine.port import EngineStatus, PoolStatus
 from tandem.engine.rank.counters import RankCounters
 from tandem.v1 import session_pb2
@@ -40,6 +41,7 @@ def rank_status(gauges: Gauges, counters: RankCounters) -> EngineStatus:
         stale_messages=counters.stale_messages,
         checksum_failures=counters.checksum_failures,
         links=dict(counters.links),
+        traffic=counters.traffic,
     )
 
 
@@ -74,6 +76,7 @@ def merge(ranks: Sequence[EngineStatus]) -> EngineStatus:
         stale_messages=sum(rank.stale_messages for rank in ranks),
         checksum_failures=sum(rank.checksum_failures for rank in ranks),
         links=links,
+        traffic=traffic_of(rank.traffic for rank in ranks),
     )
 
 
@@ -97,6 +100,10 @@ def to_proto(status: EngineStatus) -> session_pb2.WorkerStatus:
         stale_messages=status.stale_messages,
         checksum_failures=status.checksum_failures,
         links=[f"{peer}={provider}" for peer, provider in sorted(status.links.items())],
+        traffic=[
+            session_pb2.PeerTraffic(peer=peer, provider=provider, bytes=size)
+            for (peer, provider), size in sorted(status.traffic.items())
+        ],
     )
 
 
@@ -117,4 +124,5 @@ def from_proto(message: session_pb2.WorkerStatus) -> EngineStatus:
         stale_messages=message.stale_messages,
         checksum_failures=message.checksum_failures,
         links=dict(link.split("=", 1) for link in message.links),
+        traffic={(one.peer, one.provider): one.bytes for one in message.traffic},
     )

@@ -103,7 +103,8 @@ class Board:
         """This moment."""
         known, now = self._known(), self._from.clock.monotonic()
         after = moment(known, now)
-        rates = worker_rates(self._before(after), after)
+        before = self._before(after)
+        rates = worker_rates(before, after)
         return Snapshot(
             time_ms=self._from.clock.wall_ms(),
             gateway=GatewaySeen(
@@ -115,7 +116,7 @@ class Board:
                 models=self._from.pool.models(),
             ),
             workers=worker_rows(known, self._from.roster.lost(), rates, now),
-            links=link_rows(after, rates),
+            links=link_rows(before, after),
             rooms=rooms_seen(self._from.rooms.entries(), self._from.slots.used, now),
             series=series(self._from.recorder.ring.last(now), now),
             errors=list(reversed(self._from.recorder.errors))[:ERRORS_SHOWN],

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from tandem.core.ids import Role, WorkerId, WorkerLife
@@ -19,6 +20,8 @@ class Traffic:
     """Moved and verified since it began to live, over all its links."""
     providers: Mapping[WorkerId, str]
     """By peer."""
+    bytes_by_peer: Mapping[WorkerId, int]
+    """Moved over the links to each peer since it began to live, whatever the provider; empty if it does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,7 @@ class LinkRow:
     decode: str
     provider: str
     bytes_per_s: float | None
-    """None = not known: both of its ends have other links too, and count the bytes of all together; or it is new."""
+    """What decode has received, or where decode says nothing, what prefill has sent. None = not known: it is new."""
 
 
 def moment(workers: list[KnownWorker], now: float) -> Moment:
@@ -46,19 +49,16 @@ def moment(workers: list[KnownWorker], now: float) -> Moment:
     return Moment(now, {one.info.worker_id: _traffic(one) for one in workers if one.status is not None})
 
 
-def link_rows(after: Moment, rates: Mapping[WorkerId, float]) -> list[LinkRow]:
-    """Every link that either end tells of, by prefill and decode. rates: of `worker_rates`."""
+def link_rows(before: Moment, after: Moment) -> list[LinkRow]:
+    """Every link that either end tells of, by prefill and decode, with its mean rate between both moments."""
     providers: dict[tuple[WorkerId, WorkerId], str] = {}
     for one in after.workers.values():
         for peer, provider in one.providers.items():
             pair = (one.life.worker_id, peer) if one.role is Role.PREFILL else (peer, one.life.worker_id)
             providers[pair] = provider
-    links_of: dict[WorkerId, int] = {}
-    for pair in providers:
-        for end in pair:
-            links_of[end] = links_of.get(end, 0) + 1
+    rates = _link_rates(before, after)
     return [
-        LinkRow(prefill, decode, provider, _rate((decode, prefill), links_of, rates))
+        LinkRow(prefill, decode, provider, rates.get((decode, prefill), rates.get((prefill, decode))))
         for (prefill, decode), provider in sorted(providers.items())
     ]
 
@@ -66,25 +66,39 @@ def link_rows(after: Moment, rates: Mapping[WorkerId, float]) -> list[LinkRow]:
 def worker_rates(before: Moment, after: Moment) -> dict[WorkerId, float]:
     """KV bytes per second of each worker that lived at both moments; its counters begin anew with each life."""
     seconds = after.time - before.time
-    if seconds <= 0:
-        return {}
-    pairs = ((before.workers.get(worker_id), one) for worker_id, one in after.workers.items())
     return {
         now.life.worker_id: (now.kv_bytes - then.kv_bytes) / seconds
-        for then, now in pairs
-        if then is not None and then.life == now.life and now.kv_bytes >= then.kv_bytes
+        for then, now in _same_lives(before, after)
+        if now.kv_bytes >= then.kv_bytes
     }
 
 
-def _rate(
-    ends: tuple[WorkerId, WorkerId], links_of: Mapping[WorkerId, int], rates: Mapping[WorkerId, float]
-) -> float | None:
-    """An end's rate, if this is its only link. Where both could tell, the first one, decode, has verified its bytes."""
-    return next((rates[end] for end in ends if links_of[end] == 1 and end in rates), None)
+def _link_rates(before: Moment, after: Moment) -> dict[tuple[WorkerId, WorkerId], float]:
+    """Bytes per second by the worker that counted them and its peer."""
+    seconds = after.time - before.time
+    return {
+        (now.life.worker_id, peer): (size - then.bytes_by_peer.get(peer, 0)) / seconds
+        for then, now in _same_lives(before, after)
+        for peer, size in now.bytes_by_peer.items()
+        if size >= then.bytes_by_peer.get(peer, 0)
+    }
+
+
+def _same_lives(before: Moment, after: Moment) -> Iterator[tuple[Traffic, Traffic]]:
+    """What each worker that lived at both moments said then and now; nothing if no time lies between them."""
+    if after.time <= before.time:
+        return
+    for worker_id, now in after.workers.items():
+        then = before.workers.get(worker_id)
+        if then is not None and then.life == now.life:
+            yield then, now
 
 
 def _traffic(one: KnownWorker) -> Traffic:
     assert one.status is not None
     named = (link.rpartition("=") for link in one.status.links)
     providers = {WorkerId(peer): provider for peer, _, provider in named if peer}
-    return Traffic(one.info.life, one.info.role, one.status.kv_bytes, providers)
+    moved: Counter[WorkerId] = Counter()
+    for part in one.status.traffic:
+        moved[WorkerId(part.peer)] += part.bytes
+    return Traffic(one.info.life, one.info.role, one.status.kv_bytes, providers, moved)

@@ -174,12 +174,7 @@ function rooms(seen) {
 
 function links(rows) {
   const cells = rows.map((row) => [`${row.prefill} → ${row.decode}`, row.provider, rate(row.bytes_per_s)]);
-  const unknown = rows.some((row) => row.bytes_per_s === null);
-  const note = "–: both ends have more links, and count them together: see their KV rates above.";
-  return [
-    table([["Link", "name"], ["Provider", ""], ["KV rate", "num"]], cells, "No link is open."),
-    ...(unknown ? [h("p", { class: "note" }, note)] : []),
-  ];
+  return [table([["Link", "name"], ["Provider", ""], ["KV rate", "num"]], cells, "No link is open.")];
 }
 
 function errors(rows) {

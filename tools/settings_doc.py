@@ -37,7 +37,8 @@ SECTIONS: Final = {
     "RANK": "Each engine rank of a worker: its links and its data path.",
     "SGLANG": "A worker's SGLang engine; 0 and empty leave the choice to Tandem, or to SGLang.",
     "MOCK": "A worker's mock engine.",
-    "TLS": "Certificates of any process, for every gRPC connection between services: all three files, or none.",
+    "TLS": "Certificates of any process, for every gRPC connection between services: all three files, or none. See\n"
+    "[access.md](security/access.md).",
     "TRACE": "Traces of any service: what is sampled, kept and exported. See [tracing.md](tracing.md).",
     "CLI": "The command `tandem`.",
 }

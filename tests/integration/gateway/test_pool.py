@@ -1,14 +1,16 @@
-"""Which workers a gateway keeps while bootstrap is out of reach."""
+"""Which workers a gateway talks to, and which it keeps while bootstrap is out of reach."""
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from tandem.core.cluster import ClusterView
 from tandem.core.ids import Role, WorkerId
-from tandem.gateway.pool import PoolSettings, SessionPool
+from tandem.gateway.pool import PoolSettings, SessionPool, State
 from tandem.rpc.client import open_channel
+from tandem.rpc.credentials import Credentials
 from tests.support.bootstrap.workers import worker
 
 DECODE = worker("d0", Role.DECODE, incarnation=1)
@@ -59,4 +61,20 @@ async def test_workers_are_kept_while_bootstrap_is_away_and_dropped_if_they_do_n
     watch.view = FULL
     assert pool.member_of(WorkerId("d1")) == kept
     assert pool.member_of(WorkerId("d0")) is None
+    await pool.close()
+
+
+async def test_a_worker_beyond_loopback_is_left_out_where_none_may_be_dialled_and_others_are_not() -> None:
+    far = replace(DECODE, address="192.0.2.7:5")
+    near = replace(OTHER, address="127.0.0.1:1")
+    view = ClusterView().with_snapshot(1, 1, [far, near])
+    only_here = partial(open_channel, credentials=Credentials(loopback_only=True))
+    pool = SessionPool(PoolSettings("gateway-test", 16, 200), only_here, rng=random.Random(1))
+    pool.follow(lambda: view, lambda: True)
+    pool.joined(far)
+    pool.joined(near)
+    assert pool.member_of(far.life.worker_id) is None
+    assert pool.member_of(near.life.worker_id) is not None
+    assert [one.state for one in pool.standings()] == [State.LOST, State.LOST]
+    pool.left(far.life)
     await pool.close()

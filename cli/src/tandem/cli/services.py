@@ -101,11 +101,11 @@ async def ask_each(
     async def one(service: Service) -> Answer:
         if not service.address:
             return Answer(service, error=f"{service.name} does not run")
-        async with open_channel(service.address, credentials) as channel:
-            try:
+        try:
+            async with open_channel(service.address, credentials) as channel:
                 return Answer(service, await answer_of(question(service, channel), service.name))
-            except TandemError as error:
-                return Answer(service, error=error.message)
+        except TandemError as error:
+            return Answer(service, error=error.message)
 
     return list(await asyncio.gather(*(one(service) for service in services)))
 

@@ -11,8 +11,10 @@ from tandem.rpc.options import CHANNEL_OPTIONS
 def open_channel(address: str, credentials: Credentials = PLAIN) -> grpc.aio.Channel:
     """A channel to host:port or unix:path, with every service's options. Connects when first used.
 
-    The caller closes it. Must be called on the event loop that will use it.
+    The caller closes it. Must be called on the event loop that will use it. Raises INVALID_ARGUMENT where the
+    credentials forbid to go there.
     """
+    credentials.check_dial(address)
     tls = credentials.channel()
     if tls is None or address.startswith("unix:"):
         return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)

@@ -9,6 +9,7 @@ from typing import Final
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tandem.core.errors import TandemError
 from tandem.rpc.client import open_channel
 from tandem.rpc.credentials import PLAIN, Credentials, TlsSettings
 
@@ -17,12 +18,14 @@ TIMEOUT_MS: Final = 3_000
 
 async def why_not_ready(address: str, credentials: Credentials = PLAIN, timeout_ms: int = TIMEOUT_MS) -> str:
     """What keeps the service at host:port from being ready; empty if it is."""
-    async with open_channel(address, credentials) as channel:
-        try:
+    try:
+        async with open_channel(address, credentials) as channel:
             check = health_pb2_grpc.HealthStub(channel).Check
             answer = await check(health_pb2.HealthCheckRequest(), timeout=timeout_ms / 1000)
-        except grpc.aio.AioRpcError as error:
-            return f"{error.code().name}: {error.details()}"
+    except TandemError as error:
+        return str(error)
+    except grpc.aio.AioRpcError as error:
+        return f"{error.code().name}: {error.details()}"
     serving = answer.status == health_pb2.HealthCheckResponse.SERVING
     return "" if serving else str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
 

@@ -13,7 +13,7 @@ from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.rpc.credentials import PLAIN, Credentials, is_local
+from tandem.rpc.credentials import PLAIN, Credentials
 from tandem.rpc.interceptors import CallHook, CallSpans, ErrorInterceptor, no_hook
 from tandem.rpc.operators import Operators
 from tandem.rpc.options import SERVER_OPTIONS
@@ -76,17 +76,10 @@ class GrpcServer:
     def bind(self, address: str) -> str:
         """Listens on host:port (port 0: any free one) or unix:path, and returns the address as bound.
 
-        Raises INVALID_ARGUMENT where others could connect and there are no certificates, and where
-        the address cannot be bound.
+        Raises INVALID_ARGUMENT where others could connect and the credentials forbid that, and where the address cannot
+        be bound.
         """
-        local = is_local(address)
-        if not local and not self._credentials.secure and not self._credentials.allow_insecure:
-            raise TandemError(
-                ErrorReason.INVALID_ARGUMENT,
-                f"{address} is not on loopback: set TANDEM_TLS_CERT_FILE, _KEY_FILE and _CA_FILE, "
-                "or TANDEM_TLS_ALLOW_INSECURE=true on a network that is safe by itself",
-                field="address",
-            )
+        self._credentials.check_bind(address)
         unix = address.startswith("unix:")
         tls = None if unix else self._credentials.server()
         try:

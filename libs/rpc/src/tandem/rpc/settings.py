@@ -31,7 +31,8 @@ class Settings(BaseSettings):
     @classmethod
     def env_name(cls, field: str) -> str:
         """The environment variable of a field."""
-        return f"{cls.model_config.get('env_prefix', '')}{field}".upper()
+        alias = cls.model_fields[field].validation_alias
+        return alias if isinstance(alias, str) else f"{cls.model_config.get('env_prefix', '')}{field}".upper()
 
     @classmethod
     def explain(cls, error: ValidationError) -> list[str]:

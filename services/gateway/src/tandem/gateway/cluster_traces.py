@@ -9,6 +9,7 @@ from typing import Any, Final
 import grpc
 
 from tandem.core.cluster import WorkerInfo
+from tandem.core.errors import TandemError
 from tandem.gateway.pool import SessionPool
 from tandem.rpc.tracing.provider import Tracing
 from tandem.rpc.tracing.service import kept_trace, that_fit
@@ -48,10 +49,12 @@ class ClusterTraces:
 
     async def _of(self, info: WorkerInfo, asked: trace_pb2.GetTraceRequest) -> trace_pb2.GetTraceResponse | str:
         """What a worker keeps of a trace, or what was wrong."""
-        async with self._connect(info.address) as channel:
-            stub: Any = trace_pb2_grpc.TraceServiceStub(channel)
-            try:
+        try:
+            async with self._connect(info.address) as channel:
+                stub: Any = trace_pb2_grpc.TraceServiceStub(channel)
                 answer: trace_pb2.GetTraceResponse = await stub.GetTrace(asked, timeout=TIMEOUT_S)
-            except grpc.aio.AioRpcError as error:
-                return f"{error.code().name}: {error.details()}"
-            return answer
+                return answer
+        except TandemError as error:
+            return error.message
+        except grpc.aio.AioRpcError as error:
+            return f"{error.code().name}: {error.details()}"

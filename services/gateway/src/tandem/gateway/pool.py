@@ -12,6 +12,7 @@ from enum import Enum
 import grpc
 
 from tandem.core.cluster import ClusterView, WorkerInfo
+from tandem.core.errors import TandemError
 from tandem.core.ids import Role, WorkerId, WorkerLife
 from tandem.gateway.sessions import Session, StatusFollower
 from tandem.rpc.tasks import TaskSupervisor
@@ -85,26 +86,33 @@ class SessionPool:
         return self._view()
 
     def joined(self, info: WorkerInfo) -> None:
-        """A worker is there."""
+        """A worker is there. One that we may not dial gets no Session, and so no rooms."""
         for life in [life for life in self._members if life.worker_id == info.worker_id and life != info.life]:
             self._remove(life)
         if info.life not in self._members:
-            channel = self._open_channel(info.address)
-            session = Session(
-                info,
-                channel,
-                gateway_id=self._settings.gateway_id,
-                max_outbox=self._settings.max_outbox,
-                rng=self._rng,
-            )
-            session.on_up_changed(self._changed.set)
-            status = StatusFollower(info, channel, interval_ms=self._settings.status_interval_ms, rng=self._rng)
-            tasks = (
-                self._tasks.spawn(session.run(), f"session-{info.life}"),
-                self._tasks.spawn(status.run(), f"status-{info.life}"),
-            )
-            self._members[info.life] = _Member(session, status, channel, tasks)
+            self._add(info)
         self._note_change()
+
+    def _add(self, info: WorkerInfo) -> None:
+        try:
+            channel = self._open_channel(info.address)
+        except TandemError as error:
+            log.error("worker %s can't be used: %s", info.life, error.message)
+            return
+        session = Session(
+            info,
+            channel,
+            gateway_id=self._settings.gateway_id,
+            max_outbox=self._settings.max_outbox,
+            rng=self._rng,
+        )
+        session.on_up_changed(self._changed.set)
+        status = StatusFollower(info, channel, interval_ms=self._settings.status_interval_ms, rng=self._rng)
+        tasks = (
+            self._tasks.spawn(session.run(), f"session-{info.life}"),
+            self._tasks.spawn(status.run(), f"status-{info.life}"),
+        )
+        self._members[info.life] = _Member(session, status, channel, tasks)
 
     def left(self, life: WorkerLife) -> None:
         """A worker is gone: its rooms fail with PEER_LOST at once.

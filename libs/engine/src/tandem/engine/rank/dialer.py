@@ -91,7 +91,7 @@ class Dialer:
         """One link, from dialling to its end. A room that still waits when it fails, fails with it."""
         why = Why(ErrorReason.LINK_LOST, f"the link to {peer.life} broke")
         try:
-            async with open_channel(peer.address, self._agent.credentials) as channel:
+            async with self._channel(peer) as channel:
                 call = kv_link_pb2_grpc.KvLinkServiceStub(channel).Link()
                 try:
                     await self._live(peer, call)
@@ -112,6 +112,13 @@ class Dialer:
         log.info("link to %s ended: %s: %s", peer.life, why.reason.value, why.message)
         for room in waiting:
             room.feed(Broken(why))
+
+    def _channel(self, peer: _Peer) -> grpc.aio.Channel:
+        """Raises LINK_LOST where we may not go: what is wrong is no argument of the request."""
+        try:
+            return open_channel(peer.address, self._agent.credentials)
+        except TandemError as error:
+            raise TandemError(ErrorReason.LINK_LOST, error.message) from error
 
     async def _live(self, peer: _Peer, call: Any) -> None:
         link = await self._open(peer, call)

@@ -93,6 +93,7 @@ class WorkerHost:
     async def _serve(self, stop: Stop, stack: contextlib.AsyncExitStack) -> None:
         stack.push_async_callback(self._tracing.close)
         credentials = Credentials.from_settings(TlsSettings.load())
+        channel = await stack.enter_async_context(open_channel(self._settings.bootstrap_address, credentials))
         await self._serve_metrics(stack)
         server = GrpcServer(credentials=credentials, on_call=self._metrics.metrics.count_rpc, spans=self._tracing)
         self._add_service(server, self)
@@ -103,7 +104,6 @@ class WorkerHost:
         stack.push_async_callback(self.engine.close)
         self.facts = await _unless(stop, self.engine.start())
         address = f"{self._settings.host_to_dial}:{bound.rpartition(':')[2]}"
-        channel = await stack.enter_async_context(open_channel(self._settings.bootstrap_address, credentials))
         await self._watch(channel, stack)
         lease = await self._register(channel, address, stop, stack)
         await server.set_ready(True)

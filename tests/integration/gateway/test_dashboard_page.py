@@ -110,7 +110,7 @@ async def test_it_says_why_nobody_can_look(chromium: Browser) -> None:
 def span(name: str, service: str, offset_ms: float, duration_ms: float, parent: int | None, **more: Any) -> Any:
     """A span that went well."""
     told = {"name": name, "service": service, "offset_ms": offset_ms, "duration_ms": duration_ms, "parent": parent}
-    return told | {"status": "ok", "attributes": {}} | more
+    return told | {"status": "ok", "facts": "", "attributes": {}} | more
 
 
 TRACE = {
@@ -118,8 +118,8 @@ TRACE = {
     "duration_ms": 200.0,
     "spans": [
         span("request", "gateway", 0, 200, None),
-        span("prefill", "prefill-0", 50, 100, 0, attributes={"tokens": 7}),
-        span("chunk 0", "prefill-0", 100, 40, 1, status="CHECKSUM_MISMATCH"),
+        span("prefill", "prefill-0", 50, 100, 0, facts="in 7  out 1", attributes={"tokens": 7}),
+        span("chunk 0", "prefill-0", 100, 40, 1, status="CHECKSUM_MISMATCH", facts="CHECKSUM_MISMATCH  #0"),
     ],
 }
 
@@ -141,8 +141,16 @@ async def test_a_trace_is_a_waterfall(chromium: Browser) -> None:
         indents = await first.locator(".step").evaluate_all("all => all.map((one) => one.style.paddingLeft)")
         assert indents == ["0px", "10px", "20px"]
         assert await first.locator(".step").nth(1).get_attribute("title") == "tokens=7"
-        await expect(first.locator(".step").nth(2)).to_contain_text("CHECKSUM_MISMATCH")
+        assert await first.locator(".facts").all_inner_texts() == ["", "in 7  out 1", "CHECKSUM_MISMATCH  #0"]
         assert not seen.complaints
+
+
+async def test_a_narrow_waterfall_says_but_what_is_wrong(chromium: Browser) -> None:
+    async with cluster() as now, opened(chromium, size=PHONE) as seen:
+        await play(seen.page, str(now.http.base_url), event(snapshot(traces=[TRACE])))
+        await expect(seen.page.locator(".step .alarm")).to_have_text("CHECKSUM_MISMATCH")
+        await expect(seen.page.locator(".step .alarm")).to_be_visible()
+        assert await seen.page.locator(".facts:visible").count() == 0
 
 
 async def test_what_was_opened_and_marked_stays_so_when_news_come(chromium: Browser) -> None:

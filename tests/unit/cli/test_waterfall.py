@@ -8,7 +8,8 @@ from dataclasses import replace
 from rich.console import Console
 
 from tandem.cli.trace import Trace, show
-from tandem.cli.waterfall import bar, facts, size_text, table_of
+from tandem.cli.waterfall import bar, table_of
+from tandem.rpc.tracing.facts import facts, size_text
 from tandem.rpc.tracing.layout import ShownSpan, layout, total_ms
 
 MS = 1_000_000
@@ -92,9 +93,10 @@ def test_facts_are_short_and_a_failure_is_among_them() -> None:
             "tandem.bytes": 1_500_000,
             "tandem.gb_per_s": 1.5,
             "tandem.unknown": 1,
+            "tandem.rank": "dp0.pp0.tp1",
         },
     )
-    assert facts(found) == "LINK_LOST  1.5 MB  1.5 GB/s  (the link broke)"
+    assert facts(found) == "LINK_LOST  1.5 MB  1.5 GB/s  dp0.pp0.tp1  (the link broke)"
 
 
 def test_sizes() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any
 
 from tandem.core.errors import ErrorReason, TandemError
@@ -38,6 +39,13 @@ def test_a_trace_is_laid_out_for_the_page() -> None:
 def test_a_failed_step_says_its_reason() -> None:
     (step,) = shown("r1", [span("leg", "", 0, 1, **{names.ERROR_TYPE: "link_lost"})]).spans
     assert step.status == "link_lost"
+
+
+def test_a_step_tells_its_facts_and_attributes_but_no_text_of_prompts_and_answers() -> None:
+    told = {names.CHUNK: 1, names.PAGES: 4}
+    text = {names.INPUT_MESSAGES: "a secret", names.OUTPUT_MESSAGES: "a secret"}
+    (step,) = shown("r1", [replace(span("chunk", "", 0, 1), attributes={**told, **text})]).spans
+    assert (step.facts, step.attributes) == ("#1  4 pages", told)
 
 
 class Services:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from tandem.core.errors import TandemError
 from tandem.rpc.tracing import names
+from tandem.rpc.tracing.facts import facts
 from tandem.rpc.tracing.layout import Line, ShownSpan, layout, read_span, total_ms
 from tandem.rpc.tracing.ring import TraceRing
 from tandem.v1 import admin_pb2, trace_pb2
@@ -17,6 +18,9 @@ Gather = Callable[[trace_pb2.GetTraceRequest], Awaitable[admin_pb2.AdminGetTrace
 """See tandem.gateway.cluster_traces.ClusterTraces."""
 Spawn = Callable[[Coroutine[Any, Any, None], str], object]
 """See tandem.rpc.tasks.TaskSupervisor."""
+
+CONTENT: Final = frozenset({names.INPUT_MESSAGES, names.OUTPUT_MESSAGES})
+"""What is not shown to whoever may look, even where it is traced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,8 @@ class TraceStep:
     """Place of its parent in the trace's spans; None = it has none here."""
     status: str
     """ok, or the reason for which it failed."""
+    facts: str
+    """What is most worth to know of it, in words; see tandem.rpc.tracing.facts."""
     attributes: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     """Numbers and names, such as pages and provider. Never text of a prompt or an answer."""
 
@@ -99,5 +105,6 @@ def _step(line: Line, parent: int | None) -> TraceStep:
         duration_ms=line.duration_ms,
         parent=parent,
         status=str(span.attributes.get(names.ERROR_TYPE, "error")) if span.failed else "ok",
-        attributes=span.attributes,
+        facts=facts(span),
+        attributes={name: value for name, value in span.attributes.items() if name not in CONTENT},
     )

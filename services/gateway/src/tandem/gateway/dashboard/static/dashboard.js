@@ -205,9 +205,10 @@ function bar(trace, span) {
     h("span", { class: "step", vars: { "padding-left": `${depth * 10}px` }, title: told },
       span.name, " ", h("span", { class: "dim" }, span.service),
       ...(span.status === "ok" ? [] : [" ", h("span", { class: "alarm" }, span.status)])),
-    h("span", { class: "lane" },
+    h("span", { class: "lane", title: `from ${duration(span.offset_ms)} to ${duration(span.offset_ms + span.duration_ms)}` },
       h("i", { class: cls, vars: { left: percent(span.offset_ms), width: percent(span.duration_ms) } })),
     h("span", { class: "num", title: told }, duration(span.duration_ms)),
+    h("span", { class: span.status === "ok" ? "facts dim" : "facts alarm", title: told }, span.facts),
   ];
 }
 

@@ -21,8 +21,9 @@ from tandem.rpc.probe import why_not_ready
 from tandem.v1 import admin_pb2, admin_pb2_grpc
 from tests.support.docker.cluster import ADMIN_PORT, Cluster, credentials_in
 from tests.support.docker.stack import TAG, Stack, running, service_of
+from tests.support.docker.traced import check_trace
 from tests.support.mock.oracle import Oracle
-from tests.support.system.asking import events, generate_all
+from tests.support.system.asking import events, generate_all, prompt_of
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -170,8 +171,13 @@ async def test_a_worker_is_drained_by_the_gateways_admin_service(
 
 
 def test_the_command_runs_in_a_container(stack: Stack) -> None:
-    told = stack.compose("run", "--rm", "-T", "cli", "workers", "--json", "--admin", "gateway:50051", timeout_s=90)
+    told = stack.command("workers", "--json")
     assert {member["info"]["role"] for member in json.loads(told)} == {"ROLE_PREFILL", "ROLE_DECODE"}
+
+
+async def test_the_trace_of_a_request_is_whole(stack: Stack, cluster: Cluster, key: str) -> None:
+    async with stack.client(key) as client:
+        await check_trace(cluster, client, prompt_of(100), NEW_TOKENS)
 
 
 async def test_kv_travels_over_tcp_between_containers_and_the_log_says_why(stack: Stack, cluster: Cluster) -> None:

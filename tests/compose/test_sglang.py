@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.docker.cluster import Cluster
 from tests.support.docker.stack import Stack, running
+from tests.support.docker.traced import check_trace
 from tests.support.docker.wheels import torch_wheel
 from tests.support.system.asking import generate, prompt_of, streamed
 
@@ -56,6 +57,11 @@ async def test_generate_answers_whole_and_as_a_stream(stack: Stack) -> None:
             parts = await streamed(client, prompt, NEW_TOKENS, ignore_eos=True)
             assert len(whole.tokens) == NEW_TOKENS
             assert parts.tokens == whole.tokens
+
+
+async def test_the_trace_of_a_request_is_whole(stack: Stack, cluster: Cluster) -> None:
+    async with stack.client() as client:
+        await check_trace(cluster, client, prompt_of(100, seed=7), NEW_TOKENS)
 
 
 @asynccontextmanager

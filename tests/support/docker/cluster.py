@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Final
 
 from tandem.cli.cluster import Member, members_of_gateway
+from tandem.cli.trace import trace_of
 from tandem.core.cluster import ClusterView
 from tandem.rpc.client import open_channel
 from tandem.rpc.credentials import Credentials, TlsSettings
 from tandem.rpc.watch import ClusterWatcher
 from tests.support.docker.stack import Stack
+from tests.support.tracing.whole import is_settled
 
 WAIT_S: Final = 60
 ADMIN_PORT: Final = 50051
@@ -52,6 +54,15 @@ class Cluster:
                 if len(found) == wanted and all(one.status and not one.status.draining for one in found):
                     return {member.info.worker.worker_id: member for member in found}
                 await asyncio.sleep(0.2)  # AdminService has no stream of this
+
+    async def wait_trace(self, request_id: str) -> None:
+        """Asks the first gateway until the trace of a request has all its spans."""
+        async with asyncio.timeout(WAIT_S):
+            address, credentials = self.dial("gateway", ADMIN_PORT)
+            while True:
+                if is_settled(await trace_of(address, request_id, credentials)):
+                    return
+                await asyncio.sleep(0.2)  # nor of this
 
     async def wait_view(self, wanted: Callable[[ClusterView], bool]) -> ClusterView:
         """Follows bootstrap until its workers are as wanted."""

@@ -32,6 +32,7 @@ UP_TIMEOUT_S: Final = 300
 PULL_TIMEOUT_S: Final = 120
 RESTART_TIMEOUT_S: Final = 40
 CALL_TIMEOUT_S: Final = 120
+COMMAND_TIMEOUT_S: Final = 90
 HTTP_PORT: Final = "8000/tcp"
 
 
@@ -83,6 +84,11 @@ class Stack:
     def compose(self, *arguments: str, timeout_s: float = 60) -> str:
         """Runs `docker compose`; returns what it printed."""
         return run("docker", "compose", "-p", self.project, *arguments, timeout_s=timeout_s, env=self._env)
+
+    def command(self, *words: str) -> str:
+        """Runs the command `tandem` in a container of its own, with a gateway to ask; returns what it printed."""
+        run_cli = ("run", "--rm", "-T", "cli")
+        return self.compose(*run_cli, *words, "--admin", "gateway:50051", timeout_s=COMMAND_TIMEOUT_S)
 
     def build(self) -> None:
         """Builds every image of the profile."""

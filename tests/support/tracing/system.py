@@ -28,6 +28,7 @@ from tandem.rpc.credentials import PLAIN, TlsSettings
 from tandem.rpc.run import Stop
 from tandem.rpc.tracing.layout import ShownSpan
 from tests.support.gateway.cluster import MODEL_PATH, bootstrap_here, encoder
+from tests.support.tracing.whole import is_settled
 
 MODEL = MODEL_PATH.name
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -62,13 +63,11 @@ class Here:
         return await trace_of(self.gateway.admin_address, wanted, PLAIN)
 
     async def settled_trace(self, wanted: str) -> Trace:
-        """The same, once no span of it runs and each leg has its ranks' spans, which may come after its end."""
+        """The same, once nothing of it is still to come."""
         async with asyncio.timeout(20):
             while True:
                 found = await self.trace(wanted)
-                told = {span.parent_id for span in found.spans if "tandem.rank" in span.attributes}
-                legs = {span.span_id for span in found.spans if span.name in ("prefill", "decode")}
-                if legs <= told and all(span.end_ns for span in found.spans):
+                if is_settled(found):
                     return found
                 await asyncio.sleep(0.02)
 

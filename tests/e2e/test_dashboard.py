@@ -71,6 +71,7 @@ async def test_it_moves_under_load(square: System, chromium: Browser) -> None:
             await expect(plot.locator("polyline").first).to_be_attached()
             await expect(plot.locator("b").first).not_to_have_text("–")
         await expect(seen.page.locator("#links tbody tr")).to_have_count(4)
+        await expect(seen.page.locator("details.trace")).to_have_count(5)
         await seen.page.wait_for_function(
             """before => [...document.querySelectorAll('#workers td[data-title="Ended well"]')]
                 .reduce((sum, cell) => sum + Number(cell.textContent), 0) > before""",

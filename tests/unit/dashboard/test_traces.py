@@ -56,10 +56,14 @@ class Services:
         self.asked: list[str] = []
         self.tasks: list[Coroutine[Any, Any, None]] = []
         self.full = False
+        self.lost = False
+        """Nobody keeps the trace."""
 
     async def gather(self, asked: trace_pb2.GetTraceRequest) -> admin_pb2.AdminGetTraceResponse:
         """One span."""
         self.asked.append(asked.request_id)
+        if self.lost:
+            return admin_pb2.AdminGetTraceResponse()
         return admin_pb2.AdminGetTraceResponse(
             spans=[trace_pb2.TraceSpan(span_id="1", name="GET", service="tandem-gateway", end_unix_ns=MS)]
         )
@@ -94,10 +98,34 @@ def test_requests_are_gathered_once_and_shown_at_the_next_look() -> None:
     services.run()
     assert [trace.request_id for trace in recent.last(2)] == ["r3", "r2"]
     services.answer("r4")
-    assert [trace.request_id for trace in recent.last(2)] == ["r3"]
+    assert [trace.request_id for trace in recent.last(2)] == ["r3", "r2"]
     services.run()
     assert [trace.request_id for trace in recent.last(2)] == ["r4", "r3"]
-    assert services.asked == ["r3", "r2", "r4"], "each once"
+    assert services.asked == ["r2", "r3", "r4"], "each once"
+
+
+def test_traces_are_there_where_each_look_finds_new_ones_only() -> None:
+    services = Services()
+    recent = RecentTraces(services.tracing.ring, services.gather, services.spawn)
+    seen = []
+    for look in range(4):
+        for number in range(3):
+            services.answer(f"{look}.{number}")
+        seen.append([trace.request_id for trace in recent.last(2)])
+        services.run()
+    assert seen == [[], ["0.2", "0.1"], ["1.2", "1.1"], ["2.2", "2.1"]]
+    assert len(recent._known) <= 4, "two that are shown, and two that are asked for"
+
+
+def test_what_nobody_keeps_any_more_or_cannot_be_asked_for_is_forgotten() -> None:
+    services = Services()
+    recent = RecentTraces(services.tracing.ring, services.gather, services.spawn)
+    services.answer("r1")
+    for services.lost in (True, False):
+        assert recent.last(2) == []
+        services.run()
+    assert [trace.request_id for trace in recent.last(2)] == ["r1"]
+    assert services.asked == ["r1", "r1"]
 
 
 def test_what_is_too_much_at_once_is_left_out() -> None:

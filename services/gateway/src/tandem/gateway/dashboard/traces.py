@@ -62,29 +62,44 @@ class TraceSource(Protocol):
 
 class RecentTraces:
     """The requests in this gateway's ring, with the spans of all services. What a look finds new is asked for, and is
-    there at the next."""
+    there at the next, even if that finds newer ones."""
 
     def __init__(self, ring: TraceRing, gather: Gather, spawn: Spawn) -> None:
         self._ring = ring
         self._gather = gather
         self._spawn = spawn
         self._known: dict[str, ShownTrace | None] = {}
-        """By request; None while it is asked for. Those of the last look."""
+        """By request, the newest last; None while it is asked for."""
 
     def last(self, count: int) -> Sequence[ShownTrace]:
         """See TraceSource."""
-        newest = self._ring.newest_requests(count)
-        new = [name for name in newest if name not in self._known]
-        self._known = {name: self._known.get(name) for name in newest}
-        for name in new:
-            with suppress(TandemError):  # too many are asked for already
-                self._spawn(self._ask(name), f"trace of {name}")
-        return [trace for trace in self._known.values() if trace is not None]
+        for name in reversed(self._ring.newest_requests(count)):
+            if name not in self._known:
+                with suppress(TandemError):  # too many are asked for already
+                    self._spawn(self._ask(name), f"trace of {name}")
+                    self._known[name] = None
+        there = [name for name, trace in self._known.items() if trace is not None]
+        self._forget_before(there[-count:])
+        return [trace for trace in reversed(self._known.values()) if trace is not None]
+
+    def _forget_before(self, wanted: Sequence[str]) -> None:
+        """Forgets what is older than these."""
+        for name in list(self._known):
+            if not wanted or name == wanted[0]:
+                return
+            del self._known[name]
 
     async def _ask(self, request_id: str) -> None:
-        answer = await self._gather(trace_pb2.GetTraceRequest(request_id=request_id))
-        if request_id in self._known:
-            self._known[request_id] = shown(request_id, [read_span(span) for span in answer.spans])
+        found: ShownTrace | None = None
+        try:
+            answer = await self._gather(trace_pb2.GetTraceRequest(request_id=request_id))
+            if answer.spans:
+                found = shown(request_id, [read_span(span) for span in answer.spans])
+        finally:
+            if found is None:
+                self._known.pop(request_id, None)
+            elif request_id in self._known:
+                self._known[request_id] = found
 
 
 def shown(request_id: str, spans: Sequence[ShownSpan]) -> ShownTrace:

@@ -161,11 +161,25 @@ async def test_what_was_opened_and_marked_stays_so_when_news_come(chromium: Brow
     async with cluster() as now, opened(chromium) as seen:
         show_more = await play(seen.page, str(now.http.base_url), event(first))
         await seen.page.locator("summary").nth(1).click()
+        await seen.page.mouse.move(0, 0)
         await seen.page.evaluate("getSelection().selectAllChildren(document.querySelector('summary code'))")
         show_more(event(later))
         await expect(seen.page.locator("#facts")).to_contain_text("model-b")
         assert await seen.page.locator("details.trace[open]").count() == 2
         assert await seen.page.evaluate("getSelection().toString()") == "abc"
+
+
+async def test_traces_stay_while_the_pointer_is_on_them(chromium: Browser) -> None:
+    async with cluster() as now, opened(chromium) as seen:
+        show_more = await play(seen.page, str(now.http.base_url), event(snapshot(traces=[TRACE])))
+        await seen.page.locator(".step").nth(1).hover()
+        later = {"models": ["later"]}
+        newer = snapshot(traces=[TRACE | {"request_id": "newer"}], gateway=snapshot()["gateway"] | later)
+        show_more(event(newer))
+        await expect(seen.page.locator("#facts")).to_contain_text("later")
+        await expect(seen.page.locator("summary code")).to_have_text("abc")
+        await seen.page.mouse.move(0, 0)
+        await expect(seen.page.locator("summary code")).to_have_text("newer")
 
 
 async def test_a_plot_has_gaps_axes_and_the_value_under_the_pointer(chromium: Browser) -> None:

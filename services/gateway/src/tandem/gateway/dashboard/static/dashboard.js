@@ -223,7 +223,8 @@ function show(snapshot) {
   fill(at("rooms"), rooms(snapshot.rooms));
   fill(at("links"), links(snapshot.links));
   fill(at("errors"), errors(snapshot.errors));
-  fill(at("traces"), traces(snapshot.traces));
+  // Under load each second brings others: what somebody reads stays.
+  if (!at("traces").matches(":hover")) fill(at("traces"), traces(snapshot.traces));
   at("traces").parentNode.hidden = !snapshot.traces.length;
   say("live", clock(snapshot.time_ms));
 }

@@ -13,6 +13,7 @@ from tandem.core.errors import ErrorReason, TandemError
 from tandem.rpc.client import open_channel
 from tandem.rpc.tracing.layout import ShownSpan, layout
 from tandem.v1 import admin_pb2, admin_pb2_grpc, trace_pb2, trace_pb2_grpc
+from tests.support.tracing.page import check_documented
 from tests.support.tracing.system import CALLER, PROMPT, SLOW, TRACE_ID, give_up_one, named, one, room_of, services_here
 
 TOLERANCE_NS = 50_000_000
@@ -30,7 +31,8 @@ def tree(trace: Trace) -> dict[str, list[str]]:
 
 
 def check_whole(trace: Trace, caller: str = "") -> None:
-    """Every parent is there, all spans have ended, and none lies outside its parent."""
+    """Every parent is there, all spans have ended, none lies outside its parent, and the page tells of all."""
+    check_documented(trace)
     by_id = {span.span_id: span for span in trace.spans}
     assert len(by_id) == len(trace.spans)
     roots = [span for span in trace.spans if span.parent_id not in by_id]
@@ -110,6 +112,7 @@ async def test_a_retried_request_shows_both_attempts() -> None:
         await give_up_one(here, ErrorReason.ENGINE_FAILED)
         response = await asking
         trace = await here.settled_trace("mine")
+    check_documented(trace)
     assert response.status_code == 200
     first, second = named(trace, "attempt")
     assert (first.attributes["tandem.outcome"], second.attributes["tandem.outcome"]) == ("ENGINE_FAILED", "complete")
@@ -129,6 +132,7 @@ async def test_a_failed_request_tells_its_reason() -> None:
         await give_up_one(here, ErrorReason.ENGINE_FAILED)
         response = await asking
         trace = await here.settled_trace("mine")
+    check_documented(trace)
     root, attempt = one(trace, "POST /v1/completions"), one(trace, "attempt")
     assert response.status_code == root.attributes["http.response.status_code"] == 500
     for span in (root, attempt, one(trace, "decode")):
@@ -140,6 +144,7 @@ async def test_what_the_client_is_to_blame_for_is_no_failure() -> None:
     async with services_here() as here:
         response = await here.http.post("/v1/completions", json={"prompt": "x", "max_tokens": 10**6})
         trace = await here.settled_trace(response.headers["x-request-id"])
+    check_documented(trace)
     root = one(trace, "POST /v1/completions")
     assert response.status_code == root.attributes["http.response.status_code"] == 400
     assert (root.failed, root.attributes["error.type"]) == (False, "CONTEXT_TOO_LONG")
@@ -152,6 +157,7 @@ async def test_a_client_that_goes_is_seen_in_every_service() -> None:
         asking.cancel()
         await asyncio.wait({asking})
         trace = await here.settled_trace("mine")
+    check_documented(trace)
     assert one(trace, "POST /v1/completions").attributes["error.type"] == "CANCELLED"
     assert one(trace, "attempt").attributes["tandem.outcome"] == "CANCELLED"
     assert one(trace, "decode").attributes["error.type"] == "CANCELLED"
@@ -162,6 +168,7 @@ async def test_every_answer_of_a_batch_has_its_attempt() -> None:
         body = {"prompt": ["one", "two"], "n": 2, "max_tokens": 4}
         response = await here.http.post("/v1/completions", json=body)
         trace = await here.settled_trace(response.headers["x-request-id"])
+    check_documented(trace)
     assert sorted(int(span.attributes["tandem.sequence"]) for span in named(trace, "attempt")) == [0, 1, 2, 3]
     assert one(trace, "POST /v1/completions").attributes["gen_ai.request.choice.count"] == 4
 

@@ -29,4 +29,5 @@ async def check_trace(cluster: Cluster, client: httpx.AsyncClient, prompt: Seque
     await cluster.wait_trace(request_id)
     told = json.loads(await asyncio.to_thread(cluster.stack.command, "trace", request_id, "--json"))
     assert told["trace_id"] == response.headers["traceparent"].split("-")[1]
-    check_answered(told, path=PATH, workers=workers, provider="tcp", prompt_tokens=len(prompt))
+    sizes = {"prompt_tokens": len(prompt), "new_tokens": new_tokens}
+    check_answered(told, path=PATH, workers=workers, provider="tcp", **sizes)

@@ -24,7 +24,7 @@ from tests.support.settings import environment
 from tests.support.system.inside import Inside, system_inside
 
 SLOW = {"model": "tandem-tiny", "prompt": "hello", "max_tokens": 4000, "ignore_eos": True}
-NAMES = ["bootstrap", "decode-0", "prefill-0", "gateway"]
+NAMES = ["bootstrap", "prefill-0", "decode-0", "gateway"]
 WAIT_S = 60
 
 pytestmark = pytest.mark.timeout(120)
@@ -160,7 +160,7 @@ async def test_wrong_names_are_told_what_there_is(system: Inside) -> None:
     for words, wanted in (
         (("set-policy", "best"), "random, round_robin, least_load"),
         (("loglevel", "loud"), "DEBUG, INFO, WARNING, ERROR"),
-        (("config", "--worker", "decode-9"), "bootstrap, decode-0, prefill-0, gateway"),
+        (("config", "--worker", "decode-9"), "bootstrap, prefill-0, decode-0, gateway"),
         (("rooms", "--worker", "gateway"), "gateway is no worker"),
     ):
         found = await tandem(*words, "--admin", system.admin)

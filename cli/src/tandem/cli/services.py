@@ -63,7 +63,7 @@ def services_here(state_file: Path) -> list[Service]:
 
 
 async def services_of(admin: str, credentials: Credentials) -> list[Service]:
-    """A gateway, the workers that it sees, and its bootstrap service. Raises TandemError."""
+    """Bootstrap, the workers that a gateway sees, prefill first, by name, and the gateway. Raises TandemError."""
     async with open_channel(admin, credentials) as channel:
         who = f"the gateway at {admin}"
         control: Any = control_pb2_grpc.ControlServiceStub(channel)
@@ -80,6 +80,7 @@ async def services_of(admin: str, credentials: Credentials) -> list[Service]:
         )
         for one in listed.workers
     ]
+    workers.sort(key=lambda one: (one.kind != "prefill", one.name))
     return [Service("bootstrap", "bootstrap", bootstrap), *workers, Service("gateway", "gateway", admin)]
 
 

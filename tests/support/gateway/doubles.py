@@ -24,6 +24,7 @@ from tandem.gateway.prepare import Catalog, Preparer
 from tandem.gateway.router import Router, RouterSettings
 from tandem.gateway.sessions import Leg
 from tandem.gateway.slots import Slots
+from tandem.gateway.token_endpoints import TokenEndpoints
 from tandem.gateway.tokenizer import PromptTokenizer
 from tandem.rpc.clock import SystemClock
 from tandem.rpc.metrics import Metrics
@@ -189,6 +190,8 @@ class AppLimits:
     max_concurrent: int = 8
     max_body_bytes: int = 4096
     keys: KeyRing = field(default_factory=KeyRing)
+    max_tokenize_size: int = 300
+    token_slots: Slots = field(default_factory=lambda: Slots(2))
 
 
 def http_client(workers: NotingWorkers, limits: AppLimits | None = None) -> httpx.AsyncClient:
@@ -207,10 +210,12 @@ def http_client(workers: NotingWorkers, limits: AppLimits | None = None) -> http
         GenerationLimits(limits.max_body_bytes, 60_000, 1000, 1),
         untraced(),
     )
+    schema = SchemaLimits(max_n=4, max_batch=4, max_tokenize_size=limits.max_tokenize_size)
     parts = HttpParts(
         works,
         catalog,
-        SchemaLimits(max_n=4, max_batch=4),
+        schema,
+        TokenEndpoints(catalog, tokenizer, schema, limits.max_body_bytes, limits.token_slots),
         "models/tiny",
         1,
         lambda: "" if workers.decodes else "The gateway waits.",

@@ -18,6 +18,7 @@ import uvicorn
 from tandem.core.errors import TandemError
 from tandem.core.ids import Role
 from tandem.core.policies import policy_named
+from tandem.gateway import token_endpoints
 from tandem.gateway.admin import AdminServicer
 from tandem.gateway.cluster_traces import ClusterTraces
 from tandem.gateway.dashboard.board import Board, Sources
@@ -37,6 +38,7 @@ from tandem.gateway.rooms import RoomBook
 from tandem.gateway.router import Router, RouterSettings
 from tandem.gateway.settings import STATUS_INTERVAL_MS, GatewaySettings
 from tandem.gateway.slots import Slots
+from tandem.gateway.token_endpoints import TokenEndpoints
 from tandem.gateway.tokenizer import Encoder, HuggingFaceEncoder, PromptTokenizer
 from tandem.rpc import logs
 from tandem.rpc.client import open_channel
@@ -186,6 +188,7 @@ class Gateway:
         settings = self._settings
         fallback = settings.served_model_name or Path(settings.model_path).name
         catalog = Catalog(self._pool, fallback, only=settings.served_model_name)
+        schema = SchemaLimits(settings.max_n, settings.max_batch, settings.max_tokenize_size)
         works = Works(
             preparer=Preparer(catalog, self._tokenizer, default_max_tokens=settings.default_max_tokens),
             router=router,
@@ -203,7 +206,10 @@ class Gateway:
         parts = HttpParts(
             works=works,
             catalog=catalog,
-            schema=SchemaLimits(settings.max_n, settings.max_batch),
+            schema=schema,
+            tokens=TokenEndpoints(
+                catalog, self._tokenizer, schema, settings.max_body_bytes, Slots(token_endpoints.MAX_AT_ONCE)
+            ),
             model_path=settings.model_path,
             started=int(time.time()),
             ready=self._missing,

@@ -33,12 +33,19 @@ class ChatPrompt:
     continue_last: bool = False
     """True: the answer goes on with the last message instead of starting a new one."""
 
+    @property
+    def characters(self) -> int:
+        """Length of all messages."""
+        return sum(len(message.content) for message in self.messages)
+
 
 @dataclass(frozen=True, slots=True)
 class TextPrompt:
     """Plain text."""
 
     text: str
+    special_tokens: bool = True
+    """Whether the tokenizer adds what a text begins or ends with, e.g. a token for its beginning."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from collections.abc import Sequence as SequenceOf
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol
 
 import orjson
-from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from tandem.core.errors import ErrorReason, TandemError
+from tandem.gateway.bodies import read_body
 from tandem.gateway.calls import Api, GenerateCall, Sequence
 from tandem.gateway.fields import parse_object
 from tandem.gateway.front import Visit, visit_of
@@ -89,7 +89,7 @@ class GenerationEndpoint:
         """Answers one request. Raises TandemError only if no response has begun."""
         visit = visit_of(scope)
         watch = Stopwatch(self._works.metrics, visit.endpoint)
-        with _places(self._works.slots) as take_more:
+        with self._works.slots.holding() as take_more:
             reading = self._works.tracing.start(names.READ, visit.span)
             try:
                 body = await read_body(scope, receive, self._works.limits.max_body_bytes)
@@ -214,25 +214,6 @@ class Reply:
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
 
-async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
-    """Reads a request's body. Raises BODY_TOO_LARGE, before reading where the headers say so; CANCELLED."""
-    declared = Headers(scope=scope).get("content-length", "")
-    parts: list[bytes] = []
-    size = int(declared) if declared.isdecimal() and int(declared) > max_bytes else 0
-    while size <= max_bytes:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise TandemError(ErrorReason.CANCELLED, "The client went before its request was complete.")
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if not message.get("more_body", False) and size <= max_bytes:
-            return b"".join(parts)
-    raise TandemError(
-        ErrorReason.BODY_TOO_LARGE,
-        f"The body has more than {max_bytes} bytes, which is the most that is taken. Send less at a time.",
-    )
-
-
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
     """Runs `work`, which is cancelled when the client goes; raises CANCELLED then."""
     working = asyncio.create_task(work)
@@ -271,20 +252,3 @@ def _close_mailbox(mailbox: Mailbox, task: asyncio.Task[None]) -> None:
     if error is not None:
         log.error("generation crashed", exc_info=error)
     mailbox.close(TandemError(ErrorReason.INTERNAL))
-
-
-@contextmanager
-def _places(slots: Slots) -> Iterator[Callable[[int], None]]:
-    """Takes one place; yields how to take more; gives all of them back."""
-    slots.take(1)
-    taken = 1
-
-    def take_more(count: int) -> None:
-        nonlocal taken
-        slots.take(count, held=taken)
-        taken += count
-
-    try:
-        yield take_more
-    finally:
-        slots.give(taken)

@@ -23,12 +23,17 @@ from tandem.gateway.generation import GenerationEndpoint, Works
 from tandem.gateway.keys import KeyRing
 from tandem.gateway.openai_schema import SchemaLimits, read_chat, read_completion
 from tandem.gateway.prepare import Catalog
+from tandem.gateway.token_endpoints import TokenEndpoints
 from tandem.rpc.metrics import CONTENT_TYPE
 
 ENDPOINTS: Final[Mapping[str, str]] = {
     "/v1/chat/completions": "POST",
     "/v1/completions": "POST",
     "/generate": "POST",
+    "/v1/tokenize": "POST",
+    "/v1/detokenize": "POST",
+    "/tokenize": "POST",
+    "/detokenize": "POST",
     "/v1/models": "GET",
     "/get_model_info": "GET",
     "/health": "GET",
@@ -38,7 +43,7 @@ ENDPOINTS: Final[Mapping[str, str]] = {
     EVENTS: "GET",
 }
 """Every endpoint and its method."""
-GENERATING: Final = frozenset(path for path, method in ENDPOINTS.items() if method == "POST")
+GENERATING: Final = frozenset(["/v1/chat/completions", "/v1/completions", "/generate"])
 """Those that generate."""
 
 
@@ -49,6 +54,7 @@ class HttpParts:
     works: Works
     catalog: Catalog
     schema: SchemaLimits
+    tokens: TokenEndpoints
     model_path: str
     started: int
     """Seconds since 1970."""
@@ -66,6 +72,10 @@ def build_http(parts: HttpParts) -> Starlette:
         "/v1/chat/completions": GenerationEndpoint(partial(read_chat, limits=parts.schema), parts.works),
         "/v1/completions": GenerationEndpoint(partial(read_completion, limits=parts.schema), parts.works),
         "/generate": GenerationEndpoint(partial(read_generate, limits=parts.schema), parts.works),
+        "/v1/tokenize": parts.tokens.tokenize(),
+        "/v1/detokenize": parts.tokens.detokenize(),
+        "/tokenize": parts.tokens.tokenize(),
+        "/detokenize": parts.tokens.detokenize(),
         "/v1/models": pages.models,
         "/get_model_info": pages.model_info,
         "/health": pages.health,
@@ -82,7 +92,7 @@ def build_http(parts: HttpParts) -> Starlette:
         metrics=parts.works.metrics,
         tracing=parts.works.tracing,
         endpoints=frozenset(ENDPOINTS),
-        traced=frozenset(path for path, endpoint in endpoints.items() if isinstance(endpoint, GenerationEndpoint)),
+        traced=GENERATING,
         keys=parts.keys,
         open_paths=frozenset({"/health", "/ready", *FILES}),
         retry_after_s=parts.works.limits.retry_after_s,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tandem.gateway.calls import Api, ChatPrompt, GenerateCall, IdsPrompt, Item, Message, Prompt, TextPrompt
+from tandem.gateway.calls import Api, GenerateCall, IdsPrompt, Item, Prompt, TextPrompt
+from tandem.gateway.chat_schema import CHAT_PROMPT_FIELDS, NO_TOOLS, read_chat_prompt
 from tandem.gateway.fields import Fields, Unsupported, is_list_of, kind_of, refuse, shown, token_ids
 from tandem.gateway.sampling import (
     MAX_NEW_TOKENS,
@@ -17,10 +18,8 @@ from tandem.gateway.sampling import (
 )
 from tandem.v1 import session_pb2
 
-MAX_MESSAGES: Final = 4096
 COMPLETION_DEFAULT_TOKENS: Final = 16
 """What OpenAI documents for /v1/completions."""
-ROLES: Final = ("system", "developer", "user", "assistant")
 
 _COMMON: Final = SAMPLING_FIELDS | frozenset(
     [
@@ -42,18 +41,15 @@ _COMMON: Final = SAMPLING_FIELDS | frozenset(
     ]
 )
 """The second line is accepted and means nothing here."""
-_CHAT: Final = _COMMON | frozenset(
-    ["messages", "max_completion_tokens", "top_logprobs", "chat_template_kwargs", "continue_final_message"]
-)
+_CHAT: Final = _COMMON | CHAT_PROMPT_FIELDS | frozenset(["max_completion_tokens", "top_logprobs"])
 _COMPLETION: Final = _COMMON | {"prompt"}
 
-_NO_TOOLS: Final = "Tools are not offered; describe them in a message instead."
 _UNSUPPORTED: Final = {
-    "tools": Unsupported(_NO_TOOLS, ([],)),
-    "tool_choice": Unsupported(_NO_TOOLS, ("none", "auto")),
-    "parallel_tool_calls": Unsupported(_NO_TOOLS, (True, False)),
-    "functions": Unsupported(_NO_TOOLS, ([],)),
-    "function_call": Unsupported(_NO_TOOLS, ("none", "auto")),
+    "tools": Unsupported(NO_TOOLS, ([],)),
+    "tool_choice": Unsupported(NO_TOOLS, ("none", "auto")),
+    "parallel_tool_calls": Unsupported(NO_TOOLS, (True, False)),
+    "functions": Unsupported(NO_TOOLS, ([],)),
+    "function_call": Unsupported(NO_TOOLS, ("none", "auto")),
     "logit_bias": Unsupported("Leave it out.", ({},)),
     "suffix": Unsupported("Leave it out; put all of the text into 'prompt'.", ("",)),
     "echo": Unsupported("Prepend the prompt to the answer yourself.", (False,)),
@@ -64,25 +60,6 @@ _UNSUPPORTED: Final = {
     "prediction": Unsupported("Leave it out."),
     "reasoning_effort": Unsupported("Use 'chat_template_kwargs' as the model's template has it."),
 }
-_RESERVED_TEMPLATE_OPTIONS: Final = frozenset(
-    [
-        "messages",
-        "conversation",
-        "tools",
-        "documents",
-        "chat_template",
-        "add_generation_prompt",
-        "continue_final_message",
-        "tokenize",
-        "padding",
-        "truncation",
-        "max_length",
-        "return_tensors",
-        "return_dict",
-        "tokenizer_kwargs",
-        "return_assistant_tokens_mask",
-    ]
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +68,8 @@ class SchemaLimits:
 
     max_n: int
     max_batch: int
+    max_tokenize_size: int = 1 << 20
+    """Characters that /v1/tokenize takes in one request, and tokens that /v1/detokenize takes."""
 
 
 def read_chat(body: dict[str, Any], limits: SchemaLimits) -> GenerateCall:
@@ -98,13 +77,8 @@ def read_chat(body: dict[str, Any], limits: SchemaLimits) -> GenerateCall:
     fields = Fields(body)
     fields.require_known(_CHAT, _UNSUPPORTED)
     most = fields.integer("max_completion_tokens", 1, MAX_NEW_TOKENS) or fields.integer("max_tokens", 1, MAX_NEW_TOKENS)
-    prompt = ChatPrompt(
-        _messages(fields), _template_options(fields), continue_last=fields.boolean("continue_final_message")
-    )
-    if prompt.continue_last and prompt.messages[-1].role != "assistant":
-        refuse("continue_final_message", "needs a last message of the role 'assistant'.")
     item = Item(
-        prompt,
+        read_chat_prompt(fields),
         "messages",
         _sampling(fields, most or 0),
         n=fields.integer("n", 1, limits.max_n) or 1,
@@ -204,46 +178,3 @@ def _chat_logprobs(fields: Fields) -> session_pb2.LogprobOptions | None:
     if top and not wanted:
         refuse("top_logprobs", "is allowed only with 'logprobs': true.")
     return session_pb2.LogprobOptions(top=top or 0) if wanted else None
-
-
-def _template_options(fields: Fields) -> tuple[tuple[str, str | int | float | bool], ...]:
-    options = fields.object("chat_template_kwargs") or {}
-    for name, value in options.items():
-        if name in _RESERVED_TEMPLATE_OPTIONS or not isinstance(value, str | int | float | bool):
-            refuse(f"chat_template_kwargs.{name}", "must be a template variable with a text, number or boolean value.")
-    return tuple(options.items())
-
-
-def _messages(fields: Fields) -> tuple[Message, ...]:
-    value = fields.raw("messages")
-    if not isinstance(value, list) or not 1 <= len(value) <= MAX_MESSAGES:
-        refuse("messages", f"must be a list of 1..{MAX_MESSAGES} messages, each with 'role' and 'content'.")
-    return tuple(_message(f"messages[{place}]", one) for place, one in enumerate(value))
-
-
-def _message(field: str, value: object) -> Message:
-    if not isinstance(value, dict):
-        refuse(field, f"must be an object with 'role' and 'content', not {kind_of(value)}.")
-    role = value.get("role")
-    if role not in ROLES:
-        refuse(f"{field}.role", f"must be one of {', '.join(ROLES)}, not {shown(role)}.")
-    if value.get("tool_calls"):
-        refuse(f"{field}.tool_calls", f"is not supported here. {_NO_TOOLS}")
-    content = value.get("content")
-    text = content if isinstance(content, str) else _joined_parts(f"{field}.content", content)
-    return Message("system" if role == "developer" else role, text)
-
-
-def _joined_parts(field: str, parts: object) -> str:
-    """Text of a content that is a list of parts."""
-    if not isinstance(parts, list) or not parts:
-        refuse(field, f"must be a text or a list of text parts, not {kind_of(parts)}.")
-    texts = []
-    for place, part in enumerate(parts):
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text" or not isinstance(part.get("text"), str):
-            refuse(
-                f"{field}[{place}]", f'must be {{"type": "text", "text": "..."}}; the type {shown(kind)} is not taken.'
-            )
-        texts.append(part["text"])
-    return "".join(texts)

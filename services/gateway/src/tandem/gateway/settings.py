@@ -52,6 +52,12 @@ class GatewaySettings(Settings):
     max_body_bytes: int = Field(default=8 << 20, ge=1024, le=1 << 30)
     max_n: int = Field(default=16, ge=1, le=1024)
     max_batch: int = Field(default=128, ge=1, le=4096)
+    max_tokenize_size: int = Field(
+        default=1 << 20,
+        ge=1,
+        le=1 << 26,
+        description="characters that /v1/tokenize takes in one request, and tokens that /v1/detokenize takes",
+    )
     default_max_tokens: int = Field(
         default=1024, ge=1, le=1 << 20, description="new tokens of a chat that names no limit, if the context allows"
     )

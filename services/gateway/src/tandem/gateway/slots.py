@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from tandem.core.errors import ErrorReason, TandemError
 
@@ -42,6 +43,22 @@ class Slots:
     def give(self, count: int) -> None:
         """Gives places back."""
         self._change(-count)
+
+    @contextmanager
+    def holding(self) -> Iterator[Callable[[int], None]]:
+        """Takes one place; yields how to take more; gives all of them back."""
+        self.take(1)
+        taken = 1
+
+        def take_more(count: int) -> None:
+            nonlocal taken
+            self.take(count, held=taken)
+            taken += count
+
+        try:
+            yield take_more
+        finally:
+            self.give(taken)
 
     def _change(self, count: int) -> None:
         self._used += count

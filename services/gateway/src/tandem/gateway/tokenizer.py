@@ -1,4 +1,4 @@
-"""Turns prompts into token ids, once per request, without ever holding up the event loop."""
+"""Turns prompts into token ids, once per request, and ids into text, without ever holding up the event loop."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import asyncio
 import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.gateway.calls import ChatPrompt, Prompt, TextPrompt
+from tandem.gateway.calls import ChatPrompt, IdsPrompt, Prompt, TextPrompt
 
-INLINE_CHARACTERS: Final = 1000
-"""Texts up to this long are tokenized where they are: that takes less time than handing them to a thread."""
+INLINE_SIZE: Final = 1000
+"""Texts and tokens up to this many are turned where they are: that takes less time than handing them to a thread."""
 TEXT_CACHE: Final = 65_536
 """Tokens whose text is remembered, for log probabilities."""
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Encoder(Protocol):
@@ -103,7 +105,7 @@ class HuggingFaceEncoder:
 
 
 class PromptTokenizer:
-    """Tokenizes prompts: short ones at once, long ones in a thread."""
+    """A model's tokenizer: what is short is done at once, what is long in a thread."""
 
     def __init__(self, encoder: Encoder, *, threads: int = 2) -> None:
         self._encoder = encoder
@@ -114,23 +116,24 @@ class PromptTokenizer:
 
         Raises TandemError(INVALID_ARGUMENT) if a given id is outside the vocabulary, or if a text has no token.
         """
-        if isinstance(prompt, ChatPrompt):
-            size = sum(len(message.content) for message in prompt.messages)
-            found = await self._run(size, self._chat_ids, prompt)
-        elif isinstance(prompt, TextPrompt):
-            found = await self._run(len(prompt.text), self._text_ids, prompt)
-        else:
-            found = list(prompt.ids)
-            if max(found) >= self._encoder.vocabulary:
-                raise TandemError(
-                    ErrorReason.INVALID_ARGUMENT,
-                    f"'{field}' holds the token {max(found)}; this model's tokens are"
-                    f" 0..{self._encoder.vocabulary - 1}.",
-                    field=field,
-                )
+        if isinstance(prompt, IdsPrompt):
+            self._require_known(prompt.ids, field)
+            return prompt.ids
+        found = await self.encode(prompt)
         if not found:
             raise TandemError(ErrorReason.INVALID_ARGUMENT, f"'{field}' holds no token. Give some text.", field=field)
         return tuple(found)
+
+    async def encode(self, prompt: ChatPrompt | TextPrompt) -> list[int]:
+        """Token ids of a chat or a text; there may be none."""
+        if isinstance(prompt, ChatPrompt):
+            return await self._run(prompt.characters, self._chat_ids, prompt)
+        return await self._run(len(prompt.text), self._text_ids, prompt)
+
+    async def text(self, ids: tuple[int, ...], field: str, *, skip_special_tokens: bool) -> str:
+        """Text of tokens. Raises TandemError(INVALID_ARGUMENT) if one is outside the vocabulary."""
+        self._require_known(ids, field)
+        return await self._run(len(ids), partial(self._encoder.text, skip_special_tokens=skip_special_tokens), ids)
 
     def token_text(self, token_id: int) -> str:
         """Text of one token."""
@@ -140,14 +143,23 @@ class PromptTokenizer:
         """Lets the threads end."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
+    def _require_known(self, ids: tuple[int, ...], field: str) -> None:
+        if (largest := max(ids, default=0)) >= self._encoder.vocabulary:
+            raise TandemError(
+                ErrorReason.INVALID_ARGUMENT,
+                f"'{field}' holds the token {largest}; this model's tokens are 0..{self._encoder.vocabulary - 1}.",
+                field=field,
+            )
+
     def _chat_ids(self, prompt: ChatPrompt) -> list[int]:
         # The template writes the special tokens itself.
         return self._encoder.encode(self._encoder.render(prompt), add_special_tokens=False)
 
     def _text_ids(self, prompt: TextPrompt) -> list[int]:
-        return self._encoder.encode(prompt.text, add_special_tokens=True)
+        return self._encoder.encode(prompt.text, add_special_tokens=prompt.special_tokens)
 
-    async def _run(self, characters: int, work: Callable[[T], list[int]], prompt: T) -> list[int]:
-        if characters <= INLINE_CHARACTERS:
-            return work(prompt)
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work, prompt)
+    async def _run(self, size: int, work: Callable[[T], R], given: T) -> R:
+        """size: characters or tokens."""
+        if size <= INLINE_SIZE:
+            return work(given)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work, given)

@@ -1,0 +1,27 @@
+"""Bodies of requests, read up to a bound."""
+
+from __future__ import annotations
+
+from starlette.datastructures import Headers
+from starlette.types import Receive, Scope
+
+from tandem.core.errors import ErrorReason, TandemError
+
+
+async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
+    """Reads a request's body. Raises BODY_TOO_LARGE, before reading where the headers say so; CANCELLED."""
+    declared = Headers(scope=scope).get("content-length", "")
+    parts: list[bytes] = []
+    size = int(declared) if declared.isdecimal() and int(declared) > max_bytes else 0
+    while size <= max_bytes:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise TandemError(ErrorReason.CANCELLED, "The client went before its request was complete.")
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if not message.get("more_body", False) and size <= max_bytes:
+            return b"".join(parts)
+    raise TandemError(
+        ErrorReason.BODY_TOO_LARGE,
+        f"The body has more than {max_bytes} bytes, which is the most that is taken. Send less at a time.",
+    )

@@ -1,0 +1,87 @@
+"""A chat, as every API that takes one gives it: messages and variables of the model's template."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tandem.gateway.calls import ChatPrompt, Message
+from tandem.gateway.fields import Fields, kind_of, refuse, shown
+
+MAX_MESSAGES: Final = 4096
+ROLES: Final = ("system", "developer", "user", "assistant")
+CHAT_PROMPT_FIELDS: Final = frozenset(["messages", "chat_template_kwargs", "continue_final_message"])
+"""Fields that `read_chat_prompt` takes."""
+
+NO_TOOLS: Final = "Tools are not offered; describe them in a message instead."
+_RESERVED_TEMPLATE_OPTIONS: Final = frozenset(
+    [
+        "messages",
+        "conversation",
+        "tools",
+        "documents",
+        "chat_template",
+        "add_generation_prompt",
+        "continue_final_message",
+        "tokenize",
+        "padding",
+        "truncation",
+        "max_length",
+        "return_tensors",
+        "return_dict",
+        "tokenizer_kwargs",
+        "return_assistant_tokens_mask",
+    ]
+)
+
+
+def read_chat_prompt(fields: Fields) -> ChatPrompt:
+    """Reads the prompt of a chat."""
+    prompt = ChatPrompt(
+        _messages(fields), _template_options(fields), continue_last=fields.boolean("continue_final_message")
+    )
+    if prompt.continue_last and prompt.messages[-1].role != "assistant":
+        refuse("continue_final_message", "needs a last message of the role 'assistant'.")
+    return prompt
+
+
+def _template_options(fields: Fields) -> tuple[tuple[str, str | int | float | bool], ...]:
+    options = fields.object("chat_template_kwargs") or {}
+    for name, value in options.items():
+        if name in _RESERVED_TEMPLATE_OPTIONS or not isinstance(value, str | int | float | bool):
+            refuse(f"chat_template_kwargs.{name}", "must be a template variable with a text, number or boolean value.")
+    return tuple(options.items())
+
+
+def _messages(fields: Fields) -> tuple[Message, ...]:
+    value = fields.raw("messages")
+    if not isinstance(value, list) or not 1 <= len(value) <= MAX_MESSAGES:
+        refuse("messages", f"must be a list of 1..{MAX_MESSAGES} messages, each with 'role' and 'content'.")
+    return tuple(_message(f"messages[{place}]", one) for place, one in enumerate(value))
+
+
+def _message(field: str, value: object) -> Message:
+    if not isinstance(value, dict):
+        refuse(field, f"must be an object with 'role' and 'content', not {kind_of(value)}.")
+    role = value.get("role")
+    if role not in ROLES:
+        refuse(f"{field}.role", f"must be one of {', '.join(ROLES)}, not {shown(role)}.")
+    if value.get("tool_calls"):
+        refuse(f"{field}.tool_calls", f"is not supported here. {NO_TOOLS}")
+    content = value.get("content")
+    text = content if isinstance(content, str) else _joined_parts(f"{field}.content", content)
+    return Message("system" if role == "developer" else role, text)
+
+
+def _joined_parts(field: str, parts: object) -> str:
+    """Text of a content that is a list of parts."""
+    if not isinstance(parts, list) or not parts:
+        refuse(field, f"must be a text or a list of text parts, not {kind_of(parts)}.")
+    texts = []
+    for place, part in enumerate(parts):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind != "text" or not isinstance(part.get("text"), str):
+            refuse(
+                f"{field}[{place}]", f'must be {{"type": "text", "text": "..."}}; the type {shown(kind)} is not taken.'
+            )
+        texts.append(part["text"])
+    return "".join(texts)

@@ -21,6 +21,7 @@ from tandem.gateway.front import Front, problem_response
 from tandem.gateway.generate_schema import read_generate
 from tandem.gateway.generation import GenerationEndpoint, Works
 from tandem.gateway.keys import KeyRing
+from tandem.gateway.not_served import NOT_SERVED, NotServed
 from tandem.gateway.openai_schema import SchemaLimits, read_chat, read_completion
 from tandem.gateway.prepare import Catalog
 from tandem.gateway.token_endpoints import TokenEndpoints
@@ -85,13 +86,14 @@ def build_http(parts: HttpParts) -> Starlette:
         EVENTS: DashboardEvents(parts.dashboard),
     }
     routes = [Route(path, endpoints[path], methods=[method]) for path, method in ENDPOINTS.items()]
+    routes += [Route(path, NotServed(why)) for path, why in NOT_SERVED.items()]
     routes.append(Route("/v1/models/{model:path}", pages.model, methods=["GET"]))
     routes += [Route(path, board.file, methods=["GET"]) for path in FILES if path != PAGE]
     front = Middleware(
         Front,
         metrics=parts.works.metrics,
         tracing=parts.works.tracing,
-        endpoints=frozenset(ENDPOINTS),
+        endpoints=frozenset([*ENDPOINTS, *NOT_SERVED]),
         traced=GENERATING,
         keys=parts.keys,
         open_paths=frozenset({"/health", "/ready", *FILES}),

@@ -42,5 +42,8 @@ def problem_of(error: TandemError, retry_after_s: int = 1) -> Problem:
     message = spec.public_text if error.reason in _PRIVATE else error.message
     kind = _TYPES.get(spec.http_status, "invalid_request_error" if spec.http_status < 500 else "server_error")
     headers = {"Retry-After": str(retry_after_s)} if spec.http_status in _RETRY_AFTER else {}
+    if error.reason is ErrorReason.NOT_SUPPORTED:
+        # OpenAI's clients would ask again after every status from 500 on.
+        headers["X-Should-Retry"] = "false"
     body = {"message": message, "type": kind, "param": error.field, "code": error.reason.value.lower()}
     return Problem(spec.http_status, error.reason, {"error": body}, headers)

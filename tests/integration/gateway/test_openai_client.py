@@ -67,6 +67,41 @@ async def test_completion_stream_of_token_ids() -> None:
         assert list(now.decodes[0].submits[0].input_ids) == [5, 6, 7]
 
 
+async def test_echo_begins_every_answer_with_its_prompt() -> None:
+    async with cluster() as now:
+        answer = await now.client.completions.create(
+            model=MODEL, prompt=["One", "Two"], n=2, best_of=2, max_tokens=2, echo=True
+        )
+        assert [choice.text for choice in answer.choices] == ["Onet0 t1 "] * 2 + ["Twot0 t1 "] * 2
+        assert answer.usage is not None
+        assert answer.usage.completion_tokens == 8, "the prompt said again is no answer"
+        ids = list(now.decodes[0].submits[0].input_ids)
+        again = await now.client.completions.create(model=MODEL, prompt=ids, max_tokens=1, echo=True)
+        assert again.choices[0].text in ("Onet0 ", "Twot0 ")
+        stream = await now.client.completions.create(model=MODEL, prompt="One", max_tokens=2, echo=True, stream=True)
+        chunks = [chunk.choices[0].text async for chunk in stream]
+    assert chunks[0] == "One"
+    assert "".join(chunks) == "Onet0 t1 "
+
+
+async def test_echo_with_log_probabilities_scores_the_prompt() -> None:
+    async with cluster() as now:
+        answer = await now.client.completions.create(
+            model=MODEL,
+            prompt=[5, 6, 7],
+            max_tokens=2,
+            echo=True,
+            logprobs=1,
+            extra_body={"skip_special_tokens": False},
+        )
+        assert now.prefills[0].submits[0].logprobs.prompt
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.token_logprobs == [-2.0] * 3 + [-0.5] * 2
+    assert len(logprobs.tokens or []) == len(logprobs.top_logprobs or []) == 5
+    assert logprobs.text_offset == [len("".join((logprobs.tokens or [])[:place])) for place in range(5)]
+
+
 async def test_chat_log_probabilities() -> None:
     async with cluster() as now:
         answer = await now.client.chat.completions.create(

@@ -74,6 +74,8 @@ class Item:
     logprobs: session_pb2.LogprobOptions | None = None
     with_logprob_text: bool = False
     """/generate: put each token's text into its log probability."""
+    echo: bool = False
+    """/v1/completions: the answer begins with the prompt."""
     rid: str = ""
     """/generate: the client's own name of this prompt."""
 
@@ -110,6 +112,8 @@ class Sequence:
     input_ids: tuple[int, ...]
     sampling: session_pb2.Sampling
     """The item's, with `max_new_tokens` settled and a seed of its own."""
+    echo: str = ""
+    """What the answer begins with: the prompt's text, if it is to be said again."""
     streamed: bool = False
     """Whether the client sees the answer as it comes."""
     early_first_token: bool = False

@@ -65,9 +65,9 @@ class OpenAiAnswer:
             transcript = self._transcripts[one.index]
             offset = len(transcript.text)
             transcript.add(one.delta)
-            if self._chat and one.index not in self._greeted:
+            if one.index not in self._greeted:
                 self._greeted.add(one.index)
-                written.append(self._chunk(one.index, {"delta": {"role": "assistant", "content": ""}}, None))
+                written += self._greeting(transcript)
             if one.delta.text or one.delta.logprobs:
                 body = {"delta": {"content": one.delta.text}} if self._chat else {"text": one.delta.text}
                 logprobs = self._logprobs(transcript, one.delta.logprobs, offset)
@@ -83,6 +83,12 @@ class OpenAiAnswer:
             return DONE
         return event({**self._chunk_head, "choices": [], "usage": usage(self._transcripts)}) + DONE
 
+    def _greeting(self, one: Transcript) -> list[bytes]:
+        """What comes before the first news of an answer: a chat's role, or the prompt."""
+        if self._chat:
+            return [self._chunk(one.sequence.index, {"delta": {"role": "assistant", "content": ""}}, None)]
+        return [self._chunk(one.sequence.index, {"text": one.sequence.echo}, None)] if one.sequence.echo else []
+
     def _chunk(
         self, index: int, body: dict[str, Any], finish_reason: str | None, logprobs: dict[str, Any] | None = None
     ) -> bytes:
@@ -93,10 +99,12 @@ class OpenAiAnswer:
         return event(document)
 
     def _choice(self, one: Transcript) -> dict[str, Any]:
-        body: dict[str, Any] = {"text": one.text}
+        body: dict[str, Any] = {"text": one.sequence.echo + one.text}
         if self._chat:
             body = {"message": {"role": "assistant", "content": one.text, "refusal": None}}
-        logprobs = self._logprobs(one, one.logprobs, 0)
+        # Where the prompt's could not be had, the answer's begin behind it.
+        offset = 0 if one.prompt_logprobs else len(one.sequence.echo)
+        logprobs = self._logprobs(one, [*one.prompt_logprobs, *one.logprobs], offset)
         return {"index": one.sequence.index, **body, "logprobs": logprobs, "finish_reason": one.finish_reason}
 
     def _logprobs(
@@ -114,8 +122,8 @@ class OpenAiAnswer:
             offset += len(text)
         return {
             "tokens": texts,
-            "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": [self._top_texts(token) for token in tokens],
+            "token_logprobs": [token.logprob if token.HasField("logprob") else None for token in tokens],
+            "top_logprobs": [self._top_texts(token) if token.HasField("logprob") else None for token in tokens],
             "text_offset": offsets,
         }
 

@@ -42,7 +42,7 @@ _COMMON: Final = SAMPLING_FIELDS | frozenset(
 )
 """The second line is accepted and means nothing here."""
 _CHAT: Final = _COMMON | CHAT_PROMPT_FIELDS | frozenset(["max_completion_tokens", "top_logprobs"])
-_COMPLETION: Final = _COMMON | {"prompt"}
+_COMPLETION: Final = _COMMON | {"prompt", "echo", "best_of"}
 
 _UNSUPPORTED: Final = {
     "tools": Unsupported(NO_TOOLS, ([],)),
@@ -51,14 +51,22 @@ _UNSUPPORTED: Final = {
     "functions": Unsupported(NO_TOOLS, ([],)),
     "function_call": Unsupported(NO_TOOLS, ("none", "auto")),
     "logit_bias": Unsupported("Leave it out.", ({},)),
-    "suffix": Unsupported("Leave it out; put all of the text into 'prompt'.", ("",)),
-    "echo": Unsupported("Prepend the prompt to the answer yourself.", (False,)),
-    "best_of": Unsupported("Use 'n' and choose yourself.", (1,)),
     "audio": Unsupported("Answers are text only."),
     "modalities": Unsupported("Answers are text only.", (["text"],)),
     "web_search_options": Unsupported("Leave it out."),
     "prediction": Unsupported("Leave it out."),
     "reasoning_effort": Unsupported("Use 'chat_template_kwargs' as the model's template has it."),
+}
+
+
+_ONLY_COMPLETIONS: Final = "Only /v1/completions has it."
+_CHAT_UNSUPPORTED: Final = _UNSUPPORTED | {
+    "suffix": Unsupported("Put all of the text into 'messages'.", ("",)),
+    "echo": Unsupported(_ONLY_COMPLETIONS, (False,)),
+    "best_of": Unsupported(_ONLY_COMPLETIONS, (1,)),
+}
+_COMPLETION_UNSUPPORTED: Final = _UNSUPPORTED | {
+    "suffix": Unsupported("No model here fills a gap; put all of the text into 'prompt'.", ("",)),
 }
 
 
@@ -75,7 +83,7 @@ class SchemaLimits:
 def read_chat(body: dict[str, Any], limits: SchemaLimits) -> GenerateCall:
     """Reads a request of /v1/chat/completions."""
     fields = Fields(body)
-    fields.require_known(_CHAT, _UNSUPPORTED)
+    fields.require_known(_CHAT, _CHAT_UNSUPPORTED)
     most = fields.integer("max_completion_tokens", 1, MAX_NEW_TOKENS) or fields.integer("max_tokens", 1, MAX_NEW_TOKENS)
     item = Item(
         read_chat_prompt(fields),
@@ -90,14 +98,28 @@ def read_chat(body: dict[str, Any], limits: SchemaLimits) -> GenerateCall:
 def read_completion(body: dict[str, Any], limits: SchemaLimits) -> GenerateCall:
     """Reads a request of /v1/completions."""
     fields = Fields(body)
-    fields.require_known(_COMPLETION, _UNSUPPORTED)
+    fields.require_known(_COMPLETION, _COMPLETION_UNSUPPORTED)
     sampling = _sampling(fields, fields.integer("max_tokens", 1, MAX_NEW_TOKENS) or 0)
     n = fields.integer("n", 1, limits.max_n) or 1
+    best_of = fields.integer("best_of", 1, limits.max_n)
+    if best_of not in (None, n):
+        refuse("best_of", f"must be as 'n', which is {n}: all answers are returned. Use 'n' and choose yourself.")
+    echo = fields.boolean("echo")
     top = fields.integer("logprobs", 0, MAX_TOP_LOGPROBS)
-    logprobs = None if top is None else session_pb2.LogprobOptions(top=top)
+    logprobs = None if top is None else session_pb2.LogprobOptions(top=top, prompt=echo)
+    if echo and logprobs is not None and fields.boolean("stream"):
+        refuse("echo", "with 'logprobs' is answered whole only. Leave 'stream' or one of the two out.")
     prompts = read_prompts("prompt", fields.raw("prompt"), limits.max_batch)
     items = tuple(
-        Item(prompt, "prompt", sampling, default_new_tokens=COMPLETION_DEFAULT_TOKENS, n=n, logprobs=logprobs)
+        Item(
+            prompt,
+            "prompt",
+            sampling,
+            default_new_tokens=COMPLETION_DEFAULT_TOKENS,
+            n=n,
+            logprobs=logprobs,
+            echo=echo,
+        )
         for prompt in prompts
     )
     return _call(Api.COMPLETION, fields, items)

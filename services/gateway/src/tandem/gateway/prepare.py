@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.gateway.calls import GenerateCall, Item, Sequence
+from tandem.gateway.calls import GenerateCall, Item, Sequence, TextPrompt
 from tandem.gateway.first_token import comes_early
 from tandem.gateway.sampling import MAX_SEED
 from tandem.gateway.tokenizer import PromptTokenizer
@@ -77,10 +77,21 @@ class Preparer:
             sampling.CopyFrom(item.sampling)
             sampling.max_new_tokens = self._new_tokens(item, len(ids), context)
             early = comes_early(sampling, item.logprobs, stream=call.stream)
+            echo = await self._echo(item, ids)
             for choice in range(item.n):
                 own = _own_seed(sampling, choice)
-                sequences.append(Sequence(len(sequences), item, choice, model, ids, own, call.stream, early))
+                place = len(sequences)
+                sequences.append(Sequence(place, item, choice, model, ids, own, echo, call.stream, early))
         return tuple(sequences)
+
+    async def _echo(self, item: Item, ids: tuple[int, ...]) -> str:
+        """The prompt's text, where the answer is to begin with it."""
+        if not item.echo:
+            return ""
+        if isinstance(item.prompt, TextPrompt):
+            return item.prompt.text
+        skip = item.sampling.skip_special_tokens
+        return await self._tokenizer.text(ids, item.field, skip_special_tokens=skip)
 
     def _new_tokens(self, item: Item, prompt_tokens: int, context: int) -> int:
         """Tokens to generate at most."""

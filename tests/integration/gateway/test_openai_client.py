@@ -125,6 +125,7 @@ async def test_sampling_arrives_as_it_was_asked_for() -> None:
             stop=["x", "yy"],
             frequency_penalty=1,
             response_format={"type": "json_object"},
+            logit_bias={"7": -100, "8": 2.5},
             extra_body={"top_k": 3, "min_p": 0.125, "ignore_eos": True},
         )
         sampling = now.decodes[0].submits[0].sampling
@@ -132,6 +133,7 @@ async def test_sampling_arrives_as_it_was_asked_for() -> None:
     assert (sampling.max_new_tokens, sampling.temperature, sampling.top_p) == (4, 0.5, 0.25)
     assert (list(sampling.stop), sampling.top_k, sampling.min_p) == (["x", "yy"], 3, 0.125)
     assert (sampling.frequency_penalty, sampling.ignore_eos) == (1, True)
+    assert dict(sampling.logit_bias) == {7: -100, 8: 2.5}
     assert sampling.json_schema == '{"type": "object"}'
     assert not sampling.HasField("presence_penalty"), "what is not asked for is the engine's to choose"
 

@@ -21,10 +21,18 @@ TIMEOUT_S = 280
 class References:
     """Answers by configuration, each asked for once."""
 
-    def __init__(self, folder: Path, prompts: Sequence[Sequence[int]], new_tokens: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        prompts: Sequence[Sequence[int]],
+        new_tokens: int,
+        samplings: Sequence[dict[str, Any]] | None = None,
+    ) -> None:
+        """samplings: for each prompt, what it is to be answered with besides greedily."""
         self._folder = folder
         self._prompts = prompts
         self._new_tokens = new_tokens
+        self._samplings = samplings or [{}] * len(prompts)
         self._known: dict[str, list[list[int]]] = {}
 
     def answers(self, **engine_args: Any) -> list[list[int]]:
@@ -36,7 +44,12 @@ class References:
 
     def _ask(self, engine_args: dict[str, Any]) -> list[list[int]]:
         given, found = self._folder / "given.json", self._folder / "found.json"
-        asked = {"engine": engine_args, "prompts": self._prompts, "new_tokens": self._new_tokens}
+        asked = {
+            "engine": engine_args,
+            "prompts": self._prompts,
+            "new_tokens": self._new_tokens,
+            "samplings": self._samplings,
+        }
         given.write_text(json.dumps(asked))
         tp = int(engine_args.get("tp_size", 1))
         env = {
@@ -76,7 +89,10 @@ def main() -> None:
         **given["engine"],
     )
     sampling = {"temperature": 0, "max_new_tokens": given["new_tokens"], "ignore_eos": True}
-    answers = [engine.generate(input_ids=prompt, sampling_params=sampling)["output_ids"] for prompt in given["prompts"]]
+    answers = [
+        engine.generate(input_ids=prompt, sampling_params=sampling | own)["output_ids"]
+        for prompt, own in zip(given["prompts"], given["samplings"], strict=True)
+    ]
     Path(sys.argv[2]).write_text(json.dumps(answers))
     engine.shutdown()
 

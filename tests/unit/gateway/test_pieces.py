@@ -97,6 +97,14 @@ def test_null_counts_as_absent_and_harmless_values_pass() -> None:
     assert prompt.messages == (Message("system", "a"),)
 
 
+def test_biases_are_bounded_in_number() -> None:
+    body = {"messages": [{"role": "user", "content": "a"}]}
+    most = {str(token): 1 for token in range(1024)}
+    assert len(read_chat({**body, "logit_bias": most}, LIMITS).items[0].sampling.logit_bias) == 1024
+    with pytest.raises(TandemError, match="'logit_bias' holds 1025 tokens; at most 1024"):
+        read_chat({**body, "logit_bias": {**most, "1024": 1}}, LIMITS)
+
+
 def test_generate_takes_one_or_a_batch() -> None:
     assert read_generate({"text": "a"}, LIMITS).single
     assert read_generate({"input_ids": [1, 2]}, LIMITS).single

@@ -112,6 +112,7 @@ async def test_queue_is_bounded(start_pair, wire: Wire) -> None:
         (Role.PREFILL, [1] * 70, LONG, {}, ErrorReason.POOL_EXHAUSTED),
         (Role.DECODE, [1], Sampling(max_new_tokens=0), {}, ErrorReason.INVALID_ARGUMENT),
         (Role.DECODE, [1], Sampling(max_new_tokens=3, regex="a+"), {}, ErrorReason.NOT_SUPPORTED),
+        (Role.PREFILL, [1], Sampling(max_new_tokens=3, logit_bias=((5, 1.0),)), {}, ErrorReason.NOT_SUPPORTED),
         (Role.DECODE, [1], LONG, {"dp_rank": 1}, ErrorReason.INVALID_ARGUMENT),
         (Role.DECODE, [1], LONG, {"peer_addresses": {}}, ErrorReason.INVALID_ARGUMENT),
     ],
@@ -121,6 +122,19 @@ async def test_what_can_never_run_is_refused(start_pair, role, prompt, sampling,
     error = await refused(pair, role, prompt, sampling, **changes)
     assert error.reason is reason
     await pair.idle()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "neutral"),
+    [("frequency_penalty", 0.5, 0.0), ("presence_penalty", -0.5, 0.0), ("repetition_penalty", 1.5, 1.0)],
+)
+async def test_a_penalty_is_refused_by_name_unless_it_asks_for_nothing(start_pair, name, value, neutral) -> None:
+    pair = await start_pair()
+    error = await refused(pair, Role.DECODE, [1], Sampling(max_new_tokens=3, **{name: value}))
+    assert (error.reason, error.field) == (ErrorReason.NOT_SUPPORTED, name)
+    assert f"'{name}'" in error.message
+    room = await pair.ask([1, 2, 3], Sampling(max_new_tokens=3, **{name: neutral}))
+    assert (await room.decode.finish()).kind is FinishKind.LENGTH
 
 
 async def test_a_room_is_opened_once(start_pair) -> None:

@@ -111,6 +111,7 @@ def test_sampling_leaves_out_what_is_not_set():
     assert params["temperature"] == 0.0
     assert params["stop"] == ["a"]
     assert params["sampling_seed"] == 0
+    assert translate.sampling_params(Sampling(5, logit_bias=((7, -100.0),)))["logit_bias"] == {"7": -100.0}
 
 
 def test_only_prefill_scores_the_prompt():

@@ -39,10 +39,12 @@ def _submit() -> session_pb2.Submit:
 
 def test_a_good_submit_becomes_a_job() -> None:
     message = _submit()
+    message.sampling.logit_bias[7] = -2.5
     check(message, FACTS)
     job = job_of(message, 50.0, dp_rank=0, peer_dp_rank=0, peer_addresses={}, traceparent="")
     assert (job.room, job.deadline, job.input_ids) == (77, 51.0, [1, 2, 3])
     assert (job.sampling.temperature, job.sampling.top_p, job.sampling.stop) == (0.0, None, ("x",))
+    assert job.sampling.logit_bias == ((7, -2.5),)
     assert job.logprobs is None
 
 
@@ -65,6 +67,11 @@ def _set(field: str, value: object) -> Callable[[session_pb2.Submit], None]:
         (lambda m: setattr(m.logprobs, "top", 129), "logprobs.top", ErrorReason.INVALID_ARGUMENT),
         (lambda m: setattr(m.sampling, "max_new_tokens", 0), "sampling.max_new_tokens", ErrorReason.INVALID_ARGUMENT),
         (lambda m: setattr(m.sampling, "max_new_tokens", 98), "input_ids", ErrorReason.CONTEXT_TOO_LONG),
+        (
+            lambda m: m.sampling.logit_bias.update(dict.fromkeys(range(1025), 1)),
+            "sampling.logit_bias",
+            ErrorReason.INVALID_ARGUMENT,
+        ),
         (_set("model", "other"), "model", ErrorReason.UNKNOWN_MODEL),
     ],
 )

@@ -60,6 +60,8 @@ class Sampling:
     regex: str = ""
     ebnf: str = ""
     skip_special_tokens: bool = True
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Tokens, and what is added to their logits."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ CHAT_PROMPT_FIELDS: Final = frozenset(["messages", "chat_template_kwargs", "cont
 """Fields that `read_chat_prompt` takes."""
 
 NO_TOOLS: Final = "Tools are not offered; describe them in a message instead."
-_RESERVED_TEMPLATE_OPTIONS: Final = frozenset(
+RESERVED_TEMPLATE_OPTIONS: Final = frozenset(
     [
         "messages",
         "conversation",
@@ -47,7 +47,7 @@ def read_chat_prompt(fields: Fields) -> ChatPrompt:
 def _template_options(fields: Fields) -> tuple[tuple[str, str | int | float | bool], ...]:
     options = fields.object("chat_template_kwargs") or {}
     for name, value in options.items():
-        if name in _RESERVED_TEMPLATE_OPTIONS or not isinstance(value, str | int | float | bool):
+        if name in RESERVED_TEMPLATE_OPTIONS or not isinstance(value, str | int | float | bool):
             refuse(f"chat_template_kwargs.{name}", "must be a template variable with a text, number or boolean value.")
     return tuple(options.items())
 

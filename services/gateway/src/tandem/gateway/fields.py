@@ -76,7 +76,7 @@ class Fields:
             if name in known or value is None:
                 continue
             if name in unsupported:
-                if value in unsupported[name].harmless:
+                if any(type(value) is type(one) and value == one for one in unsupported[name].harmless):
                     continue
                 refuse(self.path(name), f"is not supported here. {unsupported[name].advice}")
             close = difflib.get_close_matches(name, sorted(known), n=1)

@@ -15,7 +15,7 @@ from tandem.v1 import session_pb2
 DEFAULT_NEW_TOKENS: Final = 128
 """SGLang's default of max_new_tokens."""
 
-_BODY: Final = frozenset(
+GENERATE_FIELDS: Final = frozenset(
     [
         "text",
         "input_ids",
@@ -34,7 +34,7 @@ _BODY: Final = frozenset(
 )
 """`log_metrics`, `no_logs` and `background` are accepted and mean nothing here."""
 _ELSEWHERE: Final = Unsupported("Leave it out; it is the gateway's own affair here.")
-_UNSUPPORTED: Final = {
+GENERATE_UNSUPPORTED: Final = {
     **{
         name: Unsupported("This server takes text and token ids only.")
         for name in ("input_embeds", "image_data", "video_data", "audio_data", "modalities")
@@ -56,11 +56,12 @@ _UNSUPPORTED: Final = {
     "token_ids_logprob": Unsupported("Use 'top_logprobs_num'."),
     "custom_logit_processor": Unsupported("Code is not taken from clients."),
 }
-_SAMPLING: Final = SAMPLING_FIELDS | frozenset(["max_new_tokens", "min_new_tokens", "n", "sampling_seed"])
-_UNSUPPORTED_SAMPLING: Final = {
+GENERATE_SAMPLING_FIELDS: Final = SAMPLING_FIELDS | frozenset(
+    ["max_new_tokens", "min_new_tokens", "n", "sampling_seed"]
+)
+GENERATE_SAMPLING_UNSUPPORTED: Final = {
     "stop_regex": Unsupported("Use 'stop'."),
     "structural_tag": Unsupported("Use 'json_schema', 'regex' or 'ebnf'."),
-    "logit_bias": Unsupported("Leave it out.", ({},)),
     "custom_params": Unsupported("Leave it out.", ({},)),
     "no_stop_trim": Unsupported("Leave it out.", (False,)),
     "spaces_between_special_tokens": Unsupported("Leave it out.", (True,)),
@@ -73,7 +74,7 @@ T = TypeVar("T")
 def read_generate(body: dict[str, Any], limits: SchemaLimits) -> GenerateCall:
     """Reads a request of /generate. A batch may give any parameter once, or as a list with one value per prompt."""
     fields = Fields(body)
-    fields.require_known(_BODY, _UNSUPPORTED)
+    fields.require_known(GENERATE_FIELDS, GENERATE_UNSUPPORTED)
     bare, single = _prompts(fields, limits)
     count = len(bare)
     sampled = _spread(fields, "sampling_params", count, lambda one, where: _sampling(one, where, limits))
@@ -135,7 +136,7 @@ def _sampling(value: object, where: str, limits: SchemaLimits) -> tuple[session_
     if value is not None and not isinstance(value, dict):
         refuse(where, f"must be an object, not {kind_of(value)}.")
     fields = Fields(value or {}, f"{where}.")
-    fields.require_known(_SAMPLING, _UNSUPPORTED_SAMPLING)
+    fields.require_known(GENERATE_SAMPLING_FIELDS, GENERATE_SAMPLING_UNSUPPORTED)
     most = fields.integer("max_new_tokens", 1, MAX_NEW_TOKENS)
     sampling = read_sampling(fields, max_new_tokens=most or 0, seed=fields.integer("sampling_seed", 0, MAX_SEED))
     sampling.min_new_tokens = fields.integer("min_new_tokens", 0, most or DEFAULT_NEW_TOKENS) or 0

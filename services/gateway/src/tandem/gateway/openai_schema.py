@@ -41,8 +41,8 @@ _COMMON: Final = SAMPLING_FIELDS | frozenset(
     ]
 )
 """The second line is accepted and means nothing here."""
-_CHAT: Final = _COMMON | CHAT_PROMPT_FIELDS | frozenset(["max_completion_tokens", "top_logprobs"])
-_COMPLETION: Final = _COMMON | {"prompt", "echo", "best_of"}
+CHAT_FIELDS: Final = _COMMON | CHAT_PROMPT_FIELDS | frozenset(["max_completion_tokens", "top_logprobs"])
+COMPLETION_FIELDS: Final = _COMMON | {"prompt", "echo", "best_of"}
 
 _UNSUPPORTED: Final = {
     "tools": Unsupported(NO_TOOLS, ([],)),
@@ -50,7 +50,6 @@ _UNSUPPORTED: Final = {
     "parallel_tool_calls": Unsupported(NO_TOOLS, (True, False)),
     "functions": Unsupported(NO_TOOLS, ([],)),
     "function_call": Unsupported(NO_TOOLS, ("none", "auto")),
-    "logit_bias": Unsupported("Leave it out.", ({},)),
     "audio": Unsupported("Answers are text only."),
     "modalities": Unsupported("Answers are text only.", (["text"],)),
     "web_search_options": Unsupported("Leave it out."),
@@ -60,12 +59,12 @@ _UNSUPPORTED: Final = {
 
 
 _ONLY_COMPLETIONS: Final = "Only /v1/completions has it."
-_CHAT_UNSUPPORTED: Final = _UNSUPPORTED | {
+CHAT_UNSUPPORTED: Final = _UNSUPPORTED | {
     "suffix": Unsupported("Put all of the text into 'messages'.", ("",)),
     "echo": Unsupported(_ONLY_COMPLETIONS, (False,)),
     "best_of": Unsupported(_ONLY_COMPLETIONS, (1,)),
 }
-_COMPLETION_UNSUPPORTED: Final = _UNSUPPORTED | {
+COMPLETION_UNSUPPORTED: Final = _UNSUPPORTED | {
     "suffix": Unsupported("No model here fills a gap; put all of the text into 'prompt'.", ("",)),
 }
 
@@ -83,7 +82,7 @@ class SchemaLimits:
 def read_chat(body: dict[str, Any], limits: SchemaLimits) -> GenerateCall:
     """Reads a request of /v1/chat/completions."""
     fields = Fields(body)
-    fields.require_known(_CHAT, _CHAT_UNSUPPORTED)
+    fields.require_known(CHAT_FIELDS, CHAT_UNSUPPORTED)
     most = fields.integer("max_completion_tokens", 1, MAX_NEW_TOKENS) or fields.integer("max_tokens", 1, MAX_NEW_TOKENS)
     item = Item(
         read_chat_prompt(fields),
@@ -98,7 +97,7 @@ def read_chat(body: dict[str, Any], limits: SchemaLimits) -> GenerateCall:
 def read_completion(body: dict[str, Any], limits: SchemaLimits) -> GenerateCall:
     """Reads a request of /v1/completions."""
     fields = Fields(body)
-    fields.require_known(_COMPLETION, _COMPLETION_UNSUPPORTED)
+    fields.require_known(COMPLETION_FIELDS, COMPLETION_UNSUPPORTED)
     sampling = _sampling(fields, fields.integer("max_tokens", 1, MAX_NEW_TOKENS) or 0)
     n = fields.integer("n", 1, limits.max_n) or 1
     best_of = fields.integer("best_of", 1, limits.max_n)

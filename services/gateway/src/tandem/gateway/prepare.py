@@ -73,6 +73,7 @@ class Preparer:
         sequences: list[Sequence] = []
         for item in call.items:
             ids = await self._tokenizer.ids(item.prompt, item.field)
+            self._tokenizer.require_known(item.sampling.logit_bias, "logit_bias")
             sampling = session_pb2.Sampling()
             sampling.CopyFrom(item.sampling)
             sampling.max_new_tokens = self._new_tokens(item, len(ids), context)

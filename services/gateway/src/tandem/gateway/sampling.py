@@ -17,6 +17,8 @@ MAX_STOP_TOKENS: Final = 64
 MAX_GRAMMAR_CHARACTERS: Final = 64 * 1024
 MAX_TOP_LOGPROBS: Final = 128
 MAX_SEED: Final = 2**63 - 1
+MAX_LOGIT_BIAS: Final = 1024
+MAX_BIAS: Final = 100
 
 SAMPLING_FIELDS: Final = frozenset(
     [
@@ -34,6 +36,7 @@ SAMPLING_FIELDS: Final = frozenset(
         "regex",
         "ebnf",
         "skip_special_tokens",
+        "logit_bias",
     ]
 )
 """Fields that `read_sampling` takes; the rest is named differently from API to API."""
@@ -69,6 +72,7 @@ def read_sampling(fields: Fields, *, max_new_tokens: int, seed: int | None) -> s
         regex=fields.text("regex", 0, MAX_GRAMMAR_CHARACTERS) or "",
         ebnf=fields.text("ebnf", 0, MAX_GRAMMAR_CHARACTERS) or "",
         json_schema=_json_schema(fields),
+        logit_bias=_logit_bias(fields),
     )
     for name, span in NUMBERS.items():
         value = fields.number(name, span.low, span.high, above_low=span.above_low)
@@ -87,11 +91,30 @@ def read_sampling(fields: Fields, *, max_new_tokens: int, seed: int | None) -> s
 
 
 def _stop_tokens(fields: Fields) -> list[int]:
-    value = fields.raw("stop_token_ids") or []
+    value = fields.raw("stop_token_ids")
+    if value is None:
+        return []
     fits = isinstance(value, list) and len(value) <= MAX_STOP_TOKENS
     if not fits or not all(type(token) is int and 0 <= token < 2**31 for token in value):
         refuse(fields.path("stop_token_ids"), f"must be a list of at most {MAX_STOP_TOKENS} token ids.")
     return list(value)
+
+
+def _logit_bias(fields: Fields) -> dict[int, float]:
+    """Token to what is added to its logit. That each is in the vocabulary is checked where the vocabulary is."""
+    value = fields.object("logit_bias") or {}
+    if len(value) > MAX_LOGIT_BIAS:
+        refuse(fields.path("logit_bias"), f"holds {len(value)} tokens; at most {MAX_LOGIT_BIAS} are allowed.")
+    inner = Fields(value, f"{fields.path('logit_bias')}.")
+    biases: dict[int, float] = {}
+    for name in value:
+        if not (name.isascii() and name.isdecimal() and len(name) <= 10 and int(name) < 2**31):
+            refuse(inner.path(name[:40]), f"must have a token id of 0..{2**31 - 1} as its name.")
+        bias = inner.number(name, -MAX_BIAS, MAX_BIAS)
+        if bias is None:
+            refuse(inner.path(name), f"must be a number of -{MAX_BIAS}..{MAX_BIAS}, not null.")
+        biases[int(name)] = bias
+    return biases
 
 
 def _json_schema(fields: Fields) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
@@ -117,7 +117,7 @@ class PromptTokenizer:
         Raises TandemError(INVALID_ARGUMENT) if a given id is outside the vocabulary, or if a text has no token.
         """
         if isinstance(prompt, IdsPrompt):
-            self._require_known(prompt.ids, field)
+            self.require_known(prompt.ids, field)
             return prompt.ids
         found = await self.encode(prompt)
         if not found:
@@ -132,8 +132,17 @@ class PromptTokenizer:
 
     async def text(self, ids: tuple[int, ...], field: str, *, skip_special_tokens: bool) -> str:
         """Text of tokens. Raises TandemError(INVALID_ARGUMENT) if one is outside the vocabulary."""
-        self._require_known(ids, field)
+        self.require_known(ids, field)
         return await self._run(len(ids), partial(self._encoder.text, skip_special_tokens=skip_special_tokens), ids)
+
+    def require_known(self, ids: Iterable[int], field: str) -> None:
+        """Raises TandemError(INVALID_ARGUMENT) if a token is outside the vocabulary."""
+        if (largest := max(ids, default=0)) >= self._encoder.vocabulary:
+            raise TandemError(
+                ErrorReason.INVALID_ARGUMENT,
+                f"'{field}' holds the token {largest}; this model's tokens are 0..{self._encoder.vocabulary - 1}.",
+                field=field,
+            )
 
     def token_text(self, token_id: int) -> str:
         """Text of one token."""
@@ -142,14 +151,6 @@ class PromptTokenizer:
     def close(self) -> None:
         """Lets the threads end."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def _require_known(self, ids: tuple[int, ...], field: str) -> None:
-        if (largest := max(ids, default=0)) >= self._encoder.vocabulary:
-            raise TandemError(
-                ErrorReason.INVALID_ARGUMENT,
-                f"'{field}' holds the token {largest}; this model's tokens are 0..{self._encoder.vocabulary - 1}.",
-                field=field,
-            )
 
     def _chat_ids(self, prompt: ChatPrompt) -> list[int]:
         # The template writes the special tokens itself.

@@ -37,7 +37,17 @@ from tandem.engine.rank.agent import RoomReport
 from tandem.engine.rank.settings import RankSettings
 from tandem.rpc.tasks import TaskSupervisor
 
-_GRAMMARS: Final = ("json_schema", "regex", "ebnf")
+_NOT_FOLLOWED: Final[dict[str, tuple[object, ...]]] = {
+    "json_schema": ("",),
+    "regex": ("",),
+    "ebnf": ("",),
+    "frequency_penalty": (None, 0.0),
+    "presence_penalty": (None, 0.0),
+    "repetition_penalty": (None, 1.0),
+    "logit_bias": ((),),
+}
+"""What the mock cannot do, and the values that ask for nothing. It has but one next token, so temperatures and the like
+change nothing."""
 _MAX_TOKEN: Final = 2**32 - 1
 """Largest token id on the wire. The mock hashes prompts, so any tokenizer's ids will do."""
 
@@ -224,9 +234,9 @@ class MockEngine:
             raise TandemError(ErrorReason.INVALID_ARGUMENT, "it must be at least 1", field="max_new_tokens")
         if job.dp_rank != 0:
             raise TandemError(ErrorReason.INVALID_ARGUMENT, "the mock has dp rank 0 only", field="dp_rank")
-        for grammar in _GRAMMARS:
-            if getattr(job.sampling, grammar):
-                raise TandemError(ErrorReason.NOT_SUPPORTED, "the mock engine follows no grammar", field=grammar)
+        for name, neutral in _NOT_FOLLOWED.items():
+            if getattr(job.sampling, name) not in neutral:
+                raise TandemError(ErrorReason.NOT_SUPPORTED, f"the mock engine does not follow '{name}'", field=name)
 
     async def _open(self, running: _Running, leg: Leg[Any]) -> None:
         job, opened = leg.job, list[RoomPort]()

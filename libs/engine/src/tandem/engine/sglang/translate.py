@@ -30,6 +30,7 @@ SAMPLING_NAMES: Final[dict[str, str]] = {
     "regex": "regex",
     "ebnf": "ebnf",
     "skip_special_tokens": "skip_special_tokens",
+    "logit_bias": "logit_bias",
 }
 """Our name of each field of Sampling, and SGLang's."""
 
@@ -51,6 +52,8 @@ def rid_of(room: RoomId) -> str:
 def sampling_params(sampling: Sampling) -> dict[str, Any]:
     """Sampling as SGLang takes it; what is not set is left to its defaults."""
     params = {theirs: getattr(sampling, ours) for ours, theirs in SAMPLING_NAMES.items()}
+    # SGLang's keys are texts, as in JSON.
+    params["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias} or None
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in params.items()}
     return {name: value for name, value in plain.items() if value is not None and value not in ("", [])}
 

@@ -13,6 +13,7 @@ from tandem.v1 import session_pb2
 MAX_TIMEOUT_MS = 86_400_000
 MAX_TOP_LOGPROBS = 128
 MAX_TRACESTATE = 512
+MAX_LOGIT_BIAS = 1024
 
 
 def _require(ok: bool, field: str, allowed: str) -> None:
@@ -83,6 +84,7 @@ def check(message: session_pb2.Submit, facts: EngineFacts) -> None:
         )
     sampling = message.sampling
     _require(sampling.max_new_tokens >= 1, "sampling.max_new_tokens", "1 or more")
+    _require(len(sampling.logit_bias) <= MAX_LOGIT_BIAS, "sampling.logit_bias", f"{MAX_LOGIT_BIAS} entries at most")
     total = len(message.input_ids) + sampling.max_new_tokens
     if total > facts.context_tokens:
         raise TandemError(
@@ -148,4 +150,5 @@ def _sampling(message: session_pb2.Sampling) -> Sampling:
         regex=message.regex,
         ebnf=message.ebnf,
         skip_special_tokens=message.skip_special_tokens,
+        logit_bias=tuple(message.logit_bias.items()),
     )

@@ -102,11 +102,12 @@ protos: dev ## stubs are what protos/ gives, and no message breaks with the last
 
 # --- maintenance -----------------------------------------------------------------------------------------------------
 
-gen: dev ## generate what is made from the code: stubs, drawings, the tables of settings and metrics
+gen: dev ## generate what is made from the code: stubs, drawings, the tables of settings, metrics and the HTTP API
 	@$(PY) -m tools.gen_protos
 	@$(PY) -m tools.room_diagram
 	@$(PY) -m tools.settings_doc
 	@$(PY) -m tools.metrics_doc
+	@$(PY) -m tools.api_doc
 
 format: dev ## format, and fix what ruff can fix
 	@$(VENV)/bin/ruff check --quiet --fix $(CHECKED) || true

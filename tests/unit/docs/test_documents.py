@@ -10,7 +10,7 @@ import pytest
 
 from tandem.core.errors import CATALOGUE, ErrorReason
 from tandem.rpc.exits import ExitCode
-from tools import metrics_doc, room_diagram, settings_doc
+from tools import api_doc, metrics_doc, room_diagram, settings_doc
 
 ROOT = Path(__file__).resolve().parents[3]
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
@@ -101,6 +101,10 @@ def test_metrics_are_those_of_the_services() -> None:
     assert metrics_doc.DOCUMENT.read_text(encoding="utf-8") == metrics_doc.document(), (
         "run: python -m tools.metrics_doc"
     )
+
+
+def test_the_api_is_that_of_the_schemas() -> None:
+    assert api_doc.DOCUMENT.read_text(encoding="utf-8") == api_doc.document(), "run: python -m tools.api_doc"
 
 
 def test_every_metric_is_in_one_section_and_every_label_is_explained() -> None:

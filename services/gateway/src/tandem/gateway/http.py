@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tandem.core.errors import ErrorReason, TandemError
+from tandem.gateway import openapi
 from tandem.gateway.dashboard.endpoints import EVENTS, FILES, PAGE, Dashboard, DashboardEvents, DashboardPages
 from tandem.gateway.front import Front, problem_response
 from tandem.gateway.generate_schema import read_generate
@@ -40,6 +41,7 @@ ENDPOINTS: Final[Mapping[str, str]] = {
     "/health": "GET",
     "/ready": "GET",
     "/metrics": "GET",
+    "/openapi.json": "GET",
     PAGE: "GET",
     EVENTS: "GET",
 }
@@ -82,6 +84,7 @@ def build_http(parts: HttpParts) -> Starlette:
         "/health": pages.health,
         "/ready": pages.ready,
         "/metrics": pages.metrics,
+        "/openapi.json": pages.openapi,
         PAGE: board.file,
         EVENTS: DashboardEvents(parts.dashboard),
     }
@@ -160,6 +163,11 @@ class _Pages:
         """GET /metrics, for Prometheus."""
         del request
         return Response(self._parts.render_metrics(), media_type=CONTENT_TYPE)
+
+    async def openapi(self, request: Request) -> Response:
+        """GET /openapi.json."""
+        del request
+        return _json(openapi.document(self._parts.schema))
 
     def _model(self, name: str) -> dict[str, Any]:
         context = self._parts.catalog.facts.context_tokens(name)

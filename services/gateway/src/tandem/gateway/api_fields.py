@@ -1,0 +1,301 @@
+"""JSON schemas of every field that the HTTP API takes, with what it means: for /openapi.json and docs/api.md.
+
+Requests are checked by the readers (openai_schema and its neighbours), which refuse by name and with advice. A test
+holds these against the readers, value by value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from tandem.gateway import sampling
+from tandem.gateway.chat_schema import MAX_MESSAGES, RESERVED_TEMPLATE_OPTIONS, ROLES
+from tandem.gateway.fields import Unsupported
+from tandem.gateway.openai_schema import SchemaLimits
+
+Schema = dict[str, Any]
+Fields = dict[str, Schema]
+
+_MAX_TOKEN: Final = 2**31 - 1
+_TOKEN: Final[Schema] = {"type": "integer", "minimum": 0, "maximum": _MAX_TOKEN}
+REFUSED: Final = "x-refused"
+"""Marks a field that is known and not offered; null and the values of its `enum` ask for nothing, and so pass."""
+
+
+def _field(meaning: str, schema: Schema) -> Schema:
+    return {**nullable(schema), "description": meaning}
+
+
+def nullable(schema: Schema) -> Schema:
+    """The same, or null, which counts as absent everywhere."""
+    if "anyOf" in schema:
+        return {**schema, "anyOf": [*schema["anyOf"], {"type": "null"}]}
+    if "type" in schema:
+        return {**schema, "type": [schema["type"], "null"]}
+    return schema
+
+
+def _integer(low: int, high: int) -> Schema:
+    return {"type": "integer", "minimum": low, "maximum": high}
+
+
+def _string(low: int, high: int) -> Schema:
+    return {"type": "string", "minLength": low, "maxLength": high}
+
+
+def _list(items: Schema, low: int | None = None, high: int | None = None) -> Schema:
+    bounds = {"minItems": low, "maxItems": high}
+    return {"type": "array", "items": items, **{name: bound for name, bound in bounds.items() if bound is not None}}
+
+
+def closed(fields: Mapping[str, Schema], required: tuple[str, ...] = ()) -> Schema:
+    """An object of these fields and no others; null passes as absent, but for those that are required."""
+    properties = {name: _not_null(schema) if name in required else schema for name, schema in fields.items()}
+    schema: Schema = {"type": "object", "properties": properties, "additionalProperties": {"type": "null"}}
+    return {**schema, "required": list(required)} if required else schema
+
+
+def _not_null(schema: Schema) -> Schema:
+    if "anyOf" in schema:
+        return {**schema, "anyOf": [one for one in schema["anyOf"] if one != {"type": "null"}]}
+    return {**schema, "type": schema["type"][0]}
+
+
+def refused(unsupported: Mapping[str, Unsupported]) -> Fields:
+    """Schemas of fields that are known and not offered."""
+    return {
+        name: {"enum": [*one.harmless, None], "description": one.advice, REFUSED: True}
+        for name, one in unsupported.items()
+    }
+
+
+_BOOLEAN: Final[Schema] = {"type": "boolean"}
+_IDS: Final[Schema] = {**_list(_TOKEN, 1), "title": "token ids"}
+_TEXT: Final[Schema] = {"type": "string", "minLength": 1}
+_UNUSED: Final[Schema] = {"description": "Taken, and means nothing here."}
+MODEL: Final = _field("The model; may be left out where one is served only.", _string(1, 1024))
+_STREAM: Final = _field("Whether the answer comes as server-sent events.", _BOOLEAN)
+
+_NUMBERS: Final = {
+    "temperature": "0 = always the likeliest token.",
+    "top_p": "Only the likeliest tokens that together have this probability.",
+    "min_p": "Only tokens of at least this share of the likeliest one's probability.",
+    "frequency_penalty": "Against tokens, the more often the answer has them.",
+    "presence_penalty": "Against tokens that the answer has.",
+    "repetition_penalty": "Divides the logits of tokens that prompt or answer have; 1 = off.",
+}
+
+
+def _number(name: str) -> Schema:
+    span = sampling.NUMBERS[name]
+    low = "exclusiveMinimum" if span.above_low else "minimum"
+    return _field(_NUMBERS[name], {"type": "number", low: span.low, "maximum": span.high})
+
+
+_GRAMMAR: Final = _string(0, sampling.MAX_GRAMMAR_CHARACTERS)
+SAMPLING: Final[Fields] = {
+    **{name: _number(name) for name in _NUMBERS},
+    "top_k": _field(
+        "Only so many of the likeliest tokens; -1 = off.",
+        {"anyOf": [{"const": -1}, _integer(1, _MAX_TOKEN)]},
+    ),
+    "logit_bias": _field(
+        "Added to the logits of tokens, by token id.",
+        {
+            "title": f"object of -{sampling.MAX_BIAS}..{sampling.MAX_BIAS}, at most {sampling.MAX_LOGIT_BIAS}",
+            "type": "object",
+            "propertyNames": {"pattern": "^[0-9]{1,10}$"},
+            "additionalProperties": {"type": "number", "minimum": -sampling.MAX_BIAS, "maximum": sampling.MAX_BIAS},
+            "maxProperties": sampling.MAX_LOGIT_BIAS,
+        },
+    ),
+    "stop": _field(
+        "Texts that end the answer, and are left out of it.",
+        {
+            "anyOf": [
+                _string(1, sampling.MAX_STOP_CHARACTERS),
+                _list(_string(1, sampling.MAX_STOP_CHARACTERS), None, sampling.MAX_STOPS),
+            ]
+        },
+    ),
+    "stop_token_ids": _field("Tokens that end the answer.", _list(_TOKEN, None, sampling.MAX_STOP_TOKENS)),
+    "ignore_eos": _field("Whether the end-of-text token does not end the answer.", _BOOLEAN),
+    "skip_special_tokens": _field("Whether special tokens are left out of the text; true by default.", _BOOLEAN),
+    "json_schema": _field(
+        "The answer is JSON that fits this schema, given as an object or as its text.",
+        {"anyOf": [_GRAMMAR, {"type": "object"}]},
+    ),
+    "regex": _field("The answer matches this regular expression.", _GRAMMAR),
+    "ebnf": _field("The answer fits this grammar.", _GRAMMAR),
+}
+
+_PART: Final[Schema] = {
+    "type": "object",
+    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+    "required": ["type", "text"],
+}
+_MESSAGE: Final[Schema] = {
+    "title": "messages",
+    "type": "object",
+    "properties": {
+        "role": {"enum": list(ROLES)},
+        "content": {"anyOf": [{"type": "string"}, _list(_PART, 1)]},
+        "tool_calls": {"enum": [None, []]},
+    },
+    "required": ["role", "content"],
+}
+CHAT_PROMPT: Final[Fields] = {
+    "messages": _field("The chat so far.", _list(_MESSAGE, 1, MAX_MESSAGES)),
+    "chat_template_kwargs": _field(
+        "Variables of the model's chat template.",
+        {
+            "type": "object",
+            "propertyNames": {"not": {"enum": sorted(RESERVED_TEMPLATE_OPTIONS)}},
+            "additionalProperties": {"type": ["string", "number", "boolean"]},
+        },
+    ),
+    "continue_final_message": _field("Whether the answer goes on with the last message, the assistant's.", _BOOLEAN),
+}
+_RESPONSE_FORMAT: Final[Schema] = {
+    "anyOf": [
+        {
+            "title": '`{"type": "text"}` or `{"type": "json_object"}`',
+            "type": "object",
+            "properties": {"type": {"enum": ["text", "json_object"]}},
+            "required": ["type"],
+        },
+        {
+            "title": '`{"type": "json_schema", "json_schema": {"schema": {}}}`',
+            "type": "object",
+            "properties": {
+                "type": {"const": "json_schema"},
+                "json_schema": {
+                    "type": "object",
+                    "properties": {"schema": {"type": "object"}},
+                    "required": ["schema"],
+                },
+            },
+            "required": ["type", "json_schema"],
+        },
+    ]
+}
+
+
+def _openai_common(limits: SchemaLimits) -> Fields:
+    return {
+        "model": MODEL,
+        "stream": _STREAM,
+        "stream_options": _field(
+            "With `stream` only. `include_usage`: a last event with the token counts.",
+            closed({"include_usage": nullable(_BOOLEAN), "include_obfuscation": {}}),
+        ),
+        "n": _field("Answers wanted of each prompt; each runs by itself.", _integer(1, limits.max_n)),
+        "max_tokens": _field("New tokens at most.", _integer(1, sampling.MAX_NEW_TOKENS)),
+        "min_tokens": _field(
+            "New tokens before the answer may end; at most `max_tokens`.", _integer(0, sampling.MAX_NEW_TOKENS)
+        ),
+        "seed": _field(
+            "Makes sampling repeatable, where SGLang runs with enable_deterministic_inference.",
+            _integer(0, sampling.MAX_SEED),
+        ),
+        "response_format": _field("The answer is JSON, of a given schema.", _RESPONSE_FORMAT),
+        **SAMPLING,
+        **dict.fromkeys(
+            ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"), _UNUSED
+        ),
+    }
+
+
+def chat(limits: SchemaLimits) -> Fields:
+    """Fields of /v1/chat/completions."""
+    return {
+        **CHAT_PROMPT,
+        **_openai_common(limits),
+        "max_completion_tokens": _field("As `max_tokens`, and goes before it.", _integer(1, sampling.MAX_NEW_TOKENS)),
+        "logprobs": _field("Whether to return log probabilities.", _BOOLEAN),
+        "top_logprobs": _field("With `logprobs` only: alternatives per token.", _integer(0, sampling.MAX_TOP_LOGPROBS)),
+    }
+
+
+def completion(limits: SchemaLimits) -> Fields:
+    """Fields of /v1/completions."""
+    one = {"anyOf": [_TEXT, _IDS]}
+    return {
+        "prompt": _field(
+            "A text, token ids, or a list of either.", {"anyOf": [_TEXT, _IDS, _list(one, 1, limits.max_batch)]}
+        ),
+        **_openai_common(limits),
+        "logprobs": _field(
+            "Returns log probabilities, with so many alternatives.", _integer(0, sampling.MAX_TOP_LOGPROBS)
+        ),
+        "echo": _field(
+            "Whether the answer begins with the prompt; with `logprobs` it is scored too, and no `stream` is taken.",
+            _BOOLEAN,
+        ),
+        "best_of": _field("As `n`, or left out: every answer is returned.", _integer(1, limits.max_n)),
+    }
+
+
+def _each(schema: Schema) -> Schema:
+    """A value for all prompts, or a list with one for each."""
+    return {"anyOf": [nullable(schema), _list(nullable(schema), 1)]}
+
+
+def generate_sampling(limits: SchemaLimits) -> Fields:
+    """Fields of `sampling_params` of /generate."""
+    return {
+        "max_new_tokens": _field("New tokens at most; 128 by default.", _integer(1, sampling.MAX_NEW_TOKENS)),
+        "min_new_tokens": _field(
+            "New tokens before the answer may end; at most `max_new_tokens`.", _integer(0, sampling.MAX_NEW_TOKENS)
+        ),
+        "n": _field("Answers wanted of each prompt.", _integer(1, limits.max_n)),
+        "sampling_seed": _field(
+            "Makes sampling repeatable, where SGLang runs with enable_deterministic_inference.",
+            _integer(0, sampling.MAX_SEED),
+        ),
+        **SAMPLING,
+    }
+
+
+def generate(limits: SchemaLimits, sampling_params: Schema) -> Fields:
+    """Fields of /generate. sampling_params: schema of one object of them."""
+    batch = limits.max_batch
+    return {
+        "text": _field("A text or a list of texts.", {"anyOf": [_TEXT, _list(_TEXT, 1, batch)]}),
+        "input_ids": _field("Token ids, or a list of such lists.", {"anyOf": [_IDS, _list(_IDS, 1, batch)]}),
+        "sampling_params": _field("How tokens are chosen.", _each(sampling_params)),
+        "stream": _STREAM,
+        "return_logprob": _field("Whether to return log probabilities.", _each(_BOOLEAN)),
+        "logprob_start_len": _field(
+            "First token of the prompt that is scored too; -1 = none.", _each(_integer(-1, sampling.MAX_NEW_TOKENS))
+        ),
+        "top_logprobs_num": _field("Alternatives per token.", _each(_integer(0, sampling.MAX_TOP_LOGPROBS))),
+        "return_text_in_logprobs": _field("Whether tokens are given with their text.", _BOOLEAN),
+        "rid": _field("Your own name of the request.", {"anyOf": [_string(1, 128), _list(_string(1, 128))]}),
+        "model": MODEL,
+        **dict.fromkeys(("log_metrics", "no_logs", "background"), _UNUSED),
+    }
+
+
+def tokenize(limits: SchemaLimits) -> Fields:
+    """Fields of /v1/tokenize."""
+    text = {"type": "string", "maxLength": limits.max_tokenize_size}
+    return {
+        "model": MODEL,
+        "prompt": _field("A text or a list of texts.", {"anyOf": [text, _list(text, 1, limits.max_batch)]}),
+        **CHAT_PROMPT,
+        "add_special_tokens": _field(
+            "With `prompt` only: whether the tokenizer adds its own tokens; true by default.", _BOOLEAN
+        ),
+    }
+
+
+def detokenize(limits: SchemaLimits) -> Fields:
+    """Fields of /v1/detokenize."""
+    ids = {**_list(_TOKEN, None, limits.max_tokenize_size), "title": f"at most {limits.max_tokenize_size} token ids"}
+    return {
+        "model": MODEL,
+        "tokens": _field("Token ids, or a list of such lists.", {"anyOf": [ids, _list(ids, None, limits.max_batch)]}),
+        "skip_special_tokens": _field("Whether special tokens are left out; true by default.", _BOOLEAN),
+    }

@@ -1,0 +1,191 @@
+"""The OpenAPI document says what the readers take: every field, and value by value."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jsonschema
+import pytest
+
+from tandem.core.errors import ErrorReason, TandemError
+from tandem.gateway import generate_schema, openai_schema, openapi, token_schema
+from tandem.gateway.api_fields import REFUSED
+from tandem.gateway.fields import Unsupported
+from tandem.gateway.http import ENDPOINTS
+from tandem.gateway.openai_schema import SchemaLimits
+from tests.support.gateway.doubles import http_client, one_each
+
+LIMITS = SchemaLimits(max_n=4, max_batch=4, max_tokenize_size=300)
+BODIES = openapi.bodies(LIMITS)
+PARAMS = BODIES["/generate"]["properties"]["sampling_params"]["anyOf"][0]
+LAST = [{"role": "assistant", "content": "I like"}]
+LONG = "x" * 1025
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """What reads an object, and a good one, in which any single field may be changed."""
+
+    schema: dict[str, Any]
+    read: Callable[[dict[str, Any]], object]
+    good: dict[str, Any]
+    known: frozenset[str]
+    unsupported: Mapping[str, Unsupported]
+    tied: frozenset[str] = field(default_factory=frozenset)
+    """Fields whose values hang on other fields, which a JSON schema does not say here."""
+    needed: frozenset[str] = field(default_factory=frozenset)
+    """Fields that need another in their place."""
+    each: frozenset[str] = field(default_factory=frozenset)
+    """Fields of which a list has as many values as there are prompts: one."""
+
+    def tries(self, name: str, value: object) -> bool:
+        """Whether a value of a field can be judged by itself."""
+        if name in self.needed and value is None:
+            return False
+        return not (name in self.each and isinstance(value, list) and len(value) != 1)
+
+
+def params(value: dict[str, Any]) -> object:
+    """Reads `sampling_params`."""
+    return generate_schema.read_generate({"text": "a", "sampling_params": value}, LIMITS)
+
+
+EACH = frozenset({"sampling_params", "rid", "return_logprob", "logprob_start_len", "top_logprobs_num"})
+READERS = {
+    "chat": Reader(
+        BODIES["/v1/chat/completions"],
+        lambda body: openai_schema.read_chat(body, LIMITS),
+        {"messages": LAST, "stream": True, "logprobs": True},
+        openai_schema.CHAT_FIELDS,
+        openai_schema.CHAT_UNSUPPORTED,
+        frozenset({"stream", "logprobs"}),
+    ),
+    "completion": Reader(
+        BODIES["/v1/completions"],
+        lambda body: openai_schema.read_completion(body, LIMITS),
+        {"prompt": "a", "stream": True},
+        openai_schema.COMPLETION_FIELDS,
+        openai_schema.COMPLETION_UNSUPPORTED,
+        frozenset({"best_of"}),
+    ),
+    "generate": Reader(
+        BODIES["/generate"],
+        lambda body: generate_schema.read_generate(body, LIMITS),
+        {"text": "a"},
+        generate_schema.GENERATE_FIELDS,
+        generate_schema.GENERATE_UNSUPPORTED,
+        frozenset({"input_ids"}),
+        frozenset({"text"}),
+        EACH,
+    ),
+    "generate from ids": Reader(
+        BODIES["/generate"],
+        lambda body: generate_schema.read_generate(body, LIMITS),
+        {"input_ids": [1]},
+        generate_schema.GENERATE_FIELDS,
+        generate_schema.GENERATE_UNSUPPORTED,
+        frozenset({"text"}),
+        frozenset({"input_ids"}),
+        EACH,
+    ),
+    "sampling_params": Reader(
+        PARAMS,
+        params,
+        {"max_new_tokens": 1 << 20},
+        generate_schema.GENERATE_SAMPLING_FIELDS,
+        generate_schema.GENERATE_SAMPLING_UNSUPPORTED,
+    ),
+    "tokenize": Reader(
+        BODIES["/v1/tokenize"],
+        lambda body: token_schema.read_tokenize(body, LIMITS),
+        {"prompt": "a"},
+        token_schema.TOKENIZE_FIELDS,
+        token_schema.TOKENIZE_UNSUPPORTED,
+        frozenset({"messages", "chat_template_kwargs", "continue_final_message"}),
+        frozenset({"prompt"}),
+    ),
+    "tokenize a chat": Reader(
+        BODIES["/v1/tokenize"],
+        lambda body: token_schema.read_tokenize(body, LIMITS),
+        {"messages": LAST},
+        token_schema.TOKENIZE_FIELDS,
+        token_schema.TOKENIZE_UNSUPPORTED,
+        frozenset({"prompt", "add_special_tokens"}),
+        frozenset({"messages"}),
+    ),
+    "detokenize": Reader(
+        BODIES["/v1/detokenize"],
+        lambda body: token_schema.read_detokenize(body, LIMITS),
+        {"tokens": [1]},
+        token_schema.DETOKENIZE_FIELDS,
+        {},
+    ),
+}
+VALUES: list[Any] = [
+    *(None, True, False, -2, -1, 0, 1, 2, 3, 5, 100, 128, 129, 1 << 20, (1 << 20) + 1, 2**31, 2**63 - 1, 2**63),
+    *(-2.5, -0.5, 0.25, 1.5, 2.25, "", "a", "none", LONG, [], {}, [1], [-1], [2**31], [True], [1.5], [[]], [[1]]),
+    *([[1]] * 5, [1] * 65, ["a"], [""], ["a"] * 5, ["a"] * 17, [LONG], [None], [{}], [["a"]], ["a", 1], [1, "a"]),
+    *({"a": "b"}, {"a": []}, {"messages": "a"}, {"1": 2.5}, {"1": 101}, {"1": None}, {"01": 1}, {"99999999999": 1}),
+    *({"type": "text"}, {"type": "json_object"}, {"type": "json_schema"}, {"type": "x"}),
+    *({"type": "json_schema", "json_schema": {"schema": {}}}, {"type": "json_schema", "json_schema": {"schema": 1}}),
+    *({"include_usage": True}, {"include_usage": 1}, {"include_usage": None}, {"other": None}, {"other": 1}),
+    *([{"role": "assistant", "content": text}] for text in ("a", "", None, [], [{"type": "text", "text": "a"}])),
+    *([{"role": role, "content": "a"}] for role in ("user", "boss", None)),
+    *([{"role": "user", "content": [part]}] for part in ({"type": "image_url"}, {"type": "text"}, "a")),
+    *(["text"], {"temperature": 0}, {"temperature": 9}, [{"temperature": 0}], [{"temperature": 9}], [{"n": 5}]),
+    *({"role": "user", "content": "a"}, [{"role": "assistant", "content": "a", "tool_calls": [{}]}]),
+]
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_fields_are_those_of_the_reader(name: str) -> None:
+    reader = READERS[name]
+    properties = reader.schema["properties"]
+    taken = {name for name, schema in properties.items() if REFUSED not in schema}
+    assert taken == reader.known
+    assert properties.keys() - taken == reader.unsupported.keys()
+    assert all(schema["description"] for schema in properties.values())
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_values_are_those_that_the_reader_takes(name: str) -> None:
+    reader = READERS[name]
+    validator = jsonschema.Draft202012Validator(reader.schema)
+    wrong = []
+    for changed in [*sorted(reader.schema["properties"].keys() - reader.tied), "no_such_field"]:
+        for value in filter(partial(reader.tries, changed), VALUES):
+            body = {**reader.good, changed: value}
+            said, error = validator.is_valid(body), refusal(reader, body)
+            if said != (error is None):
+                wrong.append((changed, value, f"said to be {'good' if said else 'bad'}", error and error.message))
+            elif error is not None:
+                assert error.reason is ErrorReason.INVALID_ARGUMENT
+                assert changed in (error.field or ""), f"{changed}={value!r} is blamed on {error.field}"
+    assert not wrong
+
+
+def refusal(reader: Reader, body: dict[str, Any]) -> TandemError | None:
+    """Why a reader does not take a body."""
+    try:
+        reader.read(json.loads(json.dumps(body)))
+    except TandemError as error:
+        return error
+    return None
+
+
+async def test_the_document_is_served_and_names_every_endpoint_for_programs() -> None:
+    async with http_client(one_each()) as client:
+        served = (await client.get("/openapi.json")).json()
+    assert served == json.loads(json.dumps(openapi.document(LIMITS)))
+    found = {(path, method.upper()) for path, methods in served["paths"].items() for method in methods}
+    pages = {(path, method) for path, method in ENDPOINTS.items() if path.startswith("/dashboard")}
+    assert found == {*ENDPOINTS.items(), ("/v1/models/{model}", "GET")} - pages
+    for methods in served["paths"].values():
+        for operation in methods.values():
+            content = operation.get("requestBody", {"content": {}})["content"]
+            for media in content.values():
+                jsonschema.Draft202012Validator.check_schema(media["schema"])

@@ -29,10 +29,11 @@ What the gateway takes and what it refuses, field by field. The same is served a
 `GET /openapi.json`.
 
 - Every error has OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`. `param` names the field at fault,
-  the message says what is allowed, `code` is a reason of [errors.md](errors.md).
+  the message says what is allowed, `code` is a reason of [errors.md](errors.md). Those of `/v1/messages` have
+  Anthropic's shape, `{"type": "error", "error": {...}}`, with the same fields.
 - A field that is not listed is refused, with a hint where it looks like a typo. `null` counts as absent.
 - Fields that are refused pass where their value asks for nothing, which the table gives.
-- With keys ([security/access.md](security/access.md)) send `Authorization: Bearer <key>`.
+- With keys ([security/access.md](security/access.md)) send `Authorization: Bearer <key>` or `x-api-key: <key>`.
 - Bounds that settings move are shown with their defaults: `TANDEM_GATEWAY_MAX_N`, `TANDEM_GATEWAY_MAX_BATCH`,
   `TANDEM_GATEWAY_MAX_TOKENIZE_SIZE`; a body has `TANDEM_GATEWAY_MAX_BODY_BYTES` at most ([settings.md](settings.md)).
 - `n` answers and prompts of a list are rooms of their own: they are streamed as they come, each with its `index`; their

@@ -92,6 +92,29 @@ def test_the_official_client_drives_chat_and_completions(pair: System) -> None:
         assert plain.usage.completion_tokens <= 8
 
 
+async def test_messages_are_answered_as_the_chat_that_they_are(pair: System) -> None:
+    asked = {"messages": [{"role": "user", "content": "What do you like to eat?"}], "max_tokens": 8, "temperature": 0}
+    async with pair.client() as client:
+        chat = (await client.post("/v1/chat/completions", json=asked)).json()
+        messages = (await client.post("/v1/messages", json=asked)).json()
+        counted = (await client.post("/v1/messages/count_tokens", json={"messages": asked["messages"]})).json()
+    assert messages["content"] == [{"type": "text", "text": chat["choices"][0]["message"]["content"]}]
+    assert counted["input_tokens"] == chat["usage"]["prompt_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("frequency_penalty", 0.5), ("repetition_penalty", 1.5), ("logit_bias", {"7": 1}), ("regex", "a+")],
+)
+async def test_what_the_mock_cannot_follow_is_refused_by_name(pair: System, name: str, value: object) -> None:
+    async with pair.client() as client:
+        response = await client.post("/v1/completions", json={"prompt": "a", "max_tokens": 4, name: value})
+    assert response.status_code == 501
+    assert response.json()["error"]["code"] == "not_supported"
+    assert f"'{name}'" in response.json()["error"]["message"]
+    await pair.wait_idle()
+
+
 async def test_every_listening_socket_is_expected_and_on_loopback(pair: System) -> None:
     state, members = pair.state, await pair.members()
     allowed = {Listener("bootstrap", state.bootstrap), Listener("gateway", state.admin)}

@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.gateway import generate_schema, openai_schema, openapi, token_schema
+from tandem.gateway import generate_schema, messages_schema, openai_schema, openapi, token_schema
 from tandem.gateway.api_fields import REFUSED
 from tandem.gateway.fields import Unsupported
 from tandem.gateway.http import ENDPOINTS
@@ -98,6 +98,21 @@ READERS = {
         {"max_new_tokens": 1 << 20},
         generate_schema.GENERATE_SAMPLING_FIELDS,
         generate_schema.GENERATE_SAMPLING_UNSUPPORTED,
+    ),
+    "messages": Reader(
+        BODIES["/v1/messages"],
+        messages_schema.read_message_call,
+        {"messages": LAST, "max_tokens": 1},
+        messages_schema.MESSAGES_FIELDS,
+        messages_schema.MESSAGES_UNSUPPORTED,
+    ),
+    "count_tokens": Reader(
+        BODIES["/v1/messages/count_tokens"],
+        lambda body: messages_schema.read_count(body, LIMITS),
+        {"messages": LAST},
+        messages_schema.COUNT_FIELDS,
+        messages_schema.MESSAGES_UNSUPPORTED,
+        frozenset({"system"}),
     ),
     "tokenize": Reader(
         BODIES["/v1/tokenize"],

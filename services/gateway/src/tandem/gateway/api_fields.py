@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from tandem.gateway import sampling
+from tandem.gateway import messages_schema, sampling
 from tandem.gateway.chat_schema import MAX_MESSAGES, RESERVED_TEMPLATE_OPTIONS, ROLES
 from tandem.gateway.fields import Unsupported
 from tandem.gateway.openai_schema import SchemaLimits
@@ -135,18 +135,21 @@ _PART: Final[Schema] = {
     "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
     "required": ["type", "text"],
 }
-_MESSAGE: Final[Schema] = {
-    "title": "messages",
-    "type": "object",
-    "properties": {
-        "role": {"enum": list(ROLES)},
-        "content": {"anyOf": [{"type": "string"}, _list(_PART, 1)]},
-        "tool_calls": {"enum": [None, []]},
-    },
-    "required": ["role", "content"],
-}
+_CONTENT: Final[Schema] = {"anyOf": [{"type": "string"}, _list(_PART, 1)]}
+
+
+def _messages(roles: tuple[str, ...]) -> Schema:
+    message = {
+        "title": "messages",
+        "type": "object",
+        "properties": {"role": {"enum": list(roles)}, "content": _CONTENT, "tool_calls": {"enum": [None, []]}},
+        "required": ["role", "content"],
+    }
+    return _list(message, 1, MAX_MESSAGES)
+
+
 CHAT_PROMPT: Final[Fields] = {
-    "messages": _field("The chat so far.", _list(_MESSAGE, 1, MAX_MESSAGES)),
+    "messages": _field("The chat so far.", _messages(ROLES)),
     "chat_template_kwargs": _field(
         "Variables of the model's chat template.",
         {
@@ -275,6 +278,31 @@ def generate(limits: SchemaLimits, sampling_params: Schema) -> Fields:
         "rid": _field("Your own name of the request.", {"anyOf": [_string(1, 128), _list(_string(1, 128))]}),
         "model": MODEL,
         **dict.fromkeys(("log_metrics", "no_logs", "background"), _UNUSED),
+    }
+
+
+def count() -> Fields:
+    """Fields of /v1/messages/count_tokens."""
+    return {
+        "model": MODEL,
+        "messages": _field(
+            "The chat so far. An assistant's message at the end is the beginning of the answer.",
+            _messages(messages_schema.ROLES),
+        ),
+        "system": _field("What comes before the chat.", _CONTENT),
+        "cache_control": _UNUSED,
+    }
+
+
+def messages() -> Fields:
+    """Fields of /v1/messages."""
+    return {
+        **count(),
+        "max_tokens": _field("New tokens at most; needed.", _integer(1, sampling.MAX_NEW_TOKENS)),
+        "stream": _STREAM,
+        "stop_sequences": SAMPLING["stop"],
+        **{name: SAMPLING[name] for name in ("temperature", "top_p", "top_k")},
+        **dict.fromkeys(("metadata", "service_tier"), _UNUSED),
     }
 
 

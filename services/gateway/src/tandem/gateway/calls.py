@@ -14,6 +14,7 @@ class Api(Enum):
     CHAT = "chat"
     COMPLETION = "completion"
     GENERATE = "generate"
+    MESSAGES = "messages"
 
 
 @dataclass(frozen=True, slots=True)

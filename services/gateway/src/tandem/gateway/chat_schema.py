@@ -37,7 +37,7 @@ RESERVED_TEMPLATE_OPTIONS: Final = frozenset(
 def read_chat_prompt(fields: Fields) -> ChatPrompt:
     """Reads the prompt of a chat."""
     prompt = ChatPrompt(
-        _messages(fields), _template_options(fields), continue_last=fields.boolean("continue_final_message")
+        read_messages(fields), _template_options(fields), continue_last=fields.boolean("continue_final_message")
     )
     if prompt.continue_last and prompt.messages[-1].role != "assistant":
         refuse("continue_final_message", "needs a last message of the role 'assistant'.")
@@ -52,28 +52,30 @@ def _template_options(fields: Fields) -> tuple[tuple[str, str | int | float | bo
     return tuple(options.items())
 
 
-def _messages(fields: Fields) -> tuple[Message, ...]:
+def read_messages(fields: Fields, roles: tuple[str, ...] = ROLES) -> tuple[Message, ...]:
+    """Reads the messages of a chat, each of one of the roles."""
     value = fields.raw("messages")
     if not isinstance(value, list) or not 1 <= len(value) <= MAX_MESSAGES:
         refuse("messages", f"must be a list of 1..{MAX_MESSAGES} messages, each with 'role' and 'content'.")
-    return tuple(_message(f"messages[{place}]", one) for place, one in enumerate(value))
+    return tuple(_message(f"messages[{place}]", one, roles) for place, one in enumerate(value))
 
 
-def _message(field: str, value: object) -> Message:
+def _message(field: str, value: object, roles: tuple[str, ...]) -> Message:
     if not isinstance(value, dict):
         refuse(field, f"must be an object with 'role' and 'content', not {kind_of(value)}.")
     role = value.get("role")
-    if role not in ROLES:
-        refuse(f"{field}.role", f"must be one of {', '.join(ROLES)}, not {shown(role)}.")
+    if role not in roles:
+        refuse(f"{field}.role", f"must be one of {', '.join(roles)}, not {shown(role)}.")
     if value.get("tool_calls"):
         refuse(f"{field}.tool_calls", f"is not supported here. {NO_TOOLS}")
-    content = value.get("content")
-    text = content if isinstance(content, str) else _joined_parts(f"{field}.content", content)
+    text = text_of_parts(f"{field}.content", value.get("content"))
     return Message("system" if role == "developer" else role, text)
 
 
-def _joined_parts(field: str, parts: object) -> str:
-    """Text of a content that is a list of parts."""
+def text_of_parts(field: str, parts: object) -> str:
+    """A content, which is a text or a list of text parts, as one text."""
+    if isinstance(parts, str):
+        return parts
     if not isinstance(parts, list) or not parts:
         refuse(field, f"must be a text or a list of text parts, not {kind_of(parts)}.")
     texts = []

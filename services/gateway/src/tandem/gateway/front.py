@@ -18,7 +18,7 @@ from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import RequestId
 from tandem.gateway.gateway_metrics import GatewayMetrics
 from tandem.gateway.keys import KeyRing
-from tandem.gateway.problems import problem_of
+from tandem.gateway.problems import ErrorShape, problem_of, shape_of
 from tandem.rpc import logs
 from tandem.rpc.telemetry import TRACEPARENT_KEY, TRACESTATE_KEY
 from tandem.rpc.tracing import names
@@ -103,7 +103,8 @@ class Front:
             self._metrics.count_error(visit.endpoint, error.reason, visit.request_id)
             _note_error(visit.span, error)
             # Where the client has gone nobody reads it; where an operator gave its room up the client is still there.
-            await problem_response(error, self._retry_after_s)(scope, receive, send_named)
+            shape = shape_of(scope["path"])
+            await problem_response(error, self._retry_after_s, shape)(scope, receive, send_named)
         except BaseException as error:
             gone = isinstance(error, asyncio.CancelledError)
             reason = ErrorReason.CANCELLED if gone else ErrorReason.INTERNAL
@@ -137,8 +138,12 @@ class Front:
         """Raises UNAUTHENTICATED if the request needs a key and has none that is valid."""
         if self._keys.open or scope["path"] in self._open_paths:
             return
-        kind, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
-        owner = self._keys.owner_of(given.strip()) if kind.lower() == "bearer" else None
+        headers = Headers(scope=scope)
+        kind, _, given = headers.get("authorization", "").partition(" ")
+        if kind.lower() != "bearer":
+            # Where Anthropic's clients put it.
+            given = headers.get("x-api-key", "")
+        owner = self._keys.owner_of(given.strip()) if given.strip() else None
         if owner is None:
             log.info("refused: no key that this gateway knows")
             raise TandemError(
@@ -147,9 +152,9 @@ class Front:
         log.debug("%s by the key %s", scope["path"], owner)
 
 
-def problem_response(error: TandemError, retry_after_s: int = 1) -> Response:
+def problem_response(error: TandemError, retry_after_s: int = 1, shape: ErrorShape = ErrorShape.OPENAI) -> Response:
     """An error as a response."""
-    problem = problem_of(error, retry_after_s)
+    problem = problem_of(error, retry_after_s, shape)
     return Response(problem.json(), problem.status, problem.headers, "application/json")
 
 

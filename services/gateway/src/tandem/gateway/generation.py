@@ -23,9 +23,10 @@ from tandem.gateway.front import Visit, visit_of
 from tandem.gateway.gateway_metrics import GatewayMetrics, Stopwatch
 from tandem.gateway.generate_answers import GenerateAnswer
 from tandem.gateway.mailbox import Mailbox, News
+from tandem.gateway.messages_answers import MessagesAnswer, failure_event
 from tandem.gateway.openai_answers import OpenAiAnswer, TokenText, event
 from tandem.gateway.prepare import Preparer
-from tandem.gateway.problems import problem_of
+from tandem.gateway.problems import ErrorShape, problem_of
 from tandem.gateway.request_trace import note_answers, note_call, note_prompts
 from tandem.gateway.router import Journey, Router
 from tandem.gateway.slots import Slots
@@ -128,7 +129,7 @@ class GenerationEndpoint:
             self._works.metrics.count_error(visit.endpoint, error.reason, visit.request_id)
             log.warning("the answer broke off: %s", error)
             fail(visit.span, error.reason, error.message)
-            await reply.write(event(problem_of(error, limits.retry_after_s).body), more=False)
+            await reply.write(_broken_off(call.api, error, limits.retry_after_s), more=False)
         watch.ended()
 
     async def _prepare(self, call: GenerateCall, visit: Visit) -> tuple[Sequence, ...]:
@@ -146,6 +147,8 @@ class GenerationEndpoint:
         if call.api is Api.GENERATE:
             return GenerateAnswer(call, visit.request_id, transcripts, text_of, watch.elapsed)
         model = transcripts[0].sequence.model
+        if call.api is Api.MESSAGES:
+            return MessagesAnswer(model, visit.request_id, transcripts[0])
         return OpenAiAnswer(call, model, visit.request_id, int(time.time()), transcripts, text_of)
 
     @asynccontextmanager
@@ -212,6 +215,13 @@ class Reply:
         self.begun = True
         headers = [(b"content-type", media_type.encode()), *headers]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+
+
+def _broken_off(api: Api, error: TandemError, retry_after_s: int) -> bytes:
+    """The last event of a stream that went wrong."""
+    if api is Api.MESSAGES:
+        return failure_event(problem_of(error, retry_after_s, ErrorShape.ANTHROPIC))
+    return event(problem_of(error, retry_after_s).body)
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None:

@@ -22,9 +22,11 @@ from tandem.gateway.front import Front, problem_response
 from tandem.gateway.generate_schema import read_generate
 from tandem.gateway.generation import GenerationEndpoint, Works
 from tandem.gateway.keys import KeyRing
+from tandem.gateway.messages_schema import read_message_call
 from tandem.gateway.not_served import NOT_SERVED, NotServed
 from tandem.gateway.openai_schema import SchemaLimits, read_chat, read_completion
 from tandem.gateway.prepare import Catalog
+from tandem.gateway.problems import shape_of
 from tandem.gateway.token_endpoints import TokenEndpoints
 from tandem.rpc.metrics import CONTENT_TYPE
 
@@ -32,6 +34,8 @@ ENDPOINTS: Final[Mapping[str, str]] = {
     "/v1/chat/completions": "POST",
     "/v1/completions": "POST",
     "/generate": "POST",
+    "/v1/messages": "POST",
+    "/v1/messages/count_tokens": "POST",
     "/v1/tokenize": "POST",
     "/v1/detokenize": "POST",
     "/tokenize": "POST",
@@ -46,7 +50,7 @@ ENDPOINTS: Final[Mapping[str, str]] = {
     EVENTS: "GET",
 }
 """Every endpoint and its method."""
-GENERATING: Final = frozenset(["/v1/chat/completions", "/v1/completions", "/generate"])
+GENERATING: Final = frozenset(["/v1/chat/completions", "/v1/completions", "/generate", "/v1/messages"])
 """Those that generate."""
 
 
@@ -75,6 +79,8 @@ def build_http(parts: HttpParts) -> Starlette:
         "/v1/chat/completions": GenerationEndpoint(partial(read_chat, limits=parts.schema), parts.works),
         "/v1/completions": GenerationEndpoint(partial(read_completion, limits=parts.schema), parts.works),
         "/generate": GenerationEndpoint(partial(read_generate, limits=parts.schema), parts.works),
+        "/v1/messages": GenerationEndpoint(read_message_call, parts.works),
+        "/v1/messages/count_tokens": parts.tokens.count(),
         "/v1/tokenize": parts.tokens.tokenize(),
         "/v1/detokenize": parts.tokens.detokenize(),
         "/tokenize": parts.tokens.tokenize(),
@@ -112,7 +118,7 @@ async def _not_here(request: Request, error: HTTPException) -> Response:
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
         found = TandemError(ErrorReason.METHOD_NOT_ALLOWED, f"{path} does not take {method}. Use {allowed}.")
-        response = problem_response(found)
+        response = problem_response(found, shape=shape_of(path))
         response.headers["Allow"] = allowed
         return response
     listed = ", ".join(f"{verb} {name}" for name, verb in ENDPOINTS.items())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any, Final
 
-from tandem.gateway import api_fields, generate_schema, openai_schema, token_schema
+from tandem.gateway import api_fields, generate_schema, messages_schema, openai_schema, token_schema
 from tandem.gateway.api_fields import Schema, closed, refused
 from tandem.gateway.openai_schema import SchemaLimits
 
@@ -42,16 +42,19 @@ _SUMMARIES: Final = {
     "/v1/chat/completions": "Answers a chat.",
     "/v1/completions": "Goes on from a text.",
     "/generate": "Goes on from a text, in SGLang's own shape.",
+    "/v1/messages": "Answers a chat, in Anthropic's shape.",
+    "/v1/messages/count_tokens": "Counts the tokens of such a chat.",
     "/v1/tokenize": "Turns texts or a chat into tokens.",
     "/v1/detokenize": "Turns tokens into text.",
 }
 _ALIASES: Final = {"/tokenize": "/v1/tokenize", "/detokenize": "/v1/detokenize"}
-_EVENTS: Final = frozenset(["/v1/chat/completions", "/v1/completions", "/generate"])
+_EVENTS: Final = frozenset(["/v1/chat/completions", "/v1/completions", "/generate", "/v1/messages"])
 
 
 def bodies(limits: SchemaLimits) -> dict[str, Schema]:
     """JSON schema of each endpoint's body."""
     params = closed({**api_fields.generate_sampling(limits), **refused(generate_schema.GENERATE_SAMPLING_UNSUPPORTED)})
+    not_of_messages = refused(messages_schema.MESSAGES_UNSUPPORTED)
     return {
         "/v1/chat/completions": closed(
             {**api_fields.chat(limits), **refused(openai_schema.CHAT_UNSUPPORTED)}, ("messages",)
@@ -60,6 +63,8 @@ def bodies(limits: SchemaLimits) -> dict[str, Schema]:
             {**api_fields.completion(limits), **refused(openai_schema.COMPLETION_UNSUPPORTED)}, ("prompt",)
         ),
         "/generate": closed({**api_fields.generate(limits, params), **refused(generate_schema.GENERATE_UNSUPPORTED)}),
+        "/v1/messages": closed({**api_fields.messages(), **not_of_messages}, ("messages", "max_tokens")),
+        "/v1/messages/count_tokens": closed({**api_fields.count(), **not_of_messages}, ("messages",)),
         "/v1/tokenize": closed({**api_fields.tokenize(limits), **refused(token_schema.TOKENIZE_UNSUPPORTED)}),
         "/v1/detokenize": closed(api_fields.detokenize(limits), ("tokens",)),
     }

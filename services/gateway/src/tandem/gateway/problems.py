@@ -1,8 +1,9 @@
-"""Errors as a client of the HTTP API sees them: OpenAI's shape, with HTTP status and headers from the catalogue."""
+"""Errors as a client of the HTTP API sees them: OpenAI's or Anthropic's shape, status and headers of the catalogue."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Final
 
 import orjson
@@ -16,6 +17,7 @@ _TYPES: Final = {
     404: "not_found_error",
     429: "rate_limit_error",
 }
+_ANTHROPIC_TYPES: Final = _TYPES | {413: "request_too_large", 504: "timeout_error"}
 _RETRY_AFTER: Final = frozenset({429, 503})
 """Statuses that tell the client to come back."""
 _PRIVATE: Final = frozenset({ErrorReason.INTERNAL, ErrorReason.PROTOCOL_VIOLATION})
@@ -36,14 +38,32 @@ class Problem:
         return orjson.dumps(self.body)
 
 
-def problem_of(error: TandemError, retry_after_s: int = 1) -> Problem:
+class ErrorShape(Enum):
+    """Whose clients read it."""
+
+    OPENAI = "openai"
+    ANTHROPIC = "anthropic"
+
+
+def shape_of(path: str) -> ErrorShape:
+    """The shape of an endpoint's errors."""
+    return ErrorShape.ANTHROPIC if path.startswith("/v1/messages") else ErrorShape.OPENAI
+
+
+def problem_of(error: TandemError, retry_after_s: int = 1, shape: ErrorShape = ErrorShape.OPENAI) -> Problem:
     """Dresses an error for the client. retry_after_s: seconds after which to come back, where that may help."""
     spec = CATALOGUE[error.reason]
     message = spec.public_text if error.reason in _PRIVATE else error.message
-    kind = _TYPES.get(spec.http_status, "invalid_request_error" if spec.http_status < 500 else "server_error")
     headers = {"Retry-After": str(retry_after_s)} if spec.http_status in _RETRY_AFTER else {}
     if error.reason is ErrorReason.NOT_SUPPORTED:
         # OpenAI's clients would ask again after every status from 500 on.
         headers["X-Should-Retry"] = "false"
-    body = {"message": message, "type": kind, "param": error.field, "code": error.reason.value.lower()}
-    return Problem(spec.http_status, error.reason, {"error": body}, headers)
+    about = {"message": message, "param": error.field, "code": error.reason.value.lower()}
+    return Problem(spec.http_status, error.reason, _dressed(about, spec.http_status, shape), headers)
+
+
+def _dressed(about: dict[str, Any], status: int, shape: ErrorShape) -> dict[str, Any]:
+    rest = "invalid_request_error" if status < 500 else None
+    if shape is ErrorShape.ANTHROPIC:
+        return {"type": "error", "error": {"type": _ANTHROPIC_TYPES.get(status, rest or "api_error"), **about}}
+    return {"error": {"type": _TYPES.get(status, rest or "server_error"), **about}}

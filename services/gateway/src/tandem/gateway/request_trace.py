@@ -19,7 +19,12 @@ from tandem.rpc.tracing import names
 from tandem.rpc.tracing.provider import Tracing, Value, fail, sampled, traceparent_of, tracestate_of
 from tandem.v1 import session_pb2
 
-_OPERATIONS: Final = {Api.CHAT: "chat", Api.COMPLETION: "text_completion", Api.GENERATE: "text_completion"}
+_OPERATIONS: Final = {
+    Api.CHAT: "chat",
+    Api.COMPLETION: "text_completion",
+    Api.GENERATE: "text_completion",
+    Api.MESSAGES: "chat",
+}
 
 
 def note_call(span: Span, call: GenerateCall) -> None:

@@ -1,4 +1,4 @@
-"""/v1/tokenize and /v1/detokenize: what a model's tokenizer says of texts and tokens. No worker is asked."""
+"""/v1/tokenize, /v1/detokenize and /v1/messages/count_tokens: what a model's tokenizer says. No worker is asked."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tandem.gateway.bodies import read_body
 from tandem.gateway.fields import parse_object
+from tandem.gateway.messages_schema import read_count
 from tandem.gateway.openai_schema import SchemaLimits
 from tandem.gateway.prepare import Catalog
 from tandem.gateway.slots import Slots
@@ -24,7 +25,7 @@ MAX_AT_ONCE: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class TokenEndpoints:
-    """Both endpoints."""
+    """These endpoints."""
 
     catalog: Catalog
     tokenizer: PromptTokenizer
@@ -40,6 +41,10 @@ class TokenEndpoints:
         """The ASGI application of /v1/detokenize."""
         return self._answering(self._detokenize)
 
+    def count(self) -> ASGIApp:
+        """The ASGI application of /v1/messages/count_tokens."""
+        return self._answering(self._count)
+
     def _answering(self, answer: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]) -> ASGIApp:
         return _TokenEndpoint(answer, self.slots, self.max_body_bytes)
 
@@ -52,6 +57,11 @@ class TokenEndpoints:
             return {"tokens": found[0], "count": counts[0], "max_model_len": context or None}
         return {"tokens": found, "count": counts, "max_model_len": context or None}
 
+    async def _count(self, body: dict[str, Any]) -> dict[str, Any]:
+        call = read_count(body, self.limits)
+        self.catalog.resolve(call.model)
+        return {"input_tokens": len(await self.tokenizer.encode(call.prompts[0]))}
+
     async def _detokenize(self, body: dict[str, Any]) -> dict[str, Any]:
         call = read_detokenize(body, self.limits)
         self.catalog.resolve(call.model)
@@ -63,7 +73,7 @@ class TokenEndpoints:
 
 
 class _TokenEndpoint:
-    """ASGI application of one of the two. It is an object, as Starlette takes functions for something else."""
+    """ASGI application of one of them. It is an object, as Starlette takes functions for something else."""
 
     def __init__(
         self, answer: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]], slots: Slots, max_body_bytes: int

@@ -63,7 +63,7 @@ def read_tokenize(body: dict[str, Any], limits: SchemaLimits) -> TokenizeCall:
         if special:
             refuse("add_special_tokens", "is allowed only with 'prompt'; a chat's template writes them itself.")
         chat_prompt = read_chat_prompt(fields)
-        _require_size("messages", chat_prompt.characters, "characters", limits)
+        require_size("messages", chat_prompt.characters, "characters", limits)
         return TokenizeCall(model, (chat_prompt,), single=True)
     for name in CHAT_PROMPT_FIELDS:
         if fields.raw(name) is not None:
@@ -83,7 +83,7 @@ def read_detokenize(body: dict[str, Any], limits: SchemaLimits) -> DetokenizeCal
     lists = [value] if single else value
     if len(lists) > limits.max_batch:
         refuse("tokens", f"holds {len(lists)} lists; 1..{limits.max_batch} are allowed.")
-    _require_size("tokens", sum(len(one) for one in lists if isinstance(one, list)), "tokens", limits)
+    require_size("tokens", sum(len(one) for one in lists if isinstance(one, list)), "tokens", limits)
     read = tuple(_ids("tokens" if single else f"tokens[{place}]", one) for place, one in enumerate(lists))
     return DetokenizeCall(
         fields.text("model", 1, 1024) or "", read, single, fields.boolean("skip_special_tokens", default=True)
@@ -102,10 +102,11 @@ def _texts(prompt: object, limits: SchemaLimits) -> list[str]:
         refuse("prompt", f"must be a text or a list of texts, not {kind_of(prompt)}.")
     if not 1 <= len(texts) <= limits.max_batch:
         refuse("prompt", f"holds {len(texts)} texts; 1..{limits.max_batch} are allowed.")
-    _require_size("prompt", sum(map(len, texts)), "characters", limits)
+    require_size("prompt", sum(map(len, texts)), "characters", limits)
     return texts
 
 
-def _require_size(field: str, size: int, unit: str, limits: SchemaLimits) -> None:
+def require_size(field: str, size: int, unit: str, limits: SchemaLimits) -> None:
+    """Refuses more characters or tokens than one request may have."""
     if size > limits.max_tokenize_size:
         refuse(field, f"has {size} {unit}; at most {limits.max_tokenize_size} are allowed. Send less at a time.")

@@ -14,7 +14,7 @@ from tests.support.system.asking import generate, prompt_of, streamed
 from tests.support.system.reference import References
 from tests.support.system.system import System, running_system
 
-pytestmark = [pytest.mark.sglang, pytest.mark.slow, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.sglang, pytest.mark.slow, pytest.mark.timeout(600)]
 
 NEW_TOKENS = 24
 PROMPT = prompt_of(40, seed=5)

@@ -98,3 +98,24 @@ def test_a_grammar_that_is_none_is_refused(pair: System) -> None:
         model = next(iter(client.models.list())).id
         with pytest.raises(openai.BadRequestError):
             client.completions.create(model=model, prompt="a", extra_body={"regex": "(("})
+
+
+def test_an_echoed_prompt_is_scored_token_by_token(pair: System) -> None:
+    asked: Any = {"prompt": "Once upon a time", "max_tokens": 4, "temperature": 0, "logprobs": 1}
+    with openai.OpenAI(base_url=f"{pair.url}/v1", api_key="none", max_retries=0) as client:
+        model = next(iter(client.models.list())).id
+        plain = client.completions.create(model=model, **asked)
+        echoed = client.completions.create(model=model, echo=True, **asked)
+    assert echoed.choices[0].text == asked["prompt"] + plain.choices[0].text
+    assert echoed.usage is not None
+    found, answer = echoed.choices[0].logprobs, plain.choices[0].logprobs
+    assert found is not None
+    assert found.tokens is not None
+    assert found.token_logprobs is not None
+    assert answer is not None
+    assert answer.tokens
+    assert len(found.tokens) == len(found.token_logprobs) == echoed.usage.total_tokens
+    assert found.tokens[echoed.usage.prompt_tokens :] == answer.tokens
+    first: float | None = found.token_logprobs[0]
+    assert first is None, "nothing comes before the first token"
+    assert all(score <= 0 for score in found.token_logprobs[1:])

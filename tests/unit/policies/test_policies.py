@@ -45,6 +45,21 @@ def test_least_load_lets_equals_take_turns():
     assert Counter(picks(PolicyName.LEAST_LOAD, names, 6)) == {"a": 3, "b": 3}
 
 
+def test_power_of_two_takes_the_less_loaded_of_the_two_that_are_drawn():
+    names = [candidate("a", 3), candidate("b", 2), candidate("c", 1)]
+    every_pair = picks(PolicyName.POWER_OF_TWO, names, 600)
+    assert Counter(every_pair).keys() == {"b", "c"}, "the fullest loses against any other"
+    assert 340 <= Counter(every_pair)["c"] <= 460, "the emptiest is drawn in two of three pairs"
+
+
+def test_power_of_two_draws_two_different_ones_and_takes_any_of_equals():
+    assert Counter(picks(PolicyName.POWER_OF_TWO, [candidate("full", 4), candidate("idle")], 100)) == {"idle": 100}
+    assert picks(PolicyName.POWER_OF_TWO, [candidate("alone", 4)], 2) == ["alone"] * 2
+    equals = Counter(picks(PolicyName.POWER_OF_TWO, [candidate(name) for name in "abcd"], 400))
+    assert equals.keys() == set("abcd")
+    assert min(equals.values()) >= 60
+
+
 @pytest.mark.parametrize("policy", PolicyName)
 @pytest.mark.parametrize("role", Role)
 def test_nobody_to_choose_from(policy, role):

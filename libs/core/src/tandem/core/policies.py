@@ -47,6 +47,7 @@ class PolicyName(Enum):
     RANDOM = "random"
     ROUND_ROBIN = "round_robin"
     LEAST_LOAD = "least_load"
+    POWER_OF_TWO = "power_of_two"
 
 
 Policy = Callable[[Sequence[Candidate], Turn], Candidate]
@@ -66,11 +67,20 @@ def _least_load(candidates: Sequence[Candidate], turn: Turn) -> Candidate:
     return _round_robin([candidate for candidate in candidates if candidate.load == least], turn)
 
 
+def _power_of_two(candidates: Sequence[Candidate], turn: Turn) -> Candidate:
+    """The less loaded of two that are drawn: nearly as even as the least loaded, and one that has just come is not
+    given everything until it is as full as the others, by every gateway at the same time."""
+    rest, first = divmod(turn.bits, len(candidates))
+    other = (first + 1 + rest % max(1, len(candidates) - 1)) % len(candidates)
+    return min(candidates[first], candidates[other], key=lambda candidate: candidate.load)
+
+
 POLICIES: Final[Mapping[PolicyName, Policy]] = MappingProxyType(
     {
         PolicyName.RANDOM: _random,
         PolicyName.ROUND_ROBIN: _round_robin,
         PolicyName.LEAST_LOAD: _least_load,
+        PolicyName.POWER_OF_TWO: _power_of_two,
     }
 )
 

@@ -25,8 +25,8 @@ class GatewaySettings(Settings):
     served_model_name: str = Field(
         default="", description="the only model to serve; empty = every model that the workers serve"
     )
-    prefill_policy: str = Field(default="least_load", description="how a prefill worker is chosen")
-    decode_policy: str = Field(default="least_load", description="how a decode worker is chosen")
+    prefill_policy: str = Field(default="least_load", description="how a prefill worker is chosen: docs/routing.md")
+    decode_policy: str = Field(default="least_load", description="how a decode worker is chosen: docs/routing.md")
     api_keys: tuple[SecretStr, ...] = Field(
         default=(), description="keys of which a client must send one as a bearer token; empty = open to all"
     )

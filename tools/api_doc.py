@@ -34,6 +34,8 @@ What the gateway takes and what it refuses, field by field. The same is served a
 - A field that is not listed is refused, with a hint where it looks like a typo. `null` counts as absent.
 - Fields that are refused pass where their value asks for nothing, which the table gives.
 - With keys ([security/access.md](security/access.md)) send `Authorization: Bearer <key>` or `x-api-key: <key>`.
+- The header `X-Session-Id` names the session of a request, for policies that keep one on its worker
+  ([routing.md](routing.md)).
 - Bounds that settings move are shown with their defaults: `TANDEM_GATEWAY_MAX_N`, `TANDEM_GATEWAY_MAX_BATCH`,
   `TANDEM_GATEWAY_MAX_TOKENIZE_SIZE`; a body has `TANDEM_GATEWAY_MAX_BODY_BYTES` at most ([settings.md](settings.md)).
 - `n` answers and prompts of a list are rooms of their own: they are streamed as they come, each with its `index`; their

@@ -159,9 +159,14 @@ def untraced() -> Tracing:
     return Tracing("gateway", "g", TraceSettings(enabled=False))
 
 
-def router_of(workers: NotingWorkers, max_attempts: int = 3, tracing: Tracing | None = None) -> Router:
-    """A router that takes turns and does not wait between attempts."""
-    policies = dict.fromkeys(Role, PolicyName.ROUND_ROBIN)
+def router_of(
+    workers: NotingWorkers,
+    max_attempts: int = 3,
+    tracing: Tracing | None = None,
+    policy: PolicyName = PolicyName.ROUND_ROBIN,
+) -> Router:
+    """A router that does not wait between attempts."""
+    policies = dict.fromkeys(Role, policy)
     settings = RouterSettings(max_attempts, retry_backoff_ms=0)
     return Router(workers, settings, policies, LetterEncoder().text, tracing or untraced())
 
@@ -192,6 +197,7 @@ class AppLimits:
     keys: KeyRing = field(default_factory=KeyRing)
     max_tokenize_size: int = 300
     token_slots: Slots = field(default_factory=lambda: Slots(2))
+    policy: PolicyName = PolicyName.ROUND_ROBIN
 
 
 def http_client(workers: NotingWorkers, limits: AppLimits | None = None) -> httpx.AsyncClient:
@@ -203,7 +209,7 @@ def http_client(workers: NotingWorkers, limits: AppLimits | None = None) -> http
     tokenizer = PromptTokenizer(LetterEncoder())
     works = Works(
         Preparer(catalog, tokenizer, default_max_tokens=16),
-        router_of(workers),
+        router_of(workers, policy=limits.policy),
         Slots(limits.max_concurrent),
         counted,
         tokenizer.token_text,

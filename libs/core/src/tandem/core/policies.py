@@ -5,12 +5,14 @@ The caller keeps one Turn count for prefill and one for decode, and asks once fo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
 from typing import Final
 
+from tandem.core.affinity import NO_KEY, AffinityKey, rank
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import Role, WorkerLife
 
@@ -31,6 +33,9 @@ class Candidate:
         return self.in_flight / self.max_running
 
 
+DEFAULT_LOAD_CAP: Final = 1.5
+
+
 @dataclass(frozen=True, slots=True)
 class Turn:
     """What a policy may use besides the candidates."""
@@ -39,6 +44,10 @@ class Turn:
     """How many choices were made before, for this role."""
     bits: int
     """At least 32 random bits; 0 or more."""
+    session: AffinityKey = NO_KEY
+    """Of the session that the client named."""
+    load_cap: float = DEFAULT_LOAD_CAP
+    """Where a key decides: the most that a worker may be loaded, as a multiple of the mean; at least 1."""
 
 
 class PolicyName(Enum):
@@ -48,6 +57,7 @@ class PolicyName(Enum):
     ROUND_ROBIN = "round_robin"
     LEAST_LOAD = "least_load"
     POWER_OF_TWO = "power_of_two"
+    CONSISTENT_HASH = "consistent_hash"
 
 
 Policy = Callable[[Sequence[Candidate], Turn], Candidate]
@@ -75,12 +85,28 @@ def _power_of_two(candidates: Sequence[Candidate], turn: Turn) -> Candidate:
     return min(candidates[first], candidates[other], key=lambda candidate: candidate.load)
 
 
+def _consistent_hash(candidates: Sequence[Candidate], turn: Turn) -> Candidate:
+    """The home of the session; whoever names none is spread as by power_of_two."""
+    return _home(candidates, turn.session, turn.load_cap) if turn.session else _power_of_two(candidates, turn)
+
+
+def _home(candidates: Sequence[Candidate], key: AffinityKey, load_cap: float) -> Candidate:
+    """The nearest to a key of those below the cap ("Consistent Hashing with Bounded Loads", with ranks for a ring).
+
+    There always is one: if each had its share of all rooms, the new one included, they would have more than there are.
+    """
+    rooms, places = 1 + sum(one.in_flight for one in candidates), sum(one.max_running for one in candidates)
+    below = [one for one in candidates if one.in_flight < math.ceil(load_cap * rooms * one.max_running / places)]
+    return max(below, key=lambda one: rank(key, one.life.worker_id, one.max_running))
+
+
 POLICIES: Final[Mapping[PolicyName, Policy]] = MappingProxyType(
     {
         PolicyName.RANDOM: _random,
         PolicyName.ROUND_ROBIN: _round_robin,
         PolicyName.LEAST_LOAD: _least_load,
         PolicyName.POWER_OF_TWO: _power_of_two,
+        PolicyName.CONSISTENT_HASH: _consistent_hash,
     }
 )
 

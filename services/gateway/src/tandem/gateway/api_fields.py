@@ -12,7 +12,7 @@ from typing import Any, Final
 from tandem.gateway import messages_schema, sampling
 from tandem.gateway.chat_schema import MAX_MESSAGES, RESERVED_TEMPLATE_OPTIONS, ROLES
 from tandem.gateway.fields import Unsupported
-from tandem.gateway.openai_schema import SchemaLimits
+from tandem.gateway.openai_schema import MAX_SESSION, SchemaLimits
 
 Schema = dict[str, Any]
 Fields = dict[str, Schema]
@@ -204,9 +204,12 @@ def _openai_common(limits: SchemaLimits) -> Fields:
         ),
         "response_format": _field("The answer is JSON, of a given schema.", _RESPONSE_FORMAT),
         **SAMPLING,
-        **dict.fromkeys(
-            ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"), _UNUSED
+        "prompt_cache_key": _field(
+            "Name of the session, for policies that keep one on its worker; the header `X-Session-Id` goes before it.",
+            _string(0, MAX_SESSION),
         ),
+        "user": _field("The same, where `prompt_cache_key` is not given.", _string(0, MAX_SESSION)),
+        **dict.fromkeys(("metadata", "store", "service_tier", "safety_identifier"), _UNUSED),
     }
 
 

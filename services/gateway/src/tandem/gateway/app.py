@@ -107,7 +107,9 @@ class Gateway:
         rooms = RoomBook()
         router = Router(
             self._pool,
-            RouterSettings(settings.max_attempts, settings.retry_backoff_ms, settings.retry_wait_ms),
+            RouterSettings(
+                settings.max_attempts, settings.retry_backoff_ms, settings.retry_wait_ms, load_cap=settings.load_cap
+            ),
             {Role.PREFILL: policy_named(settings.prefill_policy), Role.DECODE: policy_named(settings.decode_policy)},
             encoder.text,
             self._tracing,

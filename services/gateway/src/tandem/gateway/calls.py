@@ -91,6 +91,8 @@ class GenerateCall:
     items: tuple[Item, ...]
     stream: bool = False
     include_usage: bool = False
+    session: str = ""
+    """What the body names the session by; empty if it does not."""
     single: bool = True
     """/generate: False if the answer is a list even where it holds one element."""
 

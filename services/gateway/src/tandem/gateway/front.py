@@ -39,6 +39,8 @@ class Visit:
     """Of the whole request; none where it generates nothing."""
     endpoint: str
     """Path of the endpoint, for metrics; "other" if there is none."""
+    session: str = ""
+    """What the headers name the session by, of any length; empty if they do not."""
 
 
 def visit_of(scope: Scope) -> Visit:
@@ -132,7 +134,8 @@ class Front:
                     names.URL_SCHEME: scope.get("scheme", "http"),
                 },
             )
-        return Visit(request_id, span, path if path in self._endpoints else "other")
+        endpoint = path if path in self._endpoints else "other"
+        return Visit(request_id, span, endpoint, headers.get("x-session-id", ""))
 
     def _authorize(self, scope: Scope) -> None:
         """Raises UNAUTHENTICATED if the request needs a key and has none that is valid."""

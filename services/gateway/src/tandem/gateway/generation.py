@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol
 import orjson
 from starlette.types import Receive, Scope, Send
 
+from tandem.core.affinity import key_of_text
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.gateway.bodies import read_body
 from tandem.gateway.calls import Api, GenerateCall, Sequence
@@ -103,8 +104,9 @@ class GenerationEndpoint:
 
     async def _answer(self, call: GenerateCall, visit: Visit, watch: Stopwatch, reply: Reply) -> None:
         limits = self._works.limits
-        timeout_s = limits.request_timeout_ms / 1000
-        journey = Journey(visit.request_id, visit.span, asyncio.get_running_loop().time() + timeout_s)
+        deadline = asyncio.get_running_loop().time() + limits.request_timeout_ms / 1000
+        session = key_of_text(visit.session or call.session)
+        journey = Journey(visit.request_id, visit.span, deadline, session)
         try:
             async with asyncio.timeout_at(journey.deadline + WRITE_GRACE_S):
                 sequences = await self._prepare(call, visit)

@@ -18,6 +18,7 @@ from tandem.gateway.sampling import (
 )
 from tandem.v1 import session_pb2
 
+MAX_SESSION: Final = 4096
 COMPLETION_DEFAULT_TOKENS: Final = 16
 """What OpenAI documents for /v1/completions."""
 
@@ -33,14 +34,14 @@ _COMMON: Final = SAMPLING_FIELDS | frozenset(
         "response_format",
         "min_tokens",
         "user",
+        "prompt_cache_key",
         "metadata",
         "store",
         "service_tier",
         "safety_identifier",
-        "prompt_cache_key",
     ]
 )
-"""The second line is accepted and means nothing here."""
+"""The last four are accepted and mean nothing here."""
 CHAT_FIELDS: Final = _COMMON | CHAT_PROMPT_FIELDS | frozenset(["max_completion_tokens", "top_logprobs"])
 COMPLETION_FIELDS: Final = _COMMON | {"prompt", "echo", "best_of"}
 
@@ -165,7 +166,19 @@ def _call(api: Api, fields: Fields, items: tuple[Item, ...]) -> GenerateCall:
         inner = Fields(options, "stream_options.")
         inner.require_known(frozenset({"include_usage", "include_obfuscation"}), {})
         include_usage = inner.boolean("include_usage")
-    return GenerateCall(api, fields.text("model", 1, 1024) or "", items, stream=stream, include_usage=include_usage)
+    return GenerateCall(
+        api,
+        fields.text("model", 1, 1024) or "",
+        items,
+        stream=stream,
+        include_usage=include_usage,
+        session=_session(fields),
+    )
+
+
+def _session(fields: Fields) -> str:
+    """What OpenAI's clients give to be routed by, and before there was that, the user."""
+    return fields.text("prompt_cache_key", 0, MAX_SESSION) or fields.text("user", 0, MAX_SESSION) or ""
 
 
 def _sampling(fields: Fields, max_new_tokens: int) -> session_pb2.Sampling:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from collections.abc import Sequence as SequenceOf
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,11 +14,12 @@ from typing import Protocol
 
 from opentelemetry.trace import Span
 
+from tandem.core.affinity import NO_KEY, AffinityKey
 from tandem.core.cluster import WorkerInfo
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import NONCE_BYTES, RequestId, Role, RoomId, WorkerLife, room_from_random
 from tandem.core.layout import KvLayout, mismatches
-from tandem.core.policies import Candidate, PolicyName, Turn, choose
+from tandem.core.policies import DEFAULT_LOAD_CAP, Candidate, PolicyName, Turn, choose
 from tandem.gateway.attempt import Attempt, Worker
 from tandem.gateway.calls import Sequence
 from tandem.gateway.first_token import FirstToken
@@ -72,11 +73,13 @@ class Dice:
 
 @dataclass(frozen=True, slots=True)
 class RouterSettings:
-    """How often, and how soon, a sequence is tried again."""
+    """How workers are chosen; how often, and how soon, a sequence is tried again."""
 
     max_attempts: int = 3
     retry_backoff_ms: int = 20
     retry_wait_ms: int = 1000
+    load_cap: float = DEFAULT_LOAD_CAP
+    """See tandem.core.policies.Turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,18 @@ class Journey:
     """Of the request."""
     deadline: float
     """Monotonic seconds, of the event loop's clock."""
+    session: AffinityKey = NO_KEY
+    """Of the session that the client named."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """What one attempt wants of its workers."""
+
+    model: str
+    avoid: Collection[WorkerLife]
+    """Others, where there are any."""
+    session: AffinityKey
 
 
 @dataclass(slots=True)
@@ -196,7 +211,7 @@ class Router:
     ) -> tuple[RoutableWorker, RoutableWorker]:
         trace = RouteTrace(self._tracing, journey.span, sequence, len(avoid))
         try:
-            decode, prefill = await self._pick_in_time(sequence.model, avoid)
+            decode, prefill = await self._pick_in_time(_Wish(sequence.model, avoid, journey.session))
         except TandemError as error:
             trace.failed(error)
             raise
@@ -214,7 +229,7 @@ class Router:
         )
         return decode, prefill
 
-    async def _pick_in_time(self, model: str, avoid: set[WorkerLife]) -> tuple[RoutableWorker, RoutableWorker]:
+    async def _pick_in_time(self, wish: _Wish) -> tuple[RoutableWorker, RoutableWorker]:
         """As `_pick`; but what failed an attempt, or came just before the first, may have hit every Session, so it
         waits for them a while.
         """
@@ -223,33 +238,34 @@ class Router:
         until = began + self._settings.retry_wait_ms / 1000
         while True:
             try:
-                picked = self._pick(model, avoid)
+                picked = self._pick(wish)
                 self._on_picked(loop.time() - began)
                 return picked
             except TandemError:
-                if loop.time() >= until or not (avoid or self._workers.known(model)):
+                if loop.time() >= until or not (wish.avoid or self._workers.known(wish.model)):
                     raise
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(until):
                     await self._workers.wait_changed()
 
-    def _pick(self, model: str, avoid: set[WorkerLife]) -> tuple[RoutableWorker, RoutableWorker]:
-        """A decode and a prefill worker whose layouts fit, others than `avoid` where there are any."""
-        prefills = self._workers.sessions(Role.PREFILL, model)
-        decodes = self._workers.sessions(Role.DECODE, model)
+    def _pick(self, wish: _Wish) -> tuple[RoutableWorker, RoutableWorker]:
+        """A decode and a prefill worker whose layouts fit."""
+        prefills = self._workers.sessions(Role.PREFILL, wish.model)
+        decodes = self._workers.sessions(Role.DECODE, wish.model)
         decodes = [d for d in decodes if not prefills or any(_fit(d.info.layout, p.info.layout) for p in prefills)]
-        decode = self._choose(Role.DECODE, decodes, avoid)
+        decode = self._choose(Role.DECODE, decodes, wish)
         fitting = [p for p in prefills if _fit(decode.info.layout, p.info.layout)]
-        return decode, self._choose(Role.PREFILL, fitting, avoid)
+        return decode, self._choose(Role.PREFILL, fitting, wish)
 
-    def _choose(self, role: Role, workers: SequenceOf[RoutableWorker], avoid: set[WorkerLife]) -> RoutableWorker:
+    def _choose(self, role: Role, workers: SequenceOf[RoutableWorker], wish: _Wish) -> RoutableWorker:
         by_life = {worker.life: worker for worker in workers}
-        fresh = [life for life in by_life if life not in avoid] or list(by_life)
+        fresh = [life for life in by_life if life not in wish.avoid] or list(by_life)
         candidates = [
             Candidate(life, by_life[life].in_flight, max(1, by_life[life].info.max_running)) for life in fresh
         ]
         chooser = self._choosers[role]
-        chosen = choose(chooser.policy, candidates, Turn(chooser.count, self._dice.bits(32)), role)
+        turn = Turn(chooser.count, self._dice.bits(32), wish.session, self._settings.load_cap)
+        chosen = choose(chooser.policy, candidates, turn, role)
         chooser.count += 1
         return by_life[chosen.life]
 

@@ -8,6 +8,7 @@ from typing import Annotated, Final
 from pydantic import BeforeValidator, Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
+from tandem.core.policies import DEFAULT_LOAD_CAP
 from tandem.rpc.logs import LogFormat
 from tandem.rpc.settings import Settings
 
@@ -27,6 +28,12 @@ class GatewaySettings(Settings):
     )
     prefill_policy: str = Field(default="least_load", description="how a prefill worker is chosen: docs/routing.md")
     decode_policy: str = Field(default="least_load", description="how a decode worker is chosen: docs/routing.md")
+    load_cap: float = Field(
+        default=DEFAULT_LOAD_CAP,
+        ge=1,
+        le=100,
+        description="where a key chooses the worker: the most that one may be loaded, as a multiple of the mean",
+    )
     api_keys: tuple[SecretStr, ...] = Field(
         default=(), description="keys of which a client must send one as a bearer token; empty = open to all"
     )

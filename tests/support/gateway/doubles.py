@@ -167,7 +167,7 @@ def router_of(
 ) -> Router:
     """A router that does not wait between attempts."""
     policies = dict.fromkeys(Role, policy)
-    settings = RouterSettings(max_attempts, retry_backoff_ms=0)
+    settings = RouterSettings(max_attempts, retry_backoff_ms=0, prefix_tokens=8)
     return Router(workers, settings, policies, LetterEncoder().text, tracing or untraced())
 
 

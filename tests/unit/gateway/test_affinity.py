@@ -8,10 +8,22 @@ from typing import Any
 
 import httpx
 import pytest
+from opentelemetry.trace import INVALID_SPAN
 
-from tandem.core.ids import Role
+from tandem.core.errors import ErrorReason, TandemError
+from tandem.core.ids import RequestId, Role
 from tandem.core.policies import PolicyName
-from tests.support.gateway.doubles import AppLimits, NotingWorker, NotingWorkers, finish, http_client
+from tandem.gateway.router import Journey
+from tests.support.gateway.doubles import (
+    AppLimits,
+    NotingWorker,
+    NotingWorkers,
+    finish,
+    http_client,
+    router_of,
+    sequence,
+    tokens,
+)
 
 CHAT, TEXT, GENERATE, MESSAGES = "/v1/chat/completions", "/v1/completions", "/generate", "/v1/messages"
 BODIES: dict[str, dict[str, Any]] = {
@@ -97,3 +109,35 @@ async def test_a_session_that_is_no_text_is_refused_and_an_empty_one_is_none() -
         assert refused.json()["error"]["param"] == "prompt_cache_key"
         caller = Caller(client, workers)
         assert len({await caller.pair_of(CHAT, user="", prompt_cache_key="") for _ in range(20)}) > 5
+
+
+async def test_prompts_that_begin_alike_meet_whatever_their_session_and_way_in() -> None:
+    workers = six_each()
+    async with http_client(workers, AppLimits(policy=PolicyName.PREFIX_HASH)) as client:
+        caller = Caller(client, workers)
+        first = await caller.pair_of(TEXT, prompt="beginning of one")
+        assert await caller.pair_of(TEXT, {"X-Session-Id": "x"}, prompt="beginning of another") == first
+        assert await caller.pair_of(GENERATE, text="beginnin") == first
+        assert await caller.pair_of(TEXT, prompt=[ord(letter) for letter in "beginnings"]) == first
+        others = {await caller.pair_of(TEXT, prompt=f"begin {number} otherwise") for number in range(10, 30)}
+        assert len(others) > 5
+
+
+async def test_an_answer_that_goes_on_elsewhere_has_the_prefix_of_its_prompt() -> None:
+    workers = NotingWorkers(
+        [NotingWorker(f"p{number}", Role.PREFILL) for number in range(6)],
+        [NotingWorker(f"d{number}", Role.DECODE) for number in range(6)],
+    )
+    router = router_of(workers, policy=PolicyName.PREFIX_HASH)
+    one = Journey(RequestId("req"), INVALID_SPAN, asyncio.get_running_loop().time() + 60)
+    task = asyncio.create_task(router.run(sequence(), one, lambda _: True))
+    await asyncio.sleep(0)
+    [(prefill, first)] = [(leg, leg.submits[0]) for leg in workers.prefills if leg.submits]
+    [decode] = [leg for leg in workers.decodes if leg.submits]
+    decode.bring(tokens(first.room, 65, text="A"))
+    prefill.submitted.clear()
+    decode.lose(TandemError(ErrorReason.PEER_LOST, "gone"))
+    second = await prefill.next_submit()
+    assert list(second.input_ids) == [1, 2, 3, 65]
+    task.cancel()
+    await asyncio.wait({task})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
+from collections import Counter, OrderedDict
 from dataclasses import replace
 from math import ceil
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tandem.core.affinity import NO_KEY, AffinityKey, key_of_text, rank
+from tandem.core.affinity import NO_KEY, AffinityKey, key_of_prefix, key_of_text, rank
 from tandem.core.ids import Incarnation, Role, WorkerId, WorkerLife
 from tandem.core.policies import Candidate, PolicyName, Turn, choose
 from tests.support.policies.trace import Trace
@@ -144,10 +144,60 @@ def test_there_always_is_a_worker_below_the_cap(workers, key, load_cap):
         Candidate(WorkerLife(WorkerId(name), Incarnation(1)), in_flight, places)
         for name, (in_flight, places) in workers.items()
     ]
-    turn = Turn(0, 0, AffinityKey(key), load_cap)
+    turn = Turn(0, 0, AffinityKey(key), load_cap=load_cap)
     chosen = choose(PolicyName.CONSISTENT_HASH, candidates, turn, Role.DECODE)
     rooms, places = 1 + sum(one.in_flight for one in candidates), sum(one.max_running for one in candidates)
     assert chosen.in_flight + 1 <= ceil(load_cap * rooms * chosen.max_running / places)
+
+
+def hits(policy: PolicyName, busy: int) -> float:
+    """Share of prompts whose beginning was in the cache of their worker, with 60 beginnings and room for 12 in each."""
+    trace, dice = Trace(EIGHT), random.Random(5)
+    caches = {name: OrderedDict[int, None]() for name in EIGHT}
+    found = 0
+    for _ in range(3000):
+        beginning = dice.randrange(60)
+        prompt = [*range(beginning, beginning + 128), dice.randrange(1000), dice.randrange(1000)]
+        turn = replace(trace.turn(), prefix=key_of_prefix(prompt, 128))
+        cache = caches[trace.request(policy, turn, trace.lasting(busy))]
+        found += beginning in cache
+        cache[beginning] = None
+        cache.move_to_end(beginning)
+        if len(cache) > 12:
+            cache.popitem(last=False)
+    return found / 3000
+
+
+def test_prompts_that_begin_alike_meet_where_it_is_computed():
+    for busy in (8, 128):
+        assert hits(PolicyName.PREFIX_HASH, busy) > 0.7
+        assert hits(PolicyName.LEAST_LOAD, busy) < 0.3
+
+
+def test_the_prefix_is_so_many_tokens_or_all_of_fewer():
+    beginning = tuple(range(100, 120))
+    assert key_of_prefix((*beginning, 7), 20) == key_of_prefix((*beginning, 8, 9), 20) == key_of_prefix(beginning, 20)
+    assert key_of_prefix((*beginning, 7), 21) != key_of_prefix((*beginning, 8), 21)
+    assert key_of_prefix(beginning, 64) == key_of_prefix(beginning, 20)
+    assert key_of_prefix([2**31 - 1], 1) != key_of_prefix([2**31 - 2], 1)
+    assert key_of_prefix((), 20) is NO_KEY
+
+
+def test_each_policy_goes_by_its_own_key():
+    candidates = Trace(EIGHT).candidates()
+    by = {
+        policy: {
+            (session, prefix): choose(
+                policy, candidates, Turn(0, 0, key_of_text(session), key_of_text(prefix)), Role.PREFILL
+            ).life.worker_id
+            for session in SESSIONS[:30]
+            for prefix in ("a", "b", "c")
+        }
+        for policy in (PolicyName.CONSISTENT_HASH, PolicyName.PREFIX_HASH)
+    }
+    assert len({chosen for (_, prefix), chosen in by[PolicyName.PREFIX_HASH].items() if prefix == "a"}) == 1
+    assert len({chosen for (one, _), chosen in by[PolicyName.CONSISTENT_HASH].items() if one == SESSIONS[0]}) == 1
+    assert len(set(by[PolicyName.CONSISTENT_HASH].values())) == 8
 
 
 @given(st.binary(min_size=1, max_size=16), st.text(min_size=1, max_size=20), st.integers(1, 4096))

@@ -8,6 +8,8 @@ many gets twice as many keys.
 from __future__ import annotations
 
 import math
+import struct
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Final, NewType
 
@@ -25,6 +27,12 @@ _SCORE_BITS: Final = 52
 def key_of_text(text: str) -> AffinityKey:
     """The key of a name that clients give; NO_KEY if it is empty."""
     return _key(text.encode()) if text else NO_KEY
+
+
+def key_of_prefix(ids: Sequence[int], tokens: int) -> AffinityKey:
+    """The key of a prompt's first `tokens` token ids; of all where there are fewer. NO_KEY if there is none."""
+    first = ids[:tokens]
+    return _key(struct.pack(f"<{len(first)}I", *first)) if first else NO_KEY
 
 
 def rank(key: AffinityKey, worker: WorkerId, weight: float) -> float:

@@ -34,6 +34,7 @@ class Candidate:
 
 
 DEFAULT_LOAD_CAP: Final = 1.5
+DEFAULT_PREFIX_TOKENS: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,8 @@ class Turn:
     """At least 32 random bits; 0 or more."""
     session: AffinityKey = NO_KEY
     """Of the session that the client named."""
+    prefix: AffinityKey = NO_KEY
+    """Of the beginning of the prompt."""
     load_cap: float = DEFAULT_LOAD_CAP
     """Where a key decides: the most that a worker may be loaded, as a multiple of the mean; at least 1."""
 
@@ -58,6 +61,7 @@ class PolicyName(Enum):
     LEAST_LOAD = "least_load"
     POWER_OF_TWO = "power_of_two"
     CONSISTENT_HASH = "consistent_hash"
+    PREFIX_HASH = "prefix_hash"
 
 
 Policy = Callable[[Sequence[Candidate], Turn], Candidate]
@@ -86,17 +90,25 @@ def _power_of_two(candidates: Sequence[Candidate], turn: Turn) -> Candidate:
 
 
 def _consistent_hash(candidates: Sequence[Candidate], turn: Turn) -> Candidate:
-    """The home of the session; whoever names none is spread as by power_of_two."""
-    return _home(candidates, turn.session, turn.load_cap) if turn.session else _power_of_two(candidates, turn)
+    """The home of the session, whose next prompt goes on where the last one ended."""
+    return _home(candidates, turn.session, turn)
 
 
-def _home(candidates: Sequence[Candidate], key: AffinityKey, load_cap: float) -> Candidate:
+def _prefix_hash(candidates: Sequence[Candidate], turn: Turn) -> Candidate:
+    """The home of how the prompt begins, so that prompts that begin alike find it computed."""
+    return _home(candidates, turn.prefix, turn)
+
+
+def _home(candidates: Sequence[Candidate], key: AffinityKey, turn: Turn) -> Candidate:
     """The nearest to a key of those below the cap ("Consistent Hashing with Bounded Loads", with ranks for a ring).
+    Without a key there is no home, and power_of_two spreads.
 
     There always is one: if each had its share of all rooms, the new one included, they would have more than there are.
     """
+    if not key:
+        return _power_of_two(candidates, turn)
     rooms, places = 1 + sum(one.in_flight for one in candidates), sum(one.max_running for one in candidates)
-    below = [one for one in candidates if one.in_flight < math.ceil(load_cap * rooms * one.max_running / places)]
+    below = [one for one in candidates if one.in_flight < math.ceil(turn.load_cap * rooms * one.max_running / places)]
     return max(below, key=lambda one: rank(key, one.life.worker_id, one.max_running))
 
 
@@ -107,6 +119,7 @@ POLICIES: Final[Mapping[PolicyName, Policy]] = MappingProxyType(
         PolicyName.LEAST_LOAD: _least_load,
         PolicyName.POWER_OF_TWO: _power_of_two,
         PolicyName.CONSISTENT_HASH: _consistent_hash,
+        PolicyName.PREFIX_HASH: _prefix_hash,
     }
 )
 

@@ -108,7 +108,11 @@ class Gateway:
         router = Router(
             self._pool,
             RouterSettings(
-                settings.max_attempts, settings.retry_backoff_ms, settings.retry_wait_ms, load_cap=settings.load_cap
+                settings.max_attempts,
+                settings.retry_backoff_ms,
+                settings.retry_wait_ms,
+                settings.load_cap,
+                settings.prefix_tokens,
             ),
             {Role.PREFILL: policy_named(settings.prefill_policy), Role.DECODE: policy_named(settings.decode_policy)},
             encoder.text,

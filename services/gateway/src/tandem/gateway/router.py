@@ -14,12 +14,12 @@ from typing import Protocol
 
 from opentelemetry.trace import Span
 
-from tandem.core.affinity import NO_KEY, AffinityKey
+from tandem.core.affinity import NO_KEY, AffinityKey, key_of_prefix
 from tandem.core.cluster import WorkerInfo
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import NONCE_BYTES, RequestId, Role, RoomId, WorkerLife, room_from_random
 from tandem.core.layout import KvLayout, mismatches
-from tandem.core.policies import DEFAULT_LOAD_CAP, Candidate, PolicyName, Turn, choose
+from tandem.core.policies import DEFAULT_LOAD_CAP, DEFAULT_PREFIX_TOKENS, Candidate, PolicyName, Turn, choose
 from tandem.gateway.attempt import Attempt, Worker
 from tandem.gateway.calls import Sequence
 from tandem.gateway.first_token import FirstToken
@@ -80,6 +80,8 @@ class RouterSettings:
     retry_wait_ms: int = 1000
     load_cap: float = DEFAULT_LOAD_CAP
     """See tandem.core.policies.Turn."""
+    prefix_tokens: int = DEFAULT_PREFIX_TOKENS
+    """How many tokens of a prompt are its beginning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,7 @@ class _Wish:
     avoid: Collection[WorkerLife]
     """Others, where there are any."""
     session: AffinityKey
+    prefix: AffinityKey
 
 
 @dataclass(slots=True)
@@ -210,8 +213,9 @@ class Router:
         self, sequence: Sequence, journey: Journey, avoid: set[WorkerLife]
     ) -> tuple[RoutableWorker, RoutableWorker]:
         trace = RouteTrace(self._tracing, journey.span, sequence, len(avoid))
+        prefix = key_of_prefix(sequence.input_ids, self._settings.prefix_tokens)
         try:
-            decode, prefill = await self._pick_in_time(_Wish(sequence.model, avoid, journey.session))
+            decode, prefill = await self._pick_in_time(_Wish(sequence.model, avoid, journey.session, prefix))
         except TandemError as error:
             trace.failed(error)
             raise
@@ -264,7 +268,7 @@ class Router:
             Candidate(life, by_life[life].in_flight, max(1, by_life[life].info.max_running)) for life in fresh
         ]
         chooser = self._choosers[role]
-        turn = Turn(chooser.count, self._dice.bits(32), wish.session, self._settings.load_cap)
+        turn = Turn(chooser.count, self._dice.bits(32), wish.session, wish.prefix, self._settings.load_cap)
         chosen = choose(chooser.policy, candidates, turn, role)
         chooser.count += 1
         return by_life[chosen.life]

@@ -8,7 +8,7 @@ from typing import Annotated, Final
 from pydantic import BeforeValidator, Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
-from tandem.core.policies import DEFAULT_LOAD_CAP
+from tandem.core.policies import DEFAULT_LOAD_CAP, DEFAULT_PREFIX_TOKENS
 from tandem.rpc.logs import LogFormat
 from tandem.rpc.settings import Settings
 
@@ -33,6 +33,12 @@ class GatewaySettings(Settings):
         ge=1,
         le=100,
         description="where a key chooses the worker: the most that one may be loaded, as a multiple of the mean",
+    )
+    prefix_tokens: int = Field(
+        default=DEFAULT_PREFIX_TOKENS,
+        ge=1,
+        le=1 << 20,
+        description="prefix_hash: how many tokens of a prompt are its beginning",
     )
     api_keys: tuple[SecretStr, ...] = Field(
         default=(), description="keys of which a client must send one as a bearer token; empty = open to all"

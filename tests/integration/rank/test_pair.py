@@ -199,6 +199,23 @@ async def test_an_abort_reaches_the_other_side() -> None:
         assert receiver.quiet
         assert receiver.why is not None
         assert receiver.why.reason is ErrorReason.CANCELLED
+        assert receiver.why.by_peer
+        assert sender.why is not None
+        assert not sender.why.by_peer, "who gave up is not told back that its peer did"
+
+
+async def test_what_a_rank_heard_from_its_peer_comes_back_as_the_peers_own() -> None:
+    """A sibling rank of decode ends its part of the room for what prefill said."""
+    async with pair() as ranks:
+        await ranks.open(17)
+        sender, receiver = ranks.prefill.agent.sender(17), ranks.decode.agent.receiver(17)
+        await reached(receiver, Phase.WAITING)
+        receiver.offer(TARGET, [STATE_TARGET], metadata_row=3)
+        await reached(sender, Phase.WAITING)
+        receiver.abort(ErrorReason.ENGINE_FAILED, "prefill's engine failed", by_peer=True)
+        await reached(sender, Phase.FAILED)
+        assert sender.why is not None
+        assert not sender.why.by_peer
 
 
 async def test_a_room_ends_at_its_deadline() -> None:

@@ -219,16 +219,16 @@ class RoomDouble:
             receiver.turn(Phase.SUCCESS, None)
             self.wire.soon(lambda: self.turn(Phase.SUCCESS, None))
 
-    def abort(self, reason: ErrorReason, message: str) -> None:
+    def abort(self, reason: ErrorReason, message: str, *, by_peer: bool = False) -> None:
         if self.phase in OVER or self.giving_up:
             return
         self.giving_up = True
-        why = Why(reason, message)
+        why = Why(reason, message, by_peer)
         self.turn(Phase.TRANSFERRING, why)
         self.wire.soon(lambda: self.turn(Phase.FAILED, why))
         other = self.wire.other(self)
         if other is not None:
-            other.abort(reason, message)
+            other.abort(reason, message, by_peer=not by_peer)
 
     def clear(self) -> None:
         self.cleared = True

@@ -22,9 +22,11 @@ HANDED_OVER = session_pb2.FINISH_KIND_HANDED_OVER
 LOST = TandemError(ErrorReason.PEER_LOST, "gone")
 
 
-def failed(reason: ErrorReason = ErrorReason.POOL_EXHAUSTED) -> session_pb2.Delta:
+def failed(reason: ErrorReason = ErrorReason.POOL_EXHAUSTED, *, by_peer: bool = False) -> session_pb2.Delta:
     """The last delta of a room that failed."""
-    return finish(ROOM, session_pb2.FINISH_KIND_FAILED, failure=convert.failure_to_proto(reason, "why"))
+    failure = convert.failure_to_proto(reason, "why")
+    failure.by_peer = by_peer
+    return finish(ROOM, session_pb2.FINISH_KIND_FAILED, failure=failure)
 
 
 @dataclass(slots=True)
@@ -101,6 +103,38 @@ async def test_a_failure_of_one_leg_cancels_the_other_at_once(side: str, how: st
         assert error is not None
         assert error.reason is (ErrorReason.POOL_EXHAUSTED if how == "finish" else ErrorReason.PEER_LOST)
         assert not now.attempt.delivered
+
+
+@pytest.mark.parametrize("side", Role)
+async def test_the_leg_that_failed_is_blamed_whoever_says_so_first(side: Role) -> None:
+    for reporter in Role:
+        async with stage() as now:
+            says = now.prefill if reporter is Role.PREFILL else now.decode
+            says.bring(failed(ErrorReason.ENGINE_FAILED, by_peer=reporter is not side))
+            assert await now.end() is not None
+            assert now.attempt.blamed is side
+
+
+@pytest.mark.parametrize("reporter", Role)
+async def test_nobody_is_blamed_for_what_lies_between_the_two(reporter: Role) -> None:
+    async with stage() as now:
+        says = now.prefill if reporter is Role.PREFILL else now.decode
+        says.bring(failed(ErrorReason.LINK_LOST))
+        assert await now.end() is not None
+        assert now.attempt.blamed is None
+
+
+@pytest.mark.parametrize("side", Role)
+async def test_a_lost_or_refusing_worker_is_blamed_itself(side: Role) -> None:
+    async with stage() as now:
+        (now.prefill if side is Role.PREFILL else now.decode).lose(LOST)
+        assert await now.end() is LOST
+        assert now.attempt.blamed is side
+    prefill, decode = NotingWorker("p0", Role.PREFILL), NotingWorker("d0", Role.DECODE)
+    (prefill if side is Role.PREFILL else decode).refuses = LOST
+    attempt = Attempt(session_pb2.Submit(room=ROOM), prefill, decode, lambda _: True, FirstToken())
+    assert await attempt.run() is LOST
+    assert attempt.blamed is side
 
 
 async def test_a_refused_submit_cancels_the_other_leg() -> None:

@@ -15,7 +15,7 @@ from tandem.core.ids import RequestId, Role
 from tandem.core.policies import PolicyName
 from tandem.gateway.calls import Sequence
 from tandem.gateway.router import Dice, Journey, Router, RouterSettings
-from tandem.v1 import session_pb2
+from tandem.v1 import common_pb2, session_pb2
 from tests.support.gateway.doubles import (
     LetterEncoder,
     NotingWorker,
@@ -267,9 +267,38 @@ async def test_another_attempt_prefers_workers_that_have_not_failed() -> None:
     router = Router(workers, RouterSettings(3, 0), policies, LetterEncoder().text, untraced(), dice=LoadedDice())
     task = asyncio.create_task(router.run(sequence(), journey(), lambda _: True))
     submit = await workers.decodes[1].next_submit()
-    assert [one.room for one in workers.prefills[1].submits] == [submit.room]
+    assert [one.room for one in workers.prefills[0].submits] == [submit.room], "prefill was not to blame"
     workers.decodes[1].bring(finish(submit.room))
     await task
+
+
+@pytest.mark.parametrize(
+    ("reason", "by_peer", "second"),
+    [
+        (ErrorReason.ENGINE_FAILED, False, ("p0", "d1")),
+        (ErrorReason.ENGINE_FAILED, True, ("p1", "d0")),
+        (ErrorReason.LINK_LOST, False, ("p1", "d1")),
+    ],
+)
+async def test_another_attempt_avoids_who_failed_and_both_where_that_is_not_known(
+    reason: ErrorReason, by_peer: bool, second: tuple[str, str]
+) -> None:
+    workers = two_each()
+    policies = dict.fromkeys(Role, PolicyName.RANDOM)
+    router = Router(workers, RouterSettings(3, 0), policies, LetterEncoder().text, untraced(), dice=LoadedDice())
+    task = await settled(router.run(sequence(), journey(), lambda _: True))
+    [first] = workers.decodes[0].submits
+    failure = common_pb2.Failure(reason=reason.value, message="decode says so", by_peer=by_peer)
+    everyone = workers.prefills + workers.decodes
+    for worker in everyone:
+        worker.submits.clear()
+    workers.decodes[0].submitted.clear()
+    workers.decodes[0].bring(finish(first.room, session_pb2.FINISH_KIND_FAILED, failure=failure))
+    await (workers.decodes[0] if second[1] == "d0" else workers.decodes[1]).next_submit()
+    await asyncio.sleep(0)
+    assert tuple(worker.life.worker_id for worker in everyone if worker.submits) == second
+    task.cancel()
+    await asyncio.wait({task})
 
 
 async def test_attempts_are_counted() -> None:

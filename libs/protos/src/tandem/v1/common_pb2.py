@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16tandem/v1/common.proto\x12\ttandem.v1\"E\n\x0fProtocolVersion\x12\r\n\x05major\x18\x01 \x01(\r\x12\r\n\x05minor\x18\x02 \x01(\r\x12\x14\n\x0c\x66\x65\x61ture_bits\x18\x03 \x01(\x04\"3\n\tWorkerRef\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\"C\n\nPoolLayout\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\nitem_bytes\x18\x02 \x03(\rB\x02\x10\x01\x12\x0f\n\x07\x65ntries\x18\x03 \x01(\r\"\x9a\x01\n\x08KvLayout\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\x0e\n\x06layers\x18\x03 \x01(\r\x12\x14\n\x0cmemory_order\x18\x04 \x01(\t\x12\x0f\n\x07tp_size\x18\x05 \x01(\r\x12\x0f\n\x07pp_size\x18\x06 \x01(\r\x12$\n\x05pools\x18\x07 \x03(\x0b\x32\x15.tandem.v1.PoolLayout\"Y\n\x0bRankAddress\x12\x0f\n\x07\x64p_rank\x18\x01 \x01(\r\x12\x0f\n\x07pp_rank\x18\x02 \x01(\r\x12\x0f\n\x07tp_rank\x18\x03 \x01(\r\x12\x17\n\x0fkv_link_address\x18\x04 \x01(\t\"*\n\x07\x46\x61ilure\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t*?\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x10\n\x0cROLE_PREFILL\x10\x01\x12\x0f\n\x0bROLE_DECODE\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16tandem/v1/common.proto\x12\ttandem.v1\"E\n\x0fProtocolVersion\x12\r\n\x05major\x18\x01 \x01(\r\x12\r\n\x05minor\x18\x02 \x01(\r\x12\x14\n\x0c\x66\x65\x61ture_bits\x18\x03 \x01(\x04\"3\n\tWorkerRef\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\"C\n\nPoolLayout\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\nitem_bytes\x18\x02 \x03(\rB\x02\x10\x01\x12\x0f\n\x07\x65ntries\x18\x03 \x01(\r\"\x9a\x01\n\x08KvLayout\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\x0e\n\x06layers\x18\x03 \x01(\r\x12\x14\n\x0cmemory_order\x18\x04 \x01(\t\x12\x0f\n\x07tp_size\x18\x05 \x01(\r\x12\x0f\n\x07pp_size\x18\x06 \x01(\r\x12$\n\x05pools\x18\x07 \x03(\x0b\x32\x15.tandem.v1.PoolLayout\"Y\n\x0bRankAddress\x12\x0f\n\x07\x64p_rank\x18\x01 \x01(\r\x12\x0f\n\x07pp_rank\x18\x02 \x01(\r\x12\x0f\n\x07tp_rank\x18\x03 \x01(\r\x12\x17\n\x0fkv_link_address\x18\x04 \x01(\t\";\n\x07\x46\x61ilure\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0f\n\x07\x62y_peer\x18\x03 \x01(\x08*?\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x10\n\x0cROLE_PREFILL\x10\x01\x12\x0f\n\x0bROLE_DECODE\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,8 +33,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_POOLLAYOUT'].fields_by_name['item_bytes']._loaded_options = None
   _globals['_POOLLAYOUT'].fields_by_name['item_bytes']._serialized_options = b'\020\001'
-  _globals['_ROLE']._serialized_start=522
-  _globals['_ROLE']._serialized_end=585
+  _globals['_ROLE']._serialized_start=539
+  _globals['_ROLE']._serialized_end=602
   _globals['_PROTOCOLVERSION']._serialized_start=37
   _globals['_PROTOCOLVERSION']._serialized_end=106
   _globals['_WORKERREF']._serialized_start=108
@@ -46,5 +46,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RANKADDRESS']._serialized_start=387
   _globals['_RANKADDRESS']._serialized_end=476
   _globals['_FAILURE']._serialized_start=478
-  _globals['_FAILURE']._serialized_end=520
+  _globals['_FAILURE']._serialized_end=537
 # @@protoc_insertion_point(module_scope)

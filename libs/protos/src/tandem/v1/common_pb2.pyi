@@ -228,19 +228,25 @@ class Failure(_message.Message):
 
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    BY_PEER_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """A name of tandem.core.errors.ErrorReason, e.g. "PEER_LOST". Set by whoever found the failure."""
     message: _builtins.str
     """One sentence for a person. At most 2,000 characters. No prompt text."""
+    by_peer: _builtins.bool
+    """Whether it was the peer of the leg that failed, and who says so passes on what it heard. Set by the rank that gets a
+    LinkAbort: true, unless the LinkAbort itself has it set. False from peers that do not know the field.
+    """
     def __init__(
         self,
         *,
         reason: _builtins.str = ...,
         message: _builtins.str = ...,
+        by_peer: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by_peer", b"by_peer", "message", b"message", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Protocol
 
+from tandem.core.blame import blamed
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.core.ids import RoomId, WorkerLife
+from tandem.core.ids import Role, RoomId, WorkerLife
 from tandem.gateway.first_token import FirstToken
 from tandem.gateway.sessions import Leg
 from tandem.rpc import convert
@@ -76,6 +77,8 @@ class Attempt:
         self.final = False
         """Whether no further attempt can be better: decode began otherwise than the client was told, or the client
         is too slow."""
+        self.blamed: Role | None = None
+        """The leg that failed of itself, once it has failed; None = not known, or neither."""
         self._kv_arrived = False
         self._began_early = False
 
@@ -96,17 +99,18 @@ class Attempt:
     async def run(self) -> TandemError | None:
         """Returns None when the answer is complete, else why it failed. Cancelling it ends both legs."""
         try:
-            for worker, peer, leg in (
-                (self._decode, self._prefill, Leg(self._on_decode, self._fail)),
-                (self._prefill, self._decode, Leg(self._on_prefill, self._on_prefill_lost)),
+            for role, worker, peer, leg in (
+                (Role.DECODE, self._decode, self._prefill, Leg(self._on_decode, self._on_decode_lost)),
+                (Role.PREFILL, self._prefill, self._decode, Leg(self._on_prefill, self._on_prefill_lost)),
             ):
+                refused = role
                 message = session_pb2.Submit()
                 message.CopyFrom(self._submit)
                 message.peer.CopyFrom(convert.life_to_proto(peer.life))
                 worker.submit(message, leg)
             return await self._done
         except TandemError as error:
-            self._fail(error)
+            self._fail(error, refused)
             return error
         except asyncio.CancelledError:
             self._fail(TandemError(ErrorReason.CANCELLED, "The client has gone, or its time is over."))
@@ -116,7 +120,7 @@ class Attempt:
         if self._done.done():
             return
         if delta.finish.kind == session_pb2.FINISH_KIND_FAILED:
-            self._fail(TandemError(*convert.failure_from_proto(delta.finish.failure)))
+            self._fail(*_failure(Role.DECODE, delta))
             return
         self._kv_arrived = True
         try:
@@ -142,14 +146,20 @@ class Attempt:
             self._awaits_prompt = False
             self._pass_on(session_pb2.Delta(room=self._room, prompt_logprobs=delta.prompt_logprobs))
         if delta.finish.kind == session_pb2.FINISH_KIND_FAILED:
-            self._on_prefill_lost(TandemError(*convert.failure_from_proto(delta.finish.failure)))
+            self._prefill_failed(*_failure(Role.PREFILL, delta))
         elif delta.HasField("finish"):
             self._kv_arrived = True
             self._release_last()
 
+    def _on_decode_lost(self, error: TandemError) -> None:
+        self._fail(error, Role.DECODE)
+
     def _on_prefill_lost(self, error: TandemError) -> None:
+        self._prefill_failed(error, Role.PREFILL)
+
+    def _prefill_failed(self, error: TandemError, blamed: Role | None) -> None:
         if not self._kv_arrived:
-            self._fail(error)
+            self._fail(error, blamed)
         else:
             self._release_last()
 
@@ -176,8 +186,16 @@ class Attempt:
         self.final = True
         self._fail(TandemError(ErrorReason.OVERLOADED, "The client reads too slowly; the answer was given up."))
 
-    def _fail(self, error: TandemError) -> None:
+    def _fail(self, error: TandemError, blamed: Role | None = None) -> None:
         if not self._done.done():
+            self.blamed = blamed
             self._done.set_result(error)
         for worker in (self._decode, self._prefill):
             worker.cancel(self._room, error)
+
+
+def _failure(reporter: Role, delta: session_pb2.Delta) -> tuple[TandemError, Role | None]:
+    """What a leg that failed said, and which of the two it was."""
+    said = delta.finish.failure
+    error = TandemError(*convert.failure_from_proto(said))
+    return error, blamed(reporter, error.reason, by_peer=said.by_peer)

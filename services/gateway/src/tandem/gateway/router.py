@@ -190,8 +190,9 @@ class Router:
                 raise cause
             if not failure.spec.retryable or number == self._settings.max_attempts:
                 raise failure
-            avoid.add(decode.life)
-            if not attempt.delivered:
+            if attempt.blamed is not Role.PREFILL:
+                avoid.add(decode.life)
+            if attempt.blamed is not Role.DECODE and not attempt.delivered:
                 avoid.add(prefill.life)
             if told.can_go_on():
                 asked, first_token, cause = told.rest(), FirstToken(), failure

@@ -28,6 +28,8 @@ class Why:
 
     reason: ErrorReason
     message: str
+    by_peer: bool = False
+    """Whether the other side failed, and this one heard of it."""
 
 
 # ---------------------------------------------------------------- inputs

@@ -71,7 +71,7 @@ class RoomGroup(Generic[Port]):
         """Gives the room up on every rank that has not ended."""
         for handle in self._handles:
             if handle.phase not in _OVER:
-                handle.abort(why.reason, why.message)
+                handle.abort(why.reason, why.message, by_peer=why.by_peer)
 
     def clear(self) -> None:
         """Lets the ranks forget the room. From then on it is quiet."""

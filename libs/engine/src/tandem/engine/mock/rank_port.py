@@ -27,7 +27,7 @@ class RoomPort(Protocol):
     on_change: Callable[[], None] | None
     """Called on the loop after each change of phase."""
 
-    def abort(self, reason: ErrorReason, message: str) -> None:
+    def abort(self, reason: ErrorReason, message: str, *, by_peer: bool = False) -> None:
         """Gives the room up; its phase turns FAILED once nothing of it moves any more."""
 
     def clear(self) -> None:

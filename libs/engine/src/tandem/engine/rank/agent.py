@@ -428,7 +428,7 @@ class RankAgent:
         if room is None or room.link is not link:
             link.send_abort_ack(RoomId(message.room), message.grant_id)
         elif message.grant_id in (0, room.grant_id):
-            room.feed(PeerAborted(wire.why_of(message.failure)))
+            room.feed(PeerAborted(wire.why_of_peer(message.failure)))
 
     def on_abort_ack(self, link: KvLink, message: kv_link_pb2.AbortAck) -> None:
         """The other side is quiet."""

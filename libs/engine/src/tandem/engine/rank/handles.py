@@ -73,9 +73,9 @@ class RoomHandle:
         if self.on_change is not None:
             self.on_change()
 
-    def abort(self, reason: ErrorReason, message: str) -> None:
+    def abort(self, reason: ErrorReason, message: str, *, by_peer: bool = False) -> None:
         """Gives the room up; its phase turns FAILED once nothing of it moves any more."""
-        self._post(self._rooms.abort_room, self.room, Why(reason, message))
+        self._post(self._rooms.abort_room, self.room, Why(reason, message, by_peer))
 
     def clear(self) -> None:
         """The engine is done with the room; one that has not ended is aborted."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from tandem.core.errors import TandemError, reason_of
@@ -18,12 +19,18 @@ _STEP_OF: Final = {number: step for step, number in _STEPS.items()}
 
 def failure(why: Why) -> common_pb2.Failure:
     """A reason as a message."""
-    return common_pb2.Failure(reason=why.reason.value, message=why.message[:2000])
+    return common_pb2.Failure(reason=why.reason.value, message=why.message[:2000], by_peer=why.by_peer)
 
 
 def why_of(message: common_pb2.Failure) -> Why:
     """A message as a reason."""
-    return Why(reason_of(message.reason), message.message)
+    return Why(reason_of(message.reason), message.message, message.by_peer)
+
+
+def why_of_peer(message: common_pb2.Failure) -> Why:
+    """A message of the other side of a room, whose peer is this one."""
+    why = why_of(message)
+    return replace(why, by_peer=not why.by_peer)
 
 
 def why_from(error: TandemError) -> Why:

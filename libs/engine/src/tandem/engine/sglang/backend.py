@@ -206,7 +206,7 @@ class _Room:
 
     def abort(self, why: Why = ABORTED) -> None:
         """Gives the room up; poll() says Failed once nothing of it moves any more."""
-        self.handle.abort(why.reason, why.message)
+        self.handle.abort(why.reason, why.message, by_peer=why.by_peer)
 
 
 class TandemKVSender(_Room, BaseKVSender):  # type: ignore[misc]

@@ -1,0 +1,107 @@
+"""A circuit breaker for each worker: who fails too often in a row gets nothing for a while, then one room as a probe.
+
+Pure: a Breaker is a value, time is handed in, in monotonic seconds. A room remembers the epoch in which it was sent;
+how it ends counts only in that epoch, so that rooms from before a breaker opened neither close it nor keep it open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+from types import MappingProxyType
+from typing import Final
+
+from tandem.core.errors import ErrorReason
+
+SICK: Final = frozenset({ErrorReason.ENGINE_FAILED, ErrorReason.INTERNAL})
+"""What counts against the worker that is to blame for it. That it has no pages left or drains does not, and who is out
+of reach has no Session, and so gets nothing anyway."""
+
+LEAST_SHARE: Final = 0.1
+"""Of its places, where a slow start begins."""
+
+
+class State(Enum):
+    """How a worker is trusted."""
+
+    CLOSED = "closed"
+    """It gets rooms."""
+    OPEN = "open"
+    """It gets none until its time is over."""
+    HALF_OPEN = "half_open"
+    """One room is there as a probe."""
+
+
+class Event(Enum):
+    """What happens with a room on a worker."""
+
+    SENT = "sent"
+    WELL = "well"
+    """Its leg did what it had to."""
+    FAILED = "failed"
+    """By the worker's own fault."""
+    NEITHER = "neither"
+    """It ended without telling anything of the worker: it was given up, or failed elsewhere."""
+
+
+MOVES: Final[Mapping[tuple[State, Event], State]] = MappingProxyType(
+    {
+        (State.CLOSED, Event.FAILED): State.OPEN,
+        (State.OPEN, Event.SENT): State.HALF_OPEN,
+        (State.HALF_OPEN, Event.WELL): State.CLOSED,
+        (State.HALF_OPEN, Event.FAILED): State.OPEN,
+        (State.HALF_OPEN, Event.NEITHER): State.OPEN,
+    }
+)
+"""Every move; the first only after enough failures in a row. Whatever is not listed leaves the state as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerSettings:
+    """When a breaker opens, and how a worker comes back."""
+
+    failures: int = 5
+    """So many in a row open it; 0 = it never opens."""
+    open_s: float = 5.0
+    """From there to the probe."""
+    slow_start_s: float = 10.0
+    """Until a worker that has joined or recovered has its full share; 0 = at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Breaker:
+    """One worker's."""
+
+    since: float
+    """When it came into its state, or the worker joined."""
+    state: State = State.CLOSED
+    failures: int = 0
+    """In a row."""
+    epoch: int = 0
+    """How often the state has changed."""
+
+    def step(self, event: Event, epoch: int, now: float, settings: BreakerSettings) -> Breaker:
+        """The breaker after an event. epoch: in which the room was sent; the present one for SENT."""
+        if epoch != self.epoch:
+            return self
+        failures = {Event.WELL: 0, Event.FAILED: self.failures + 1}.get(event, self.failures)
+        to = MOVES.get((self.state, event), self.state)
+        enough = 0 < settings.failures <= failures
+        if to is self.state or (self.state is State.CLOSED and not enough):
+            return replace(self, failures=failures)
+        # A probe that told nothing has cost no time: the next may follow at once.
+        since = now - settings.open_s if event is Event.NEITHER else now
+        return Breaker(since, to, failures, self.epoch + 1)
+
+    def takes(self, now: float, settings: BreakerSettings) -> bool:
+        """Whether the worker should get a room."""
+        due = self.state is State.OPEN and now - self.since >= settings.open_s
+        return due or self.state is State.CLOSED
+
+    def share(self, now: float, settings: BreakerSettings) -> float:
+        """The part of its places that the worker should be given now: LEAST_SHARE..1, growing evenly."""
+        if self.state is not State.CLOSED:
+            return LEAST_SHARE
+        grown = 1.0 if settings.slow_start_s <= 0 else (now - self.since) / settings.slow_start_s
+        return min(1.0, max(LEAST_SHARE, grown))

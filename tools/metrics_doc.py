@@ -81,7 +81,9 @@ Written by `python -m tools.metrics_doc` from the code. A test compares it with 
 def families() -> dict[str, list[Family]]:
     """Everything that each service has."""
     gateway = Metrics()
-    GatewayMetrics(gateway).follow(tuple, lambda: False)
+    counted = GatewayMetrics(gateway)
+    counted.follow(tuple, lambda: False)
+    counted.follow_breakers(tuple)
     return {
         "gateway": gateway.families,
         "bootstrap": BootstrapMetrics(tuple, int).metrics.families,

@@ -14,7 +14,15 @@ from tandem.gateway.admin import MAX_WATCHERS
 from tandem.rpc.errors import from_rpc_error
 from tandem.v1 import admin_pb2, admin_pb2_grpc, common_pb2, session_pb2
 from tests.support.gateway.cluster import cluster
-from tests.support.gateway.fake_worker import FIRST_TOKEN, MODEL, count_up, first_then_wait, hand_over, say_nothing
+from tests.support.gateway.fake_worker import (
+    FIRST_TOKEN,
+    MODEL,
+    count_up,
+    fail_with,
+    first_then_wait,
+    hand_over,
+    say_nothing,
+)
 
 PROMPT = {"model": MODEL, "prompt": "hello", "max_tokens": 2}
 
@@ -32,6 +40,26 @@ async def test_workers_are_listed_with_status_and_rooms() -> None:
     assert [worker.info.worker.worker_id for worker in listed] == ["d0", "p0"]
     assert [worker.in_flight for worker in listed] == [1, 0]
     assert listed[0].status.worker == listed[0].info.worker
+
+
+async def test_a_worker_that_fails_shows_its_breaker_and_its_peer_does_not() -> None:
+    scripts = [fail_with(ErrorReason.ENGINE_FAILED), fail_with(ErrorReason.LINK_LOST)]
+    settings = {"breaker_failures": 2, "breaker_open_ms": 600_000, "max_attempts": 1, "decode_policy": "round_robin"}
+    async with cluster([say_nothing], scripts, **settings) as now:
+        stub = admin_pb2_grpc.AdminServiceStub(now.admin)
+        for _ in range(6):
+            assert (await now.http.post("/v1/completions", json=PROMPT)).status_code >= 500
+        listed = (await stub.ListClusterWorkers(admin_pb2.ListClusterWorkersRequest())).workers
+        metrics = (await now.http.get("/metrics")).text
+    assert [(worker.info.worker.worker_id, worker.breaker) for worker in listed] == [
+        ("d0", admin_pb2.BREAKER_STATE_OPEN),
+        ("d1", admin_pb2.BREAKER_STATE_CLOSED),
+        ("p0", admin_pb2.BREAKER_STATE_CLOSED),
+    ]
+    assert 'tandem_gateway_breakers{role="decode",state="open"} 1.0' in metrics
+    assert 'tandem_gateway_breakers{role="decode",state="closed"} 1.0' in metrics
+    assert 'tandem_gateway_breaker_openings_total{role="decode"} 1.0' in metrics
+    assert 'tandem_gateway_breaker_openings_total{role="prefill"} 0.0' in metrics
 
 
 async def test_a_policy_can_be_swapped_and_an_unknown_one_is_refused() -> None:

@@ -7,8 +7,9 @@ import io
 import pytest
 from rich.console import Console
 
+from tandem.cli.cluster import Member
 from tandem.cli.frame import Rates, frame, rates
-from tandem.v1 import admin_pb2, common_pb2
+from tandem.v1 import admin_pb2, bootstrap_pb2, common_pb2
 
 GB = 10**9
 
@@ -130,3 +131,19 @@ def test_a_frame_fits_80_columns_whatever_the_names(before: admin_pb2.WatchClust
 def test_an_empty_cluster_is_said() -> None:
     assert "No worker is registered." in shown(None, message())
     assert "rooms 0\n" in shown(None, message()).replace(" \n", "\n")
+
+
+@pytest.mark.parametrize("breaker", [admin_pb2.BREAKER_STATE_OPEN, admin_pb2.BREAKER_STATE_HALF_OPEN])
+def test_a_worker_that_the_gateway_does_not_trust_is_failing(breaker: admin_pb2.BreakerState) -> None:
+    now = message(workers=[worker("decode-0", common_pb2.ROLE_DECODE, breaker=breaker, draining=True)])
+    assert "failing" in shown(None, now)
+    trusted = message(workers=[worker("decode-0", common_pb2.ROLE_DECODE, breaker=admin_pb2.BREAKER_STATE_CLOSED)])
+    assert "failing" not in shown(None, trusted)
+
+
+@pytest.mark.parametrize(("breaker", "state"), [("", "draining"), ("closed", "draining"), ("half_open", "failing")])
+def test_the_list_of_workers_says_what_the_gateway_that_was_asked_thinks(breaker: str, state: str) -> None:
+    info = bootstrap_pb2.WorkerInfo(worker=common_pb2.WorkerRef(worker_id="decode-0"), draining=True)
+    member = Member(info, None, breaker)
+    assert member.state == state
+    assert member.document().get("breaker", "") == breaker

@@ -37,6 +37,8 @@ class Member:
     info: bootstrap_pb2.WorkerInfo
     status: session_pb2.WorkerStatus | None
     """What it says of itself; None if it does not answer."""
+    breaker: str = ""
+    """Of a gateway that was asked: closed, open or half_open; empty of others."""
 
     @property
     def role(self) -> str:
@@ -46,7 +48,14 @@ class Member:
     def document(self) -> dict[str, Any]:
         """As JSON, every field there. Numbers that may pass 2^53 are texts, as protobuf's JSON has them."""
         status = None if self.status is None else _dict(self.status)
-        return {"info": _dict(self.info), "status": status}
+        return {"info": _dict(self.info), "status": status} | ({"breaker": self.breaker} if self.breaker else {})
+
+    @property
+    def state(self) -> str:
+        """Whether it gets requests, in one word, or why not."""
+        if self.breaker in ("open", "half_open"):
+            return "failing"
+        return "draining" if self.info.draining else "ready"
 
 
 async def members_of_bootstrap(address: str, credentials: Credentials) -> list[Member]:
@@ -65,7 +74,7 @@ async def members_of_gateway(address: str, credentials: Credentials) -> list[Mem
         stub: Any = admin_pb2_grpc.AdminServiceStub(channel)
         call = stub.ListClusterWorkers(admin_pb2.ListClusterWorkersRequest(), timeout=TIMEOUT_S)
         listed = await answer_of(call, f"AdminService at {address}")
-    return [Member(one.info, one.status if one.HasField("status") else None) for one in listed.workers]
+    return [Member(one.info, one.status if one.HasField("status") else None, _breaker(one)) for one in listed.workers]
 
 
 async def status_of(info: bootstrap_pb2.WorkerInfo, credentials: Credentials) -> session_pb2.WorkerStatus | None:
@@ -115,6 +124,11 @@ def table_of(members: list[Member]) -> Table:
     return table
 
 
+def _breaker(worker: admin_pb2.ClusterWorker) -> str:
+    name = admin_pb2.BreakerState.Name(worker.breaker).removeprefix("BREAKER_STATE_").lower()
+    return "" if name == "unspecified" else name
+
+
 def _cells(member: Member) -> list[str]:
     info, status = member.info, member.status
     known = [info.worker.worker_id, member.role, info.address]
@@ -123,7 +137,7 @@ def _cells(member: Member) -> list[str]:
     pages = [f"{pool.free + pool.evictable}/{pool.total}" for pool in status.pools if pool.name == "kv"]
     return [
         *known,
-        "draining" if info.draining else "ready",
+        member.state,
         f"{status.running}/{status.waiting}",
         f"{status.rooms_succeeded}/{status.rooms_failed}",
         " ".join(pages),

@@ -142,6 +142,8 @@ def _state(worker: admin_pb2.WorkerNumbers) -> Text:
     """What is worth a word."""
     if not worker.up:
         return Text("no Session", style="red")
+    if worker.breaker in (admin_pb2.BREAKER_STATE_OPEN, admin_pb2.BREAKER_STATE_HALF_OPEN):
+        return Text("failing", style="red")
     return Text("draining", style="yellow") if worker.draining else Text()
 
 

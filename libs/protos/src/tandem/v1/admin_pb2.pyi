@@ -23,6 +23,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _BreakerState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BreakerStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BreakerState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BREAKER_STATE_UNSPECIFIED: _BreakerState.ValueType  # 0
+    """From a gateway that has none."""
+    BREAKER_STATE_CLOSED: _BreakerState.ValueType  # 1
+    """It gets rooms."""
+    BREAKER_STATE_OPEN: _BreakerState.ValueType  # 2
+    """It failed too many in a row, and gets none for a while."""
+    BREAKER_STATE_HALF_OPEN: _BreakerState.ValueType  # 3
+    """One room is there as a probe."""
+
+class BreakerState(_BreakerState, metaclass=_BreakerStateEnumTypeWrapper):
+    """State of a worker's circuit breaker in one gateway."""
+
+BREAKER_STATE_UNSPECIFIED: BreakerState.ValueType  # 0
+"""From a gateway that has none."""
+BREAKER_STATE_CLOSED: BreakerState.ValueType  # 1
+"""It gets rooms."""
+BREAKER_STATE_OPEN: BreakerState.ValueType  # 2
+"""It failed too many in a row, and gets none for a while."""
+BREAKER_STATE_HALF_OPEN: BreakerState.ValueType  # 3
+"""One room is there as a probe."""
+Global___BreakerState: _TypeAlias = BreakerState  # noqa: Y015
+
 class _RoomPhase:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -101,8 +129,11 @@ class ClusterWorker(_message.Message):
     INFO_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    BREAKER_FIELD_NUMBER: _builtins.int
     in_flight: _builtins.int
     """Rooms of this gateway that run on it."""
+    breaker: Global___BreakerState.ValueType
+    """How this gateway trusts it."""
     @_builtins.property
     def info(self) -> _bootstrap_pb2.WorkerInfo:
         """What it registered."""
@@ -117,10 +148,11 @@ class ClusterWorker(_message.Message):
         info: _bootstrap_pb2.WorkerInfo | None = ...,
         status: _session_pb2.WorkerStatus | None = ...,
         in_flight: _builtins.int = ...,
+        breaker: Global___BreakerState.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["info", b"info", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["in_flight", b"in_flight", "info", b"info", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["breaker", b"breaker", "in_flight", b"in_flight", "info", b"info", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -646,6 +678,7 @@ class WorkerNumbers(_message.Message):
     ROOMS_SUCCEEDED_FIELD_NUMBER: _builtins.int
     ROOMS_FAILED_FIELD_NUMBER: _builtins.int
     LINKS_FIELD_NUMBER: _builtins.int
+    BREAKER_FIELD_NUMBER: _builtins.int
     role: _common_pb2.Role.ValueType
     """What it does."""
     up: _builtins.bool
@@ -674,6 +707,8 @@ class WorkerNumbers(_message.Message):
     """Rooms that ended well since its start."""
     rooms_failed: _builtins.int
     """Rooms that ended badly since its start."""
+    breaker: Global___BreakerState.ValueType
+    """How this gateway trusts it."""
     @_builtins.property
     def worker(self) -> _common_pb2.WorkerRef:
         """Its name and life."""
@@ -701,10 +736,11 @@ class WorkerNumbers(_message.Message):
         rooms_succeeded: _builtins.int = ...,
         rooms_failed: _builtins.int = ...,
         links: _abc.Iterable[Global___LinkCount] | None = ...,
+        breaker: Global___BreakerState.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["worker", b"worker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "in_flight", b"in_flight", "known", b"known", "kv_bytes", b"kv_bytes", "links", b"links", "max_running", b"max_running", "pages_free", b"pages_free", "pages_granted", b"pages_granted", "pages_total", b"pages_total", "role", b"role", "rooms_failed", b"rooms_failed", "rooms_succeeded", b"rooms_succeeded", "running", b"running", "up", b"up", "waiting", b"waiting", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["breaker", b"breaker", "draining", b"draining", "in_flight", b"in_flight", "known", b"known", "kv_bytes", b"kv_bytes", "links", b"links", "max_running", b"max_running", "pages_free", b"pages_free", "pages_granted", b"pages_granted", "pages_total", b"pages_total", "role", b"role", "rooms_failed", b"rooms_failed", "rooms_succeeded", b"rooms_succeeded", "running", b"running", "up", b"up", "waiting", b"waiting", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

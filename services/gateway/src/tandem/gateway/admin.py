@@ -56,14 +56,10 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     ) -> admin_pb2.ListClusterWorkersResponse:
         """Workers in the gateway's view, in order of id."""
         del request, context
-        response = admin_pb2.ListClusterWorkersResponse()
-        for worker_id, info in self._pool.view.workers.items():
-            worker = response.workers.add(info=convert.worker_info_to_proto(info))
-            reach = self._reach(worker_id)
-            worker.in_flight = reach.in_flight
-            if reach.status is not None:
-                worker.status.CopyFrom(reach.status)
-        return response
+        workers = self._pool.view.workers.items()
+        return admin_pb2.ListClusterWorkersResponse(
+            workers=[cluster_view.cluster_worker(info, self._reach(worker_id)) for worker_id, info in workers]
+        )
 
     async def SetPolicy(  # noqa: N802
         self, request: admin_pb2.SetPolicyRequest, context: _Context
@@ -167,7 +163,8 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         if member is None:
             return cluster_view.Reach(up=False, in_flight=0, status=None)
         session, status = member
-        return cluster_view.Reach(session.up, session.in_flight, status.latest if session.up else None)
+        latest = status.latest if session.up else None
+        return cluster_view.Reach(session.up, session.in_flight, latest, self._router.breaker_of(session.life))
 
     def _drained(self, worker_id: str) -> str:
         info = self._pool.view.workers.get(WorkerId(worker_id))

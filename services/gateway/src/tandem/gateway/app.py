@@ -15,6 +15,7 @@ from typing import Final, TypeVar
 
 import uvicorn
 
+from tandem.core.breaker import BreakerSettings
 from tandem.core.errors import TandemError
 from tandem.core.ids import Role
 from tandem.core.policies import policy_named
@@ -29,6 +30,7 @@ from tandem.gateway.dashboard.roster import Roster
 from tandem.gateway.dashboard.traces import RecentTraces
 from tandem.gateway.gateway_metrics import GatewayMetrics
 from tandem.gateway.generation import GenerationLimits, Works
+from tandem.gateway.health import HealthBook
 from tandem.gateway.http import GENERATING, HttpParts, build_http
 from tandem.gateway.keys import KeyRing
 from tandem.gateway.openai_schema import SchemaLimits
@@ -121,6 +123,7 @@ class Gateway:
             on_resume=counted.resumed.inc,
             on_picked=counted.queue.observe,
             rooms=rooms,
+            health=self._health(clock, counted),
         )
         self._admin = GrpcServer(credentials=credentials, on_call=metrics.count_rpc, spans=self._tracing)
         traces = ClusterTraces(self._pool, self._tracing, connect)
@@ -172,6 +175,15 @@ class Gateway:
         await self._bootstrap.close()
         self._tokenizer.close()
         await self._tracing.close()
+
+    def _health(self, clock: SystemClock, counted: GatewayMetrics) -> HealthBook:
+        settings = self._settings
+        breaker = BreakerSettings(
+            settings.breaker_failures, settings.breaker_open_ms / 1000, settings.slow_start_ms / 1000
+        )
+        health = HealthBook(breaker, clock.monotonic, counted.count_breaker)
+        counted.follow_breakers(lambda: [(i.role, health.state_of(i.life)) for i in self._pool.view.workers.values()])
+        return health
 
     def _missing(self) -> str:
         """What keeps the gateway from being ready; empty if nothing does."""

@@ -80,6 +80,7 @@ class Attempt:
         self.blamed: Role | None = None
         """The leg that failed of itself, once it has failed; None = not known, or neither."""
         self._kv_arrived = False
+        self._when_kv_arrived: Callable[[], None] = lambda: None
         self._began_early = False
 
     @property
@@ -88,6 +89,24 @@ class Attempt:
         if self._kv_arrived:
             return RoomPhase.DECODING
         return RoomPhase.FIRST_TOKEN if self._began_early else RoomPhase.SUBMITTED
+
+    @property
+    def complete(self) -> bool:
+        """Whether the whole answer was delivered."""
+        return self._ended and self._done.result() is None
+
+    @property
+    def failure(self) -> TandemError | None:
+        """Why it failed; None if it did not, or was cancelled."""
+        return self._done.result() if self._ended else None
+
+    @property
+    def _ended(self) -> bool:
+        return self._done.done() and not self._done.cancelled()
+
+    def on_kv_arrived(self, hook: Callable[[], None]) -> None:
+        """Sets what is called once, when prefill has done its part."""
+        self._when_kv_arrived = hook
 
     def give_up(self, error: TandemError) -> bool:
         """Ends both legs, from outside. False if it had ended."""
@@ -122,7 +141,7 @@ class Attempt:
         if delta.finish.kind == session_pb2.FINISH_KIND_FAILED:
             self._fail(*_failure(Role.DECODE, delta))
             return
-        self._kv_arrived = True
+        self._note_kv()
         try:
             news = self._first_token.from_decode(delta)
         except TandemError as error:
@@ -133,6 +152,11 @@ class Attempt:
             self._last = news
         elif news.ListFields()[1:]:  # more than the room: not all of it was said before
             self._pass_on(news)
+
+    def _note_kv(self) -> None:
+        if not self._kv_arrived:
+            self._kv_arrived = True
+            self._when_kv_arrived()
 
     def _on_prefill(self, delta: session_pb2.Delta) -> None:
         if self._done.done():
@@ -148,7 +172,7 @@ class Attempt:
         if delta.finish.kind == session_pb2.FINISH_KIND_FAILED:
             self._prefill_failed(*_failure(Role.PREFILL, delta))
         elif delta.HasField("finish"):
-            self._kv_arrived = True
+            self._note_kv()
             self._release_last()
 
     def _on_decode_lost(self, error: TandemError) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from tandem.core.breaker import State as BreakerState
 from tandem.core.cluster import ClusterView, WorkerInfo
 from tandem.core.ids import Role, WorkerId
 from tandem.core.policies import PolicyName
@@ -21,6 +22,11 @@ _PHASES: Final = {
     RoomPhase.FIRST_TOKEN: admin_pb2.ROOM_PHASE_FIRST_TOKEN,
     RoomPhase.DECODING: admin_pb2.ROOM_PHASE_DECODING,
 }
+_BREAKERS: Final = {
+    BreakerState.CLOSED: admin_pb2.BREAKER_STATE_CLOSED,
+    BreakerState.OPEN: admin_pb2.BREAKER_STATE_OPEN,
+    BreakerState.HALF_OPEN: admin_pb2.BREAKER_STATE_HALF_OPEN,
+}
 _KV_POOL: Final = "kv"
 
 
@@ -33,6 +39,7 @@ class Reach:
     in_flight: int
     status: session_pb2.WorkerStatus | None
     """What it last said of itself."""
+    breaker: BreakerState = BreakerState.CLOSED
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +76,16 @@ def _sum(metric: Any, suffix: str, **labels: str) -> float:
     )
 
 
+def cluster_worker(info: WorkerInfo, reach: Reach) -> admin_pb2.ClusterWorker:
+    """One worker of ListClusterWorkers."""
+    return admin_pb2.ClusterWorker(
+        info=convert.worker_info_to_proto(info),
+        status=reach.status,
+        in_flight=reach.in_flight,
+        breaker=_BREAKERS[reach.breaker],
+    )
+
+
 def cluster_numbers(
     at_ms: int,
     view: ClusterView,
@@ -101,6 +118,7 @@ def _worker_numbers(info: WorkerInfo, reach: Reach) -> admin_pb2.WorkerNumbers:
         draining=info.draining,
         in_flight=reach.in_flight,
         max_running=info.max_running,
+        breaker=_BREAKERS[reach.breaker],
     )
     status = reach.status
     if status is None:

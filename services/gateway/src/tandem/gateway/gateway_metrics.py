@@ -10,6 +10,7 @@ from typing import Final
 
 import prometheus_client as prometheus
 
+from tandem.core.breaker import State as BreakerState
 from tandem.core.errors import CATALOGUE, ErrorReason
 from tandem.core.ids import RequestId, Role
 from tandem.gateway.mailbox import News
@@ -34,6 +35,13 @@ ROOMS: Final = Family(
 )
 CONNECTED: Final = Family(
     "tandem_gateway_bootstrap_connected", Kind.GAUGE, "1 while bootstrap tells who is in the cluster, else 0."
+)
+BREAKERS: Final = Family(
+    "tandem_gateway_breakers",
+    Kind.GAUGE,
+    "Workers that this gateway knows, by role and state of their circuit breaker: closed (they get rooms), open (they"
+    " get none for a while), half_open (one room is a probe).",
+    ("role", "state"),
 )
 MEMBERS: Final = (WORKERS, ROOMS, CONNECTED)
 
@@ -89,6 +97,11 @@ class GatewayMetrics:
         self.resumed = metrics.counter(
             "tandem_gateway_resumed", "Answers that went on, on other workers, after a part of them was told."
         )
+        self._opened = metrics.counter(
+            "tandem_gateway_breaker_openings",
+            "Circuit breakers that opened, by role: a worker failed too many rooms in a row, or its probe.",
+            ("role",),
+        )
         self.in_flight = metrics.gauge("tandem_gateway_sequences_in_flight", "Sequences being generated.")
         self.limit = metrics.gauge(
             "tandem_gateway_sequences_limit", "Sequences that may be; more are refused with 429."
@@ -99,6 +112,8 @@ class GatewayMetrics:
         for reason, spec in CATALOGUE.items():
             if spec.retryable:
                 self.retries.labels(reason.value)
+        for role in Role:
+            self._opened.labels(role.value)
 
     def _add_times(self, metrics: Metrics) -> None:
         self.prepared = metrics.histogram(
@@ -163,9 +178,23 @@ class GatewayMetrics:
         """An attempt failed with this reason, and another follows."""
         self.retries.labels(reason.value).inc()
 
+    def count_breaker(self, role: Role) -> None:
+        """A worker's circuit breaker has opened."""
+        self._opened.labels(role.value).inc()
+
+    def follow_breakers(self, states: Callable[[], Iterable[tuple[Role, BreakerState]]]) -> None:
+        """Sets where to look, for each scrape, how the breakers of all workers are."""
+        self._metrics.read((BREAKERS,), lambda: _breakers(states()))
+
     def follow(self, members: Callable[[], Iterable[Standing]], connected: Callable[[], bool]) -> None:
         """Sets where to look, for each scrape, who is in the cluster."""
         self._metrics.read(MEMBERS, lambda: _members(members(), connected()))
+
+
+def _breakers(states: Iterable[tuple[Role, BreakerState]]) -> Iterator[Sample]:
+    workers = Counter(states)
+    for role in Role:
+        yield from (Sample(BREAKERS, workers[role, state], (role.value, state.value)) for state in BreakerState)
 
 
 def _members(members: Iterable[Standing], connected: bool) -> Iterator[Sample]:

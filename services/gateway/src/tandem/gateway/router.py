@@ -15,6 +15,7 @@ from typing import Protocol
 from opentelemetry.trace import Span
 
 from tandem.core.affinity import NO_KEY, AffinityKey, key_of_prefix
+from tandem.core.breaker import State
 from tandem.core.cluster import WorkerInfo
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import NONCE_BYTES, RequestId, Role, RoomId, WorkerLife, room_from_random
@@ -23,6 +24,7 @@ from tandem.core.policies import DEFAULT_LOAD_CAP, DEFAULT_PREFIX_TOKENS, Candid
 from tandem.gateway.attempt import Attempt, Worker
 from tandem.gateway.calls import Sequence
 from tandem.gateway.first_token import FirstToken
+from tandem.gateway.health import HealthBook
 from tandem.gateway.request_trace import AttemptTrace, RouteTrace
 from tandem.gateway.resume import TextOf, Told
 from tandem.gateway.rooms import RoomBook, RoomFacts
@@ -132,8 +134,10 @@ class Router:
         on_resume: Callable[[], None] = lambda: None,
         on_picked: Callable[[float], None] = lambda _: None,
         rooms: RoomBook | None = None,
+        health: HealthBook | None = None,
     ) -> None:
-        """on_picked: gets the seconds that an attempt has waited for workers. rooms: where those that run are noted."""
+        """on_picked: gets the seconds that an attempt has waited for workers. rooms: where those that run are noted.
+        health: who is trusted, and hears how rooms end."""
         self._workers = workers
         self._settings = settings
         self._choosers = {role: _Chooser(policies[role]) for role in Role}
@@ -144,6 +148,7 @@ class Router:
         self._on_resume = on_resume
         self._on_picked = on_picked
         self._rooms = rooms or RoomBook()
+        self._health = health or HealthBook()
 
     @property
     def policies(self) -> dict[Role, PolicyName]:
@@ -154,6 +159,10 @@ class Router:
         """Takes another policy from now on, for one role or for both."""
         for each in Role if role is None else (role,):
             self._choosers[each].policy = policy
+
+    def breaker_of(self, life: WorkerLife) -> State:
+        """How a worker is trusted."""
+        return self._health.state_of(life)
 
     async def run(self, sequence: Sequence, journey: Journey, deliver: Deliver) -> None:
         """Returns when the sequence is complete; its news went to `deliver`. Raises TandemError where it failed.
@@ -180,7 +189,7 @@ class Router:
             facts = RoomFacts(
                 RoomId(submit.room), journey.request_id, number, prefill.life, decode.life, journey.deadline
             )
-            with self._rooms.running(facts, attempt):
+            with self._rooms.running(facts, attempt), self._health.watching(attempt, prefill.life, decode.life):
                 failure = await _run(attempt, trace, journey.deadline)
             if failure is None:
                 return
@@ -264,9 +273,11 @@ class Router:
 
     def _choose(self, role: Role, workers: SequenceOf[RoutableWorker], wish: _Wish) -> RoutableWorker:
         by_life = {worker.life: worker for worker in workers}
-        fresh = [life for life in by_life if life not in wish.avoid] or list(by_life)
+        healthy = [life for life in by_life if self._health.takes(life)] or list(by_life)
+        fresh = [life for life in healthy if life not in wish.avoid] or healthy
         candidates = [
-            Candidate(life, by_life[life].in_flight, max(1, by_life[life].info.max_running)) for life in fresh
+            Candidate(life, by_life[life].in_flight, self._health.places(life, by_life[life].info.max_running))
+            for life in fresh
         ]
         chooser = self._choosers[role]
         turn = Turn(chooser.count, self._dice.bits(32), wish.session, wish.prefix, self._settings.load_cap)

@@ -40,6 +40,19 @@ class GatewaySettings(Settings):
         le=1 << 20,
         description="prefix_hash: how many tokens of a prompt are its beginning",
     )
+    breaker_failures: int = Field(
+        default=5,
+        ge=0,
+        le=1000,
+        description="rooms that a worker must fail in a row, by its own fault, to get none for a while; 0 = never",
+    )
+    breaker_open_ms: int = Field(default=5000, ge=0, le=600_000, description="that while; then one room is a probe")
+    slow_start_ms: int = Field(
+        default=10_000,
+        ge=0,
+        le=600_000,
+        description="until a worker that has joined or recovered gets its full share; 0 = at once",
+    )
     api_keys: tuple[SecretStr, ...] = Field(
         default=(), description="keys of which a client must send one as a bearer token; empty = open to all"
     )

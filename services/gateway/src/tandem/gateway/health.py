@@ -1,0 +1,107 @@
+"""How far this gateway trusts each worker: a circuit breaker per life, fed by how rooms end on it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final, Protocol
+
+from tandem.core.breaker import SICK, Breaker, BreakerSettings, Event, State
+from tandem.core.errors import TandemError
+from tandem.core.ids import Role, WorkerLife
+
+log = logging.getLogger(__name__)
+
+MAX_LIVES: Final = 4096
+"""Lives that are remembered; the one that was looked at the longest ago is forgotten, and joins anew if it is seen."""
+
+
+class WatchedRoom(Protocol):
+    """What an attempt tells of its room; see tandem.gateway.attempt.Attempt."""
+
+    blamed: Role | None
+
+    @property
+    def complete(self) -> bool:
+        """Whether it ended well."""
+
+    @property
+    def failure(self) -> TandemError | None:
+        """Why it failed, once it has."""
+
+    def on_kv_arrived(self, hook: Callable[[], None]) -> None:
+        """Sets what is called once prefill has done its part."""
+
+
+class HealthBook:
+    """Holds the breakers."""
+
+    def __init__(
+        self,
+        settings: BreakerSettings | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        on_opened: Callable[[Role], None] = lambda _: None,
+    ) -> None:
+        """clock: monotonic seconds. on_opened: hears of each breaker that opens, by its worker's role."""
+        self._settings = settings or BreakerSettings()
+        self._clock = clock
+        self._on_opened = on_opened
+        self._breakers: OrderedDict[WorkerLife, Breaker] = OrderedDict()
+
+    def state_of(self, life: WorkerLife) -> State:
+        """How a worker stands; CLOSED if it was never looked at."""
+        breaker = self._breakers.get(life)
+        return State.CLOSED if breaker is None else breaker.state
+
+    def takes(self, life: WorkerLife) -> bool:
+        """Whether it should get a room. A life that is new has joined now."""
+        return self._of(life).takes(self._clock(), self._settings)
+
+    def places(self, life: WorkerLife, max_running: int) -> int:
+        """How many of its places it should be given now, at least 1; fewer than all at a slow start."""
+        return max(1, round(max_running * self._of(life).share(self._clock(), self._settings)))
+
+    @contextmanager
+    def watching(self, room: WatchedRoom, prefill: WorkerLife, decode: WorkerLife) -> Iterator[None]:
+        """A room runs on two workers inside of this, and how it ends counts for each."""
+        sent = {role: self._sent(life) for role, life in ((Role.PREFILL, prefill), (Role.DECODE, decode))}
+        room.on_kv_arrived(lambda: self._ended(Role.PREFILL, prefill, sent[Role.PREFILL], Event.WELL))
+        try:
+            yield
+        finally:
+            self._ended(Role.PREFILL, prefill, sent[Role.PREFILL], _told_of(Role.PREFILL, room))
+            well = Event.WELL if room.complete else _told_of(Role.DECODE, room)
+            self._ended(Role.DECODE, decode, sent[Role.DECODE], well)
+
+    def _of(self, life: WorkerLife) -> Breaker:
+        breaker = self._breakers.setdefault(life, Breaker(self._clock()))
+        self._breakers.move_to_end(life)
+        if len(self._breakers) > MAX_LIVES:
+            self._breakers.popitem(last=False)
+        return breaker
+
+    def _sent(self, life: WorkerLife) -> int:
+        """Notes a room; returns its epoch."""
+        breaker = self._of(life)
+        self._breakers[life] = breaker = breaker.step(Event.SENT, breaker.epoch, self._clock(), self._settings)
+        return breaker.epoch
+
+    def _ended(self, role: Role, life: WorkerLife, epoch: int, event: Event) -> None:
+        before = self._of(life)
+        self._breakers[life] = now = before.step(event, epoch, self._clock(), self._settings)
+        if now.state is before.state:
+            return
+        if now.state is State.CLOSED:
+            log.info("%s works again, and gets more by and by", life)
+        elif event is Event.FAILED:
+            log.warning("%s failed %d rooms in a row: it gets none for %g s", life, now.failures, self._settings.open_s)
+            self._on_opened(role)
+
+
+def _told_of(role: Role, room: WatchedRoom) -> Event:
+    """What a room that did not end well tells of the worker of one leg."""
+    sick = room.blamed is role and room.failure is not None and room.failure.reason in SICK
+    return Event.FAILED if sick else Event.NEITHER

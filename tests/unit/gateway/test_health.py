@@ -1,0 +1,258 @@
+"""Circuit breakers in the router: who fails is left out, comes back by a probe, and is given more by and by."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+
+import pytest
+from opentelemetry.trace import INVALID_SPAN
+
+from tandem.core.breaker import BreakerSettings, State
+from tandem.core.errors import ErrorReason, TandemError
+from tandem.core.ids import Incarnation, RequestId, Role, WorkerId, WorkerLife
+from tandem.core.policies import PolicyName
+from tandem.gateway import health
+from tandem.gateway.health import HealthBook
+from tandem.gateway.router import Dice, Journey, Router, RouterSettings
+from tandem.v1 import common_pb2, session_pb2
+from tests.support.gateway.doubles import (
+    LetterEncoder,
+    NotingWorker,
+    NotingWorkers,
+    finish,
+    sequence,
+    tokens,
+    untraced,
+)
+
+HANDED_OVER = session_pb2.FINISH_KIND_HANDED_OVER
+FAILED = session_pb2.FINISH_KIND_FAILED
+
+
+class FirstOfAll(Dice):
+    """Always the first worker that there is to choose from."""
+
+    def bits(self, count: int) -> int:
+        """Zero for policies; rooms still differ."""
+        return 0 if count == 32 else super().bits(count)
+
+
+@dataclass(slots=True)
+class Room:
+    """A request that runs on two workers."""
+
+    task: asyncio.Task[None]
+    room: int
+    prefill: NotingWorker
+    decode: NotingWorker
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        return self.prefill.life.worker_id, self.decode.life.worker_id
+
+    async def fails(self, reporter: Role, reason: ErrorReason, *, by_peer: bool = False) -> None:
+        """One of its legs says so, and the request ends."""
+        leg = self.prefill if reporter is Role.PREFILL else self.decode
+        failure = common_pb2.Failure(reason=reason.value, message="why", by_peer=by_peer)
+        leg.bring(finish(self.room, FAILED, failure=failure))
+        with pytest.raises(TandemError):
+            await self.task
+
+    async def ends(self) -> None:
+        """It is answered."""
+        self.prefill.bring(finish(self.room, HANDED_OVER))
+        self.decode.bring(finish(self.room))
+        await self.task
+
+    async def is_cancelled(self) -> None:
+        """Its client goes."""
+        self.task.cancel()
+        await asyncio.wait({self.task})
+
+
+@dataclass(slots=True)
+class Stage:
+    """A router with a clock of its own. Every request has one attempt."""
+
+    workers: NotingWorkers
+    now: float = 1000.0
+    opened: list[Role] = field(default_factory=list)
+    policy: PolicyName = PolicyName.RANDOM
+    slow_start_s: float = 0.0
+    book: HealthBook = field(init=False)
+    router: Router = field(init=False)
+    running: list[asyncio.Task[None]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        settings = BreakerSettings(failures=3, open_s=5, slow_start_s=self.slow_start_s)
+        self.book = HealthBook(settings, lambda: self.now, self.opened.append)
+        policies = dict.fromkeys(Role, self.policy)
+        self.router = Router(
+            self.workers,
+            RouterSettings(1, 0),
+            policies,
+            LetterEncoder().text,
+            untraced(),
+            dice=FirstOfAll(),
+            health=self.book,
+        )
+
+    async def request(self) -> Room:
+        """Starts one; returns when both legs have their Submit."""
+        before = {room for worker in self.workers.prefills for room in worker.legs}
+        journey = Journey(RequestId("req"), INVALID_SPAN, asyncio.get_running_loop().time() + 60)
+        task = asyncio.create_task(self.router.run(sequence(), journey, lambda _: True))
+        self.running.append(task)
+        while True:
+            await asyncio.sleep(0)
+            if new := [(p, room) for p in self.workers.prefills for room in p.legs if room not in before]:
+                [(prefill, room)] = new
+                return Room(task, room, prefill, next(d for d in self.workers.decodes if room in d.legs))
+            assert not task.done()
+
+    def states(self) -> dict[str, State]:
+        """Of every worker."""
+        everyone = self.workers.prefills + self.workers.decodes
+        return {worker.life.worker_id: self.router.breaker_of(worker.life) for worker in everyone}
+
+
+@asynccontextmanager
+async def stage(workers: int = 2, **settings: object) -> AsyncIterator[Stage]:
+    """So many of each role."""
+    found = NotingWorkers(
+        [NotingWorker(f"p{number}", Role.PREFILL) for number in range(workers)],
+        [NotingWorker(f"d{number}", Role.DECODE) for number in range(workers)],
+    )
+    now = Stage(found, **settings)  # type: ignore[arg-type]
+    yield now
+    for task in now.running:
+        task.cancel()
+    await asyncio.wait(now.running)
+
+
+async def test_a_prefill_that_fails_is_left_out_and_no_decode_is_blamed_for_it() -> None:
+    async with stage() as now:
+        for reporter in (Role.PREFILL, Role.DECODE, Role.PREFILL):
+            one = await now.request()
+            assert one.pair == ("p0", "d0")
+            await one.fails(reporter, ErrorReason.ENGINE_FAILED, by_peer=reporter is Role.DECODE)
+        assert now.states() == {"p0": State.OPEN, "p1": State.CLOSED, "d0": State.CLOSED, "d1": State.CLOSED}
+        assert now.opened == [Role.PREFILL]
+        for _ in range(3):
+            assert (await now.request()).pair == ("p1", "d0")
+
+
+async def test_a_decode_that_fails_is_left_out_and_no_prefill_is_blamed_for_it() -> None:
+    async with stage() as now:
+        for reporter in (Role.PREFILL, Role.DECODE, Role.DECODE):
+            await (await now.request()).fails(reporter, ErrorReason.INTERNAL, by_peer=reporter is Role.PREFILL)
+        assert (await now.request()).pair == ("p0", "d1")
+        assert now.opened == [Role.DECODE]
+
+
+@pytest.mark.parametrize("reason", [ErrorReason.LINK_LOST, ErrorReason.POOL_EXHAUSTED, ErrorReason.PEER_LOST])
+async def test_what_is_no_sickness_of_a_worker_opens_nothing(reason: ErrorReason) -> None:
+    async with stage() as now:
+        for _ in range(10):
+            await (await now.request()).fails(Role.DECODE, reason)
+        assert set(now.states().values()) == {State.CLOSED}
+
+
+async def opened_prefill(now: Stage) -> None:
+    """p0's breaker opens."""
+    for _ in range(3):
+        await (await now.request()).fails(Role.PREFILL, ErrorReason.ENGINE_FAILED)
+    assert now.states()["p0"] is State.OPEN
+
+
+async def test_a_probe_closes_it_as_soon_as_the_kv_has_arrived() -> None:
+    async with stage() as now:
+        await opened_prefill(now)
+        now.now += 4.9
+        assert (await now.request()).pair[0] == "p1"
+        now.now += 0.1
+        probe = await now.request()
+        assert probe.pair[0] == "p0"
+        assert (await now.request()).pair[0] == "p1", "one probe at a time"
+        probe.decode.bring(tokens(probe.room, 65))
+        assert now.states()["p0"] is State.CLOSED
+        assert (await now.request()).pair[0] == "p0", "the answer still runs"
+        await probe.ends()
+        assert now.states()["p0"] is State.CLOSED
+
+
+async def test_a_probe_that_fails_opens_it_again_and_one_that_is_cancelled_tells_nothing() -> None:
+    async with stage() as now:
+        await opened_prefill(now)
+        now.now += 5
+        await (await now.request()).fails(Role.PREFILL, ErrorReason.ENGINE_FAILED)
+        assert now.opened == [Role.PREFILL] * 2
+        now.now += 4
+        assert (await now.request()).pair[0] == "p1"
+        now.now += 1
+        probe = await now.request()
+        assert probe.pair[0] == "p0"
+        await probe.is_cancelled()
+        assert (await now.request()).pair[0] == "p0", "another probe, at once"
+        assert now.opened == [Role.PREFILL] * 2
+
+
+async def test_a_decode_is_proved_by_a_whole_answer() -> None:
+    async with stage() as now:
+        for _ in range(3):
+            await (await now.request()).fails(Role.DECODE, ErrorReason.ENGINE_FAILED)
+        now.now += 5
+        probe = await now.request()
+        assert probe.pair[1] == "d0"
+        probe.decode.bring(tokens(probe.room, 65))
+        assert now.states()["d0"] is State.HALF_OPEN
+        await probe.ends()
+        assert now.states()["d0"] is State.CLOSED
+
+
+async def test_where_nobody_else_is_there_a_failing_worker_is_asked() -> None:
+    async with stage(workers=1) as now:
+        await opened_prefill(now)
+        one = await now.request()
+        assert one.pair == ("p0", "d0")
+        await one.ends()
+        assert now.states()["p0"] is State.CLOSED
+
+
+async def test_rooms_from_before_it_opened_do_not_close_it() -> None:
+    async with stage() as now:
+        early = await now.request()
+        await opened_prefill(now)
+        await early.ends()
+        assert now.states()["p0"] is State.OPEN
+
+
+async def test_a_worker_that_joins_gets_more_by_and_by() -> None:
+    async with stage(policy=PolicyName.LEAST_LOAD, slow_start_s=10.0) as now:
+        for worker in now.workers.prefills + now.workers.decodes:
+            worker.info = replace(worker.info, max_running=20)
+        late = now.workers.prefills.pop()
+        await now.request()
+        now.now += 10
+        for _ in range(9):
+            await now.request()
+        now.workers.prefills.append(late)
+        first = [(await now.request()).pair[0] for _ in range(10)]
+        assert first.count("p1") == 2, "two of its twenty places count, though p0 has ten rooms more"
+        now.now += 10
+        after = [(await now.request()).pair[0] for _ in range(10)]
+        assert after.count("p1") == 10
+
+
+def test_no_more_lives_are_remembered_than_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "MAX_LIVES", 3)
+    now = 0.0
+    book = HealthBook(BreakerSettings(slow_start_s=10), lambda: now)
+    lives = [WorkerLife(WorkerId(f"w{number}"), Incarnation(1)) for number in range(4)]
+    for life in lives:
+        assert book.places(life, 20) == 2
+    now = 10.0
+    assert [book.places(life, 20) for life in reversed(lives)] == [20, 20, 20, 2], "the first was forgotten, and joins"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from pathlib import Path
 
@@ -27,6 +28,16 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves the tests on verbs devices to the RDMA guest, of those that -m and -k have left."""
     hand_over(config, items)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Takes back what importing SGLang does to asyncio: it makes uvloop the default.
+
+    uvloop starts a command by fork, and where gRPC has threads the child may crash in gRPC's fork handlers before it is
+    that command. asyncio's own loop starts it by vfork, which calls none.
+    """
+    asyncio.set_event_loop_policy(None)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

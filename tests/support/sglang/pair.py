@@ -40,7 +40,8 @@ class Worker:
         self.started: dict[str, Any] = {}
         self.failure = ""
         self._log = log
-        self._status: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._status: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        """None once it has ended."""
         self._refused: dict[int, str] = {}
 
     async def start(self, options: dict[str, Any], env: dict[str, str]) -> None:
@@ -63,13 +64,20 @@ class Worker:
         self._reader = asyncio.create_task(self._read())
         await self._up.wait()
         if self.failure or not self.started:
-            raise RuntimeError(f"{self.role}: {self.failure}\n{self._log.read_text(errors='replace')[-4000:]}")
+            raise self._gone()
+
+    def _gone(self) -> RuntimeError:
+        return RuntimeError(f"{self.role}: {self.failure}\n{self._log.read_text(errors='replace')[-4000:]}")
 
     async def _read(self) -> None:
         assert self.process.stdout is not None
         while line := await self.process.stdout.readline():
             self._take(json.loads(line))
         self._up.set()
+        self._status.put_nowait(None)
+        for answer in self.answers.values():
+            answer.began.set()
+            answer.ended.set()
 
     def _take(self, news: dict[str, Any]) -> None:
         match news.pop("news"):
@@ -105,9 +113,13 @@ class Worker:
         self.process.stdin.write(json.dumps(command).encode() + b"\n")
 
     async def status(self) -> dict[str, Any]:
-        """Its EngineStatus."""
+        """Its EngineStatus. Fails if it has ended."""
         self.send(do="status")
-        return await self._status.get()
+        found = await self._status.get()
+        if found is None:
+            self._status.put_nowait(None)
+            raise self._gone()
+        return found
 
     async def idle(self) -> dict[str, Any]:
         """Its status once no room is open and nothing runs or waits."""

@@ -78,7 +78,9 @@ async def obey(engine: SglangEngine, command: dict[str, Any]) -> None:
         case "gone":
             engine.peer_gone(life(command["peer"]))
         case "status":
-            say(news="status", **dataclasses.asdict(await engine.status()))
+            status = dataclasses.asdict(await engine.status())
+            moved = {"=".join(key): size for key, size in status.pop("traffic").items()}
+            say(news="status", traffic=moved, **status)
 
 
 async def main() -> int:

@@ -32,6 +32,15 @@ def _fill(ranks: Pair) -> None:
         array[:] = rng.integers(0, 256, array.shape, dtype=np.uint8)
 
 
+async def _offered(ranks: Pair, room: int) -> tuple[SenderHandle, ReceiverHandle]:
+    """A room that is open on both sides, for which decode has offered pages."""
+    await ranks.open(room)
+    sender, receiver = ranks.prefill.agent.sender(room), ranks.decode.agent.receiver(room)
+    await reached(receiver, Phase.WAITING)
+    receiver.offer(TARGET, [STATE_TARGET], metadata_row=3)
+    return sender, receiver
+
+
 async def _hand_over(ranks: Pair, room: int) -> tuple[SenderHandle, ReceiverHandle]:
     sender, receiver = ranks.prefill.agent.sender(room), ranks.decode.agent.receiver(room)
     await reached(receiver, Phase.WAITING, Phase.FAILED)
@@ -71,10 +80,7 @@ async def test_kv_metadata_and_state_arrive(provider: str) -> None:
 async def test_buffers_may_take_turns_however_they_like(provider: str) -> None:
     async with pair(provider) as ranks:
         _fill(ranks)
-        await ranks.open(13)
-        sender, receiver = ranks.prefill.agent.sender(13), ranks.decode.agent.receiver(13)
-        await reached(receiver, Phase.WAITING)
-        receiver.offer(TARGET, [STATE_TARGET], metadata_row=3)
+        sender, receiver = await _offered(ranks, 13)
         sender.push(SOURCE[:2], last=False, kv_buffers=[0])
         sender.push(SOURCE[2:3], last=False, kv_buffers=[0])
         sender.push(SOURCE[:3], last=False, kv_buffers=[1])
@@ -104,10 +110,7 @@ async def test_buffers_that_are_not_pushed_in_order_fail_the_room(
 ) -> None:
     async with pair() as ranks:
         _fill(ranks)
-        await ranks.open(14)
-        sender, receiver = ranks.prefill.agent.sender(14), ranks.decode.agent.receiver(14)
-        await reached(receiver, Phase.WAITING)
-        receiver.offer(TARGET, [STATE_TARGET], metadata_row=3)
+        sender, receiver = await _offered(ranks, 14)
         for buffers, count, last in pushes:
             states = [STATE_SOURCE] if last else []
             sender.push(SOURCE[:count], states, last=last, metadata_row=1 if last else None, kv_buffers=buffers)
@@ -187,10 +190,7 @@ async def test_a_flipped_byte_fails_the_room() -> None:
 
 async def test_an_abort_reaches_the_other_side() -> None:
     async with pair() as ranks:
-        await ranks.open(17)
-        sender, receiver = ranks.prefill.agent.sender(17), ranks.decode.agent.receiver(17)
-        await reached(receiver, Phase.WAITING)
-        receiver.offer(TARGET, [STATE_TARGET], metadata_row=3)
+        sender, receiver = await _offered(ranks, 17)
         await reached(sender, Phase.WAITING)
         assert not receiver.quiet
         sender.abort(ErrorReason.CANCELLED, "the client left")
@@ -207,10 +207,7 @@ async def test_an_abort_reaches_the_other_side() -> None:
 async def test_what_a_rank_heard_from_its_peer_comes_back_as_the_peers_own() -> None:
     """A sibling rank of decode ends its part of the room for what prefill said."""
     async with pair() as ranks:
-        await ranks.open(17)
-        sender, receiver = ranks.prefill.agent.sender(17), ranks.decode.agent.receiver(17)
-        await reached(receiver, Phase.WAITING)
-        receiver.offer(TARGET, [STATE_TARGET], metadata_row=3)
+        sender, receiver = await _offered(ranks, 17)
         await reached(sender, Phase.WAITING)
         receiver.abort(ErrorReason.ENGINE_FAILED, "prefill's engine failed", by_peer=True)
         await reached(sender, Phase.FAILED)
@@ -231,10 +228,7 @@ async def test_a_room_ends_at_its_deadline() -> None:
 async def test_a_lost_peer_fails_its_rooms_and_a_new_link_serves_the_next() -> None:
     async with pair() as ranks:
         _fill(ranks)
-        await ranks.open(19)
-        receiver = ranks.decode.agent.receiver(19)
-        await reached(receiver, Phase.WAITING)
-        receiver.offer(TARGET, [STATE_TARGET], metadata_row=3)
+        _, receiver = await _offered(ranks, 19)
         ranks.decode.agent.peer_gone(PREFILL)
         await reached(receiver, Phase.FAILED)
         assert receiver.why is not None

@@ -92,11 +92,15 @@ def traffic_of(ranks: Iterable[Mapping[PeerKey, int]]) -> dict[PeerKey, int]:
     """Bytes by peer and provider over all ranks, as bounded as those of one."""
     total: dict[PeerKey, int] = {}
     for moved in ranks:
-        for (peer, provider), size in moved.items():
-            known = (peer, provider) in total or len(total) < MAX_PEERS
-            key = (peer if known else OTHER_PEERS, provider)
-            total[key] = total.get(key, 0) + size
+        for key, size in moved.items():
+            counted = _counted_as(key, total)
+            total[counted] = total.get(counted, 0) + size
     return total
+
+
+def _counted_as(key: PeerKey, held: Mapping[PeerKey, object]) -> PeerKey:
+    """The key itself, as long as there is a place for it; else that of its provider's other peers."""
+    return key if key in held or len(held) < MAX_PEERS else (OTHER_PEERS, key[1])
 
 
 @dataclass(slots=True)
@@ -122,10 +126,7 @@ class RankMeasures:
 
     def peer(self, worker_id: str, provider: str) -> PeerMeasures:
         """What is counted for a peer; bind it once per link."""
-        key = (worker_id, provider)
-        if key not in self.peers and len(self.peers) >= MAX_PEERS:
-            key = (OTHER_PEERS, provider)
-        return self.peers.setdefault(key, PeerMeasures())
+        return self.peers.setdefault(_counted_as((worker_id, provider), self.peers), PeerMeasures())
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,11 +77,14 @@ class HealthBook:
             self._ended(Role.DECODE, decode, sent[Role.DECODE], well)
 
     def _of(self, life: WorkerLife) -> Breaker:
-        breaker = self._breakers.setdefault(life, Breaker(self._clock()))
-        self._breakers.move_to_end(life)
+        breaker = self._breakers.get(life)
+        if breaker is not None:
+            self._breakers.move_to_end(life)
+            return breaker
+        joined = self._breakers[life] = Breaker(self._clock())
         if len(self._breakers) > MAX_LIVES:
             self._breakers.popitem(last=False)
-        return breaker
+        return joined
 
     def _sent(self, life: WorkerLife) -> int:
         """Notes a room; returns its epoch."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,7 @@ from opentelemetry.trace import INVALID_SPAN
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import RequestId, Role
 from tandem.core.policies import PolicyName
+from tandem.core.retry_budget import BudgetSettings, RetryBudget
 from tandem.gateway.calls import Sequence
 from tandem.gateway.router import Dice, Journey, Router, RouterSettings
 from tandem.v1 import common_pb2, session_pb2
@@ -400,3 +402,18 @@ async def test_every_worker_gets_its_turn_and_the_policy_can_be_swapped() -> Non
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)
+
+
+async def test_no_more_attempts_are_repeated_than_the_budget_holds() -> None:
+    workers, spent = one_each(), []
+    router = router_of(workers)
+    router._budget = RetryBudget(BudgetSettings(burst=1, ratio=0), time.monotonic())
+    router._on_no_budget = lambda: spent.append(1)
+    workers.decodes[0].refuses = LOST
+    for retried in (True, False):
+        before = len(spent)
+        with pytest.raises(TandemError) as failed:
+            await router.run(sequence(), journey(), lambda _: True)
+        assert failed.value.reason is ErrorReason.PEER_LOST
+        assert (workers.prefills[0].submits, router._choosers[Role.DECODE].count) == ([], 2 if retried else 3)
+        assert len(spent) == before + 1

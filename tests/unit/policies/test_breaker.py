@@ -45,15 +45,15 @@ def test_only_failures_in_a_row_open_it():
 
 
 def test_it_takes_nothing_while_open_then_one_probe():
-    assert [OPENED.takes(now, SETTINGS) for now in (100, 104.9, 105, 200)] == [False, False, True, True]
-    assert not PROBED.takes(1000, SETTINGS)
+    assert [OPENED.takes(now) for now in (100, 104.9, 105, 200)] == [False, False, True, True]
+    assert not PROBED.takes(1000)
 
 
 def test_a_probe_closes_it_or_opens_it_for_as_long_again():
-    assert after(Event.WELL, start=PROBED).takes(100, SETTINGS)
+    assert after(Event.WELL, start=PROBED).takes(100)
     again = after(Event.FAILED, start=PROBED, now=106)
-    assert [again.takes(now, SETTINGS) for now in (106, 110.9, 111)] == [False, False, True]
-    assert after(Event.NEITHER, start=PROBED, now=106).takes(106, SETTINGS), "it told nothing: another one"
+    assert [again.takes(now) for now in (106, 110.9, 111)] == [False, False, True]
+    assert after(Event.NEITHER, start=PROBED, now=106).takes(106), "it told nothing: another one"
 
 
 def test_one_failure_after_a_recovery_is_the_first_of_a_row():
@@ -83,7 +83,7 @@ def test_after_any_history_a_worker_that_is_well_again_comes_back(history):
         assert LEAST_SHARE <= worker.share(now, SETTINGS) <= 1
     now += SETTINGS.open_s
     if worker.state is not State.HALF_OPEN:
-        assert worker.takes(now, SETTINGS)
+        assert worker.takes(now)
         worker = worker.step(Event.SENT, worker.epoch, now, SETTINGS)
     worker = worker.step(Event.WELL, worker.epoch, now, SETTINGS)
     assert worker.state is State.CLOSED

@@ -80,6 +80,8 @@ class Breaker:
     """In a row."""
     epoch: int = 0
     """How often the state has changed."""
+    due: float = 0.0
+    """While it is OPEN: when the probe may follow."""
 
     def step(self, event: Event, epoch: int, now: float, settings: BreakerSettings) -> Breaker:
         """The breaker after an event. epoch: in which the room was sent; the present one for SENT."""
@@ -91,13 +93,12 @@ class Breaker:
         if to is self.state or (self.state is State.CLOSED and not enough):
             return replace(self, failures=failures)
         # A probe that told nothing has cost no time: the next may follow at once.
-        since = now - settings.open_s if event is Event.NEITHER else now
-        return Breaker(since, to, failures, self.epoch + 1)
+        due = now if event is Event.NEITHER else now + settings.open_s
+        return Breaker(now, to, failures, self.epoch + 1, due)
 
-    def takes(self, now: float, settings: BreakerSettings) -> bool:
+    def takes(self, now: float) -> bool:
         """Whether the worker should get a room."""
-        due = self.state is State.OPEN and now - self.since >= settings.open_s
-        return due or self.state is State.CLOSED
+        return self.state is State.CLOSED or (self.state is State.OPEN and now >= self.due)
 
     def share(self, now: float, settings: BreakerSettings) -> float:
         """The part of its places that the worker should be given now: LEAST_SHARE..1, growing evenly."""

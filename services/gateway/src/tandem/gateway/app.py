@@ -19,6 +19,7 @@ from tandem.core.breaker import BreakerSettings
 from tandem.core.errors import TandemError
 from tandem.core.ids import Role
 from tandem.core.policies import policy_named
+from tandem.core.retry_budget import BudgetSettings
 from tandem.gateway import token_endpoints
 from tandem.gateway.admin import AdminServicer
 from tandem.gateway.cluster_traces import ClusterTraces
@@ -109,18 +110,13 @@ class Gateway:
         rooms = RoomBook()
         router = Router(
             self._pool,
-            RouterSettings(
-                settings.max_attempts,
-                settings.retry_backoff_ms,
-                settings.retry_wait_ms,
-                settings.load_cap,
-                settings.prefix_tokens,
-            ),
+            _routing(settings),
             {Role.PREFILL: policy_named(settings.prefill_policy), Role.DECODE: policy_named(settings.decode_policy)},
             encoder.text,
             self._tracing,
             on_retry=counted.count_retry,
             on_resume=counted.resumed.inc,
+            on_no_budget=counted.no_budget.inc,
             on_picked=counted.queue.observe,
             rooms=rooms,
             health=self._health(clock, counted),
@@ -294,3 +290,15 @@ def _crashed(stop: Stop, name: str, error: Exception) -> None:
 async def main(stop: Stop) -> int:
     """Runs a gateway with the settings of its environment."""
     return await serve(GatewaySettings.load(), TlsSettings.load(), stop)
+
+
+def _routing(settings: GatewaySettings) -> RouterSettings:
+    """What the router needs of them."""
+    return RouterSettings(
+        settings.max_attempts,
+        settings.retry_backoff_ms,
+        settings.retry_wait_ms,
+        settings.load_cap,
+        settings.prefix_tokens,
+        BudgetSettings(settings.retry_burst, settings.retry_ratio),
+    )

@@ -94,6 +94,10 @@ class GatewayMetrics:
         self.retries = metrics.counter(
             "tandem_gateway_retries", "Attempts that were repeated, by the reason they failed for.", ("reason",)
         )
+        self.no_budget = metrics.counter(
+            "tandem_gateway_retry_budget_spent",
+            "Attempts that failed and were not repeated, since too many were of late.",
+        )
         self.resumed = metrics.counter(
             "tandem_gateway_resumed", "Answers that went on, on other workers, after a part of them was told."
         )

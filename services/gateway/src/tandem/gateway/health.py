@@ -58,7 +58,7 @@ class HealthBook:
 
     def takes(self, life: WorkerLife) -> bool:
         """Whether it should get a room. A life that is new has joined now."""
-        return self._of(life).takes(self._clock(), self._settings)
+        return self._of(life).takes(self._clock())
 
     def places(self, life: WorkerLife, max_running: int) -> int:
         """How many of its places it should be given now, at least 1; fewer than all at a slow start."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import Callable, Collection
 from collections.abc import Sequence as SequenceOf
 from contextlib import suppress
@@ -21,6 +22,7 @@ from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import NONCE_BYTES, RequestId, Role, RoomId, WorkerLife, room_from_random
 from tandem.core.layout import KvLayout, mismatches
 from tandem.core.policies import DEFAULT_LOAD_CAP, DEFAULT_PREFIX_TOKENS, Candidate, PolicyName, Turn, choose
+from tandem.core.retry_budget import BudgetSettings, RetryBudget
 from tandem.gateway.attempt import Attempt, Worker
 from tandem.gateway.calls import Sequence
 from tandem.gateway.first_token import FirstToken
@@ -84,6 +86,8 @@ class RouterSettings:
     """See tandem.core.policies.Turn."""
     prefix_tokens: int = DEFAULT_PREFIX_TOKENS
     """How many tokens of a prompt are its beginning."""
+    retries: BudgetSettings = field(default_factory=BudgetSettings)
+    """Of all sequences together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +136,13 @@ class Router:
         dice: Dice | None = None,
         on_retry: Callable[[ErrorReason], None] = lambda _: None,
         on_resume: Callable[[], None] = lambda: None,
+        on_no_budget: Callable[[], None] = lambda: None,
         on_picked: Callable[[float], None] = lambda _: None,
         rooms: RoomBook | None = None,
         health: HealthBook | None = None,
     ) -> None:
-        """on_picked: gets the seconds that an attempt has waited for workers. rooms: where those that run are noted.
+        """on_no_budget: hears of each failed attempt that the retry budget leaves as it is. on_picked: gets the seconds
+        that an attempt has waited for workers. rooms: where those that run are noted.
         health: who is trusted, and hears how rooms end."""
         self._workers = workers
         self._settings = settings
@@ -146,6 +152,8 @@ class Router:
         self._dice = dice or Dice()
         self._on_retry = on_retry
         self._on_resume = on_resume
+        self._on_no_budget = on_no_budget
+        self._budget = RetryBudget(settings.retries, time.monotonic())
         self._on_picked = on_picked
         self._rooms = rooms or RoomBook()
         self._health = health or HealthBook()
@@ -179,6 +187,7 @@ class Router:
         avoid: set[WorkerLife] = set()
         told, first_token, cause = Told(sequence, self._text_of), FirstToken(), None
         asked = sequence
+        self._budget.began(time.monotonic())
         for number in range(1, self._settings.max_attempts + 1):
             decode, prefill = await self._route(sequence, journey, avoid)
             submit = self._submit(asked, journey, decode, prefill)
@@ -198,6 +207,9 @@ class Router:
             if attempt.final:
                 raise cause
             if not failure.spec.retryable or number == self._settings.max_attempts:
+                raise failure
+            if not self._budget.take(time.monotonic()):
+                self._on_no_budget()
                 raise failure
             if attempt.blamed is not Role.PREFILL:
                 avoid.add(decode.life)

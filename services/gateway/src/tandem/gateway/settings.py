@@ -66,6 +66,15 @@ class GatewaySettings(Settings):
     drain_timeout_ms: int = Field(default=30_000, ge=0, le=3_600_000)
     max_attempts: int = Field(default=3, ge=1, le=10)
     retry_backoff_ms: int = Field(default=20, ge=0, le=10_000)
+    retry_burst: int = Field(
+        default=1024,
+        ge=0,
+        le=100_000,
+        description="retries of all answers together that may follow each other at once; as many again in a minute",
+    )
+    retry_ratio: float = Field(
+        default=0.2, ge=0, le=10, description="retries that each new answer adds to what is left of that number"
+    )
     retry_wait_ms: int = Field(
         default=1000,
         ge=0,

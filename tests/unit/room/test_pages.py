@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.core.pages import MAX_PAGES, Ranges, expand, merge_ranges, pack_runs, unpack_runs
+from tandem.core.pages import MAX_PAGES, Ranges, expand, merge_ranges, pack_runs, rest_of_prompt, unpack_runs
 
 
 @given(st.lists(st.integers(0, 40), max_size=60))
@@ -71,3 +71,21 @@ def test_runs_merge_only_where_both_sides_are_consecutive() -> None:
 def test_unequal_counts_are_refused() -> None:
     with pytest.raises(TandemError, match="2 source pages for 1 granted"):
         expand(np.array([1, 2]), np.array([1]), np.array([0]), np.array([0]), np.array([4]))
+
+
+@given(st.integers(0, 10_000), st.integers(0, 10_000), st.integers(1, 128))
+def test_prefix_and_rest_are_the_prompt(prompt: int, prefix_pages: int, page_size: int) -> None:
+    prefix = min(prefix_pages, prompt // page_size) * page_size
+    rest = rest_of_prompt(prompt, prefix, page_size)
+    assert prefix // page_size + rest == rest_of_prompt(prompt, 0, page_size)
+    assert prefix + rest * page_size >= prompt > prefix + (rest - 1) * page_size or (rest == 0 and prefix == prompt)
+
+
+@given(st.integers(0, 300), st.integers(-300, 300), st.integers(1, 64))
+def test_a_prefix_is_whole_pages_of_the_prompt_or_refused(prompt: int, prefix: int, page_size: int) -> None:
+    if 0 <= prefix <= prompt and prefix % page_size == 0:
+        assert rest_of_prompt(prompt, prefix, page_size) >= 0
+        return
+    with pytest.raises(TandemError, match=f"prefix of {prefix} tokens") as caught:
+        rest_of_prompt(prompt, prefix, page_size)
+    assert caught.value.reason is ErrorReason.PROTOCOL_VIOLATION

@@ -18,6 +18,7 @@ from tandem.rpc.tracing.settings import TraceSettings
 OPENED = 1_700_000_000_000_000_000
 CHUNK = RoomSpan(Step.CHUNK, 0.5, 0.75, chunk=3, pages=2, bytes=1_000_000_000, provider="tcp")
 LAYERS = RoomSpan(Step.CHUNK, 0.5, 0.75, chunk=4, pages=2, bytes=10, provider="tcp", first_buffer=6, buffers=2)
+DELTA = RoomSpan(Step.RECEIVE, 0.25, 1.0, pages=1, bytes=4, provider="cma", prefix_tokens=48)
 LOST = RoomSpan(Step.RECEIVE, 0.25, 1.0, pages=9, bytes=4, provider="cma", reason=ErrorReason.LINK_LOST)
 RANK = RankId(dp=0, pp=1, tp=2)
 
@@ -57,6 +58,13 @@ def test_a_chunk_says_all_that_is_known_of_it() -> None:
     }
     assert (layers.attributes or {})[names.FIRST_BUFFER] == 6
     assert (layers.attributes or {})[names.BUFFERS] == 2
+
+
+def test_a_room_tells_how_much_decode_held() -> None:
+    leg = Leg()
+    leg.record(DELTA)
+    (span,) = leg.below()
+    assert (span.attributes or {})[names.PREFIX_TOKENS] == 48
 
 
 def test_a_step_that_failed_tells_why() -> None:

@@ -69,6 +69,23 @@ def unpack_runs(starts: npt.ArrayLike, lengths: npt.ArrayLike, entries: int) -> 
     return np.repeat(start - offsets, length) + np.arange(total)
 
 
+def rest_of_prompt(prompt_tokens: int, prefix_tokens: int, page_size: int) -> int:
+    """Pages of a prompt behind a prefix that decode holds already. None are left where it holds the whole prompt.
+
+    Raises TandemError(PROTOCOL_VIOLATION) for a prefix that is longer than the prompt, or does not end with a page.
+    """
+    if not 0 <= prefix_tokens <= prompt_tokens:
+        raise TandemError(
+            ErrorReason.PROTOCOL_VIOLATION, f"a prefix of {prefix_tokens} tokens of a prompt of {prompt_tokens}"
+        )
+    if prefix_tokens % page_size:
+        raise TandemError(
+            ErrorReason.PROTOCOL_VIOLATION,
+            f"a prefix of {prefix_tokens} tokens does not end with a page of {page_size} tokens",
+        )
+    return -(-(prompt_tokens - prefix_tokens) // page_size)
+
+
 @dataclass(frozen=True, slots=True)
 class Ranges:
     """Byte ranges of one write: source and destination offsets and lengths, all of the same count."""

@@ -118,6 +118,8 @@ class RankMeasures:
     aborts_received: int = 0
     revoked: Counter[str] = field(default_factory=Counter)
     """Decode: grants taken back before all that they were for had landed, by provider."""
+    prefix_bytes: int = 0
+    """Decode: KV that it held already and that was not moved, of rooms whose rest has landed."""
     fence_s: Histogram = field(default_factory=lambda: Histogram(FENCE_S))
     """From the end of a failed room until nothing of it moves any more."""
     lag_s: Histogram = field(default_factory=lambda: Histogram(LAG_S))

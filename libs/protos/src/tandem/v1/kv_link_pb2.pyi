@@ -340,7 +340,10 @@ class OfferPages(_message.Message):
     metadata_row: _builtins.int
     """Row of the metadata pool."""
     decode_prefix_len: _builtins.int
-    """Prompt tokens that decode holds already and does not want. A multiple of the page size."""
+    """First tokens of the prompt that decode holds already: their pages are not granted and must not be moved. A multiple
+    of the page size, at most the prompt's tokens; PROTOCOL_VIOLATION otherwise. Set by decode, above 0 only where both
+    sides have the feature DECODE_PREFIX.
+    """
     part: _builtins.int
     """Number of this part of the offer, from 0, without gaps. Range 0..63. Set by decode. In every part
     the other fields are the same, but for `entries`, which continue those of the part before.

@@ -35,7 +35,8 @@ class KvLinkServiceStub:
     3. For each room, decode sends OfferPages: a grant to write these pages and this metadata row.
        Prefill checks the room's ticket: peer, life, nonce. An offer before its ticket is parked.
        An offer that does not fit one message goes on in the next OfferPages; no other offer comes
-       between its parts, and an Abort of its room ends it early.
+       between its parts, and an Abort of its room ends it early. Where decode holds the beginning of
+       the prompt already, the offer says how much of it, and grants the pages behind it only.
     4. Prefill writes each finished chunk over the lane and says ChunkDone with its checksum; after
        the last chunk, which carries the metadata row, Complete says what the receiver must have seen.
     5. Messages and data are not ordered against each other. Decode verifies with its own evidence
@@ -63,7 +64,8 @@ class KvLinkServiceAsyncStub(KvLinkServiceStub):
     3. For each room, decode sends OfferPages: a grant to write these pages and this metadata row.
        Prefill checks the room's ticket: peer, life, nonce. An offer before its ticket is parked.
        An offer that does not fit one message goes on in the next OfferPages; no other offer comes
-       between its parts, and an Abort of its room ends it early.
+       between its parts, and an Abort of its room ends it early. Where decode holds the beginning of
+       the prompt already, the offer says how much of it, and grants the pages behind it only.
     4. Prefill writes each finished chunk over the lane and says ChunkDone with its checksum; after
        the last chunk, which carries the metadata row, Complete says what the receiver must have seen.
     5. Messages and data are not ordered against each other. Decode verifies with its own evidence
@@ -87,7 +89,8 @@ class KvLinkServiceServicer(metaclass=_abc_1.ABCMeta):
     3. For each room, decode sends OfferPages: a grant to write these pages and this metadata row.
        Prefill checks the room's ticket: peer, life, nonce. An offer before its ticket is parked.
        An offer that does not fit one message goes on in the next OfferPages; no other offer comes
-       between its parts, and an Abort of its room ends it early.
+       between its parts, and an Abort of its room ends it early. Where decode holds the beginning of
+       the prompt already, the offer says how much of it, and grants the pages behind it only.
     4. Prefill writes each finished chunk over the lane and says ChunkDone with its checksum; after
        the last chunk, which carries the metadata row, Complete says what the receiver must have seen.
     5. Messages and data are not ordered against each other. Decode verifies with its own evidence

@@ -429,6 +429,7 @@ class RoomSpan(_message.Message):
     FIRST_BUFFER_FIELD_NUMBER: _builtins.int
     BUFFERS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    PREFIX_TOKENS_FIELD_NUMBER: _builtins.int
     step: Global___RoomStep.ValueType
     """The kind of step."""
     start_ns: _builtins.int
@@ -449,6 +450,8 @@ class RoomSpan(_message.Message):
     """CHUNK: buffers of the KV pool that it is of; 0 = all."""
     reason: _builtins.str
     """Reason of the error catalogue, e.g. "LINK_LOST"; empty if the step ended well."""
+    prefix_tokens: _builtins.int
+    """RECEIVE: tokens of the prompt that decode held already, which are not moved."""
     def __init__(
         self,
         *,
@@ -462,10 +465,11 @@ class RoomSpan(_message.Message):
         first_buffer: _builtins.int = ...,
         buffers: _builtins.int = ...,
         reason: _builtins.str = ...,
+        prefix_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["buffers", b"buffers", "bytes", b"bytes", "chunk", b"chunk", "end_ns", b"end_ns", "first_buffer", b"first_buffer", "pages", b"pages", "provider", b"provider", "reason", b"reason", "start_ns", b"start_ns", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buffers", b"buffers", "bytes", b"bytes", "chunk", b"chunk", "end_ns", b"end_ns", "first_buffer", b"first_buffer", "pages", b"pages", "prefix_tokens", b"prefix_tokens", "provider", b"provider", "reason", b"reason", "start_ns", b"start_ns", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -636,6 +640,7 @@ class RankMetrics(_message.Message):
     CPU_MS_FIELD_NUMBER: _builtins.int
     RESIDENT_BYTES_FIELD_NUMBER: _builtins.int
     OPEN_FDS_FIELD_NUMBER: _builtins.int
+    PREFIX_BYTES_FIELD_NUMBER: _builtins.int
     rooms_overdue: _builtins.int
     """Open rooms that are past their deadline."""
     oldest_room_ms: _builtins.int
@@ -654,6 +659,8 @@ class RankMetrics(_message.Message):
     """Resident memory of the rank's process, in bytes."""
     open_fds: _builtins.int
     """File descriptors that the rank's process has open."""
+    prefix_bytes: _builtins.int
+    """Decode: bytes of KV that it held already and that were not moved, of rooms whose rest has landed."""
     @_builtins.property
     def rooms(self) -> _containers.RepeatedCompositeFieldContainer[Global___NamedCount]:
         """Open rooms by the state of their machine, as in ARCHITECTURE.md, in lower case."""
@@ -706,10 +713,11 @@ class RankMetrics(_message.Message):
         cpu_ms: _builtins.int = ...,
         resident_bytes: _builtins.int = ...,
         open_fds: _builtins.int = ...,
+        prefix_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence", "loop_lag", b"loop_lag", "queue", b"queue", "room", b"room"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aborts_received", b"aborts_received", "aborts_sent", b"aborts_sent", "cpu_ms", b"cpu_ms", "fence", b"fence", "loop_lag", b"loop_lag", "oldest_room_ms", b"oldest_room_ms", "open_fds", b"open_fds", "peers", b"peers", "queue", b"queue", "queue_pairs_replaced", b"queue_pairs_replaced", "resident_bytes", b"resident_bytes", "revoked", b"revoked", "room", b"room", "rooms", b"rooms", "rooms_failed", b"rooms_failed", "rooms_overdue", b"rooms_overdue", "rooms_succeeded", b"rooms_succeeded"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aborts_received", b"aborts_received", "aborts_sent", b"aborts_sent", "cpu_ms", b"cpu_ms", "fence", b"fence", "loop_lag", b"loop_lag", "oldest_room_ms", b"oldest_room_ms", "open_fds", b"open_fds", "peers", b"peers", "prefix_bytes", b"prefix_bytes", "queue", b"queue", "queue_pairs_replaced", b"queue_pairs_replaced", "resident_bytes", b"resident_bytes", "revoked", b"revoked", "room", b"room", "rooms", b"rooms", "rooms_failed", b"rooms_failed", "rooms_overdue", b"rooms_overdue", "rooms_succeeded", b"rooms_succeeded"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

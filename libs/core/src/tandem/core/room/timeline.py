@@ -62,6 +62,8 @@ class RoomSpan:
     """First buffer of the KV pool that the chunk is of, where it is not of all."""
     buffers: int = 0
     """Buffers of the KV pool that the chunk is of; 0 = all."""
+    prefix_tokens: int = 0
+    """Tokens of the prompt that decode held already, which are not moved."""
     reason: ErrorReason | None = None
     """Why it did not end well."""
 
@@ -89,10 +91,11 @@ class Timeline:
         """Seconds since the room was opened."""
         return self.clock() - self._opened
 
-    def begin(self, step: Step, *, chunk: int = 0, pages: int = 0, provider: str = "") -> None:
+    def begin(self, step: Step, *, chunk: int = 0, pages: int = 0, provider: str = "", prefix_tokens: int = 0) -> None:
         """A step begins."""
         now = self.now()
-        self._running.setdefault((step, chunk), RoomSpan(step, now, now, chunk, pages, provider=provider))
+        span = RoomSpan(step, now, now, chunk, pages, provider=provider, prefix_tokens=prefix_tokens)
+        self._running.setdefault((step, chunk), span)
 
     def begin_buffers(self, chunk: int, pages: int, provider: str, first_buffer: int, buffers: int) -> None:
         """A transfer begins that is of some buffers of the KV pool only."""

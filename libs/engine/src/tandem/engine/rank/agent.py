@@ -17,7 +17,7 @@ import numpy.typing as npt
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import GrantId, RankId, Role, RoomId, WorkerLife
 from tandem.core.layout import KvLayout
-from tandem.core.pages import I64
+from tandem.core.pages import I64, rest_of_prompt
 from tandem.core.room.events import Broken, PeerAborted, PeerQuiet, Phase, Why
 from tandem.engine.measures import RankReport
 from tandem.engine.port import OpenRooms, RankInfo, RoomTrace, Ticket
@@ -87,6 +87,7 @@ class RankAgent:
     def __init__(self, setup: RankSetup, *, on_room_ended: Callable[[RoomReport], None] = lambda _: None) -> None:
         self.setup = setup
         self.pools = PoolMap(setup.layout)
+        self.page_size = setup.layout.page_size
         self.staging = setup.staging
         self.counters = RankCounters()
         self.life: WorkerLife | None = None
@@ -386,6 +387,7 @@ class RankAgent:
             self._refuse(link, offer, Why(ErrorReason.BAD_NONCE, "the nonce of the offer is not the room's"))
         else:
             try:
+                rest_of_prompt(room.ticket.prompt_tokens, offer.decode_prefix_len, self.page_size)
                 granted = offer.unpack(link.peer_pools, len(self.setup.pools))
             except TandemError as error:
                 self._refuse(link, offer, wire.why_from(error))

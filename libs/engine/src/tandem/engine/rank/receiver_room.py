@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import ChunkIndex, GrantId
-from tandem.core.pages import I64
+from tandem.core.pages import I64, rest_of_prompt
 from tandem.core.room.events import (
     Broken,
     ChunkClaimed,
@@ -81,6 +81,11 @@ class ReceiverRoom(RoomShell):
         if link.open_offers >= link.offer_credit:
             self.feed(Broken(Why(ErrorReason.OVERLOADED, f"{link.offer_credit} offers to {link.peer} are open")))
             return
+        try:
+            self._check_prefix(link, decode_prefix_len)
+        except TandemError as error:
+            self.feed(Broken(wire.why_from(error)))
+            return
         self._begin()
         self._entries = tuple(entries)
         self._prefix_len = decode_prefix_len
@@ -95,8 +100,14 @@ class ReceiverRoom(RoomShell):
         if self._timeline is not None:
             pages = int(self._entries[KV_POOL].size)
             self._timeline.end(Step.RESERVE, pages=pages)
-            self._timeline.begin(Step.RECEIVE, pages=pages, provider=link.provider)
+            self._timeline.begin(Step.RECEIVE, pages=pages, provider=link.provider, prefix_tokens=decode_prefix_len)
         self.feed(PagesReserved(grant_id, ranges.bytes))
+
+    def _check_prefix(self, link: KvLink, prefix_tokens: int) -> None:
+        """Raises TandemError for a prefix that can't be, or that the peer does not know to leave out."""
+        rest_of_prompt(self.ticket.prompt_tokens, prefix_tokens, self._host.page_size)
+        if prefix_tokens and Feature.DECODE_PREFIX not in link.features:
+            raise TandemError(ErrorReason.NOT_SUPPORTED, f"{link.peer} moves whole prompts only, without a prefix")
 
     def seen(self, event: ChunkLanded) -> None:
         """Own evidence: a chunk's bytes are in memory."""
@@ -207,3 +218,5 @@ class ReceiverRoom(RoomShell):
             else:
                 counters.kv_bytes += int(index.size) * pools.entry_bytes(pool)
         counters.kv_chunks += self._receiver.chunks_verified
+        held = self._prefix_len // self._host.page_size
+        counters.measures.prefix_bytes += held * pools.entry_bytes(KV_POOL)

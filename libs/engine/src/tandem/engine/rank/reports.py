@@ -24,6 +24,7 @@ def to_proto(report: RankReport) -> rank_pb2.RankMetrics:
         aborts_sent=measures.aborts_sent,
         aborts_received=measures.aborts_received,
         revoked=_counts(measures.revoked),
+        prefix_bytes=measures.prefix_bytes,
         fence=_distribution(measures.fence_s),
         queue_pairs_replaced=report.queue_pairs_replaced,
         peers=[
@@ -62,6 +63,7 @@ def from_proto(rank: RankId, message: rank_pb2.RankMetrics) -> RankReport:
             aborts_sent=message.aborts_sent,
             aborts_received=message.aborts_received,
             revoked=_counter(message.revoked),
+            prefix_bytes=message.prefix_bytes,
             fence_s=_histogram(message.fence),
             lag_s=_histogram(message.loop_lag),
             peers={

@@ -40,6 +40,10 @@ class RoomHost(Protocol):
         """The rank's own pools."""
 
     @property
+    def page_size(self) -> int:
+        """Tokens of a KV page."""
+
+    @property
     def staging(self) -> Staging:
         """What lies between them and the engine's own."""
 

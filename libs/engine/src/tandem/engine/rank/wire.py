@@ -90,6 +90,7 @@ def trace_message(trace: RoomTrace) -> rank_pb2.RoomTrace:
             first_buffer=span.first_buffer,
             buffers=span.buffers,
             reason=span.reason.value if span.reason is not None else "",
+            prefix_tokens=span.prefix_tokens,
         )
         for span in trace.spans
     ]
@@ -115,6 +116,7 @@ def trace_of(message: rank_pb2.RoomTrace, room: RoomId, rank: RankId) -> RoomTra
             first_buffer=span.first_buffer,
             buffers=span.buffers,
             reason=reason_of(span.reason) if span.reason else None,
+            prefix_tokens=span.prefix_tokens,
         )
         for span in message.spans
         if span.step in _STEP_OF

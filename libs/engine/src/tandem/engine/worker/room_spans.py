@@ -55,6 +55,8 @@ def facts_of(span: RoomSpan) -> dict[str, Value]:
             found[names.GB_PER_S] = float(f"{span.bytes / (span.end_s - span.start_s) / 1e9:.3g}")
     if span.provider:
         found[names.PROVIDER] = span.provider
+    if span.prefix_tokens:
+        found[names.PREFIX_TOKENS] = span.prefix_tokens
     if span.buffers:
         found[names.FIRST_BUFFER] = span.first_buffer
         found[names.BUFFERS] = span.buffers

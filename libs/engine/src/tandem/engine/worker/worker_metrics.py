@@ -88,6 +88,11 @@ REVOKED: Final = Family(
     "Grants taken back before all that they were for had landed.",
     ("provider",),
 )
+PREFIX: Final = Family(
+    "tandem_kv_prefix_bytes",
+    COUNTER,
+    "Bytes of KV that were not moved since decode held that beginning of the prompt, of rooms whose rest has landed.",
+)
 FENCE: Final = Family(
     "tandem_kv_fence_seconds", HISTOGRAM, "From the failure of a room until nothing of it moves any more."
 )
@@ -108,7 +113,7 @@ BOTH: Final = (
     *(BYTES, CHUNKS, LINKS, OPENED, ABORTS, STALE, FENCE, REPLACED, LAG, CPU, MEMORY, FDS),
 )
 """Of an engine in either role."""
-OF_ROLE: Final = {Role.PREFILL: (CHUNK,), Role.DECODE: (CHECKSUMS, REVOKED)}
+OF_ROLE: Final = {Role.PREFILL: (CHUNK,), Role.DECODE: (CHECKSUMS, REVOKED, PREFIX)}
 """And in one only."""
 STATES: Final = {
     Role.PREFILL: tuple(state.value for state in SenderState if state not in SENDER_TERMINAL),
@@ -213,6 +218,7 @@ def _of_links(role: Role, ranks: Sequence[RankReport]) -> Iterator[Sample]:
     if role is Role.DECODE:
         for provider, count in _added(report.measures.revoked for report in ranks).items():
             yield Sample(REVOKED, count, (provider,))
+        yield Sample(PREFIX, sum(report.measures.prefix_bytes for report in ranks))
     yield from _distribution(FENCE, [report.measures.fence_s for report in ranks])
     yield Sample(REPLACED, sum(report.queue_pairs_replaced for report in ranks))
 

@@ -26,6 +26,7 @@ _FACTS: Final[tuple[tuple[str, Callable[[Value], str]], ...]] = (
     ("tandem.prefill.worker", lambda value: str(value).partition("@")[0]),
     ("tandem.chunk", lambda value: f"#{value}"),
     ("tandem.pages", lambda value: f"{value} pages"),
+    ("tandem.prefix_tokens", lambda value: f"held {value} tokens"),
     ("tandem.bytes", lambda value: size_text(float(value))),
     ("tandem.gb_per_s", lambda value: f"{value} GB/s"),
     ("tandem.provider", str),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -82,6 +83,7 @@ class Stage:
     opened: list[Role] = field(default_factory=list)
     policy: PolicyName = PolicyName.RANDOM
     slow_start_s: float = 0.0
+    dice: Dice = field(default_factory=FirstOfAll)
     book: HealthBook = field(init=False)
     router: Router = field(init=False)
     running: list[asyncio.Task[None]] = field(default_factory=list)
@@ -96,7 +98,7 @@ class Stage:
             policies,
             LetterEncoder().text,
             untraced(),
-            dice=FirstOfAll(),
+            dice=self.dice,
             health=self.book,
         )
 
@@ -245,6 +247,60 @@ async def test_a_worker_that_joins_gets_more_by_and_by() -> None:
         now.now += 10
         after = [(await now.request()).pair[0] for _ in range(10)]
         assert after.count("p1") == 10
+
+
+class Seeded(Dice):
+    """Dice that fall the same each time."""
+
+    def __init__(self, seed: int) -> None:
+        self._dice = random.Random(seed)
+
+    def bits(self, count: int) -> int:
+        """So many."""
+        return self._dice.getrandbits(count)
+
+
+async def serve(now: Stage, rooms: int, bad: str) -> None:
+    """Rooms one after the other; every second of those with a worker fails, by a link that either end may have lost."""
+    with_it = 0
+    for _ in range(rooms):
+        now.now += 0.01
+        one = await now.request()
+        with_it += bad in one.pair
+        if bad in one.pair and with_it % 2:
+            await one.fails(Role.DECODE, ErrorReason.LINK_LOST)
+        else:
+            await one.ends()
+
+
+@pytest.mark.parametrize("bad", ["p2", "d1"])
+async def test_the_end_with_the_bad_card_is_found_though_nobody_is_to_blame(bad: str) -> None:
+    async with stage(workers=4, dice=Seeded(7)) as now:
+        await serve(now, 200, bad)
+        assert {name for name, state in now.states().items() if state is not State.CLOSED} == {bad}
+        assert now.opened == [Role.PREFILL if bad[0] == "p" else Role.DECODE]
+        assert not any([bad in (await now.request()).pair for _ in range(20)])
+
+
+async def test_who_stands_out_again_is_left_out_longer() -> None:
+    async with stage(workers=4, dice=Seeded(7)) as now:
+        away = []
+        for _ in range(3):
+            while now.states()["p2"] is State.CLOSED:
+                await serve(now, 1, "p2")
+            left = now.now
+            while now.states()["p2"] is not State.CLOSED:
+                await serve(now, 1, "nobody")
+            away.append(now.now - left)
+        assert [round(seconds / 5) for seconds in away] == [1, 2, 3]
+
+
+async def test_all_that_fail_alike_are_kept() -> None:
+    async with stage(workers=4, dice=Seeded(7)) as now:
+        for number in range(300):
+            one = await now.request()
+            await (one.ends() if number % 2 else one.fails(Role.DECODE, ErrorReason.TRANSFER_FAILED))
+        assert set(now.states().values()) == {State.CLOSED}
 
 
 def test_no_more_lives_are_remembered_than_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,9 @@ SICK: Final = frozenset({ErrorReason.ENGINE_FAILED, ErrorReason.INTERNAL})
 """What counts against the worker that is to blame for it. That it has no pages left or drains does not, and who is out
 of reach has no Session, and so gets nothing anyway."""
 
+MOST_TIMES: Final = 10
+"""As long as after a row of failures is a worker left out that stands out again and again."""
+
 LEAST_SHARE: Final = 0.1
 """Of its places, where a slow start begins."""
 
@@ -41,6 +44,8 @@ class Event(Enum):
     """Its leg did what it had to."""
     FAILED = "failed"
     """By the worker's own fault."""
+    EJECTED = "ejected"
+    """It fails more often than others of its role; see tandem.core.outliers."""
     NEITHER = "neither"
     """It ended without telling anything of the worker: it was given up, or failed elsewhere."""
 
@@ -48,13 +53,14 @@ class Event(Enum):
 MOVES: Final[Mapping[tuple[State, Event], State]] = MappingProxyType(
     {
         (State.CLOSED, Event.FAILED): State.OPEN,
+        (State.CLOSED, Event.EJECTED): State.OPEN,
         (State.OPEN, Event.SENT): State.HALF_OPEN,
         (State.HALF_OPEN, Event.WELL): State.CLOSED,
         (State.HALF_OPEN, Event.FAILED): State.OPEN,
         (State.HALF_OPEN, Event.NEITHER): State.OPEN,
     }
 )
-"""Every move; the first only after enough failures in a row. Whatever is not listed leaves the state as it is."""
+"""Every move; that by FAILED from CLOSED only after enough of them in a row. Whatever is not listed changes nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +88,8 @@ class Breaker:
     """How often the state has changed."""
     due: float = 0.0
     """While it is OPEN: when the probe may follow."""
+    ejections: int = 0
+    """How often it stood out. It is left out so many times as long."""
 
     def step(self, event: Event, epoch: int, now: float, settings: BreakerSettings) -> Breaker:
         """The breaker after an event. epoch: in which the room was sent; the present one for SENT."""
@@ -89,12 +97,13 @@ class Breaker:
             return self
         failures = {Event.WELL: 0, Event.FAILED: self.failures + 1}.get(event, self.failures)
         to = MOVES.get((self.state, event), self.state)
-        enough = 0 < settings.failures <= failures
+        enough = event is Event.EJECTED or 0 < settings.failures <= failures
         if to is self.state or (self.state is State.CLOSED and not enough):
             return replace(self, failures=failures)
         # A probe that told nothing has cost no time: the next may follow at once.
-        due = now if event is Event.NEITHER else now + settings.open_s
-        return Breaker(now, to, failures, self.epoch + 1, due)
+        ejections = self.ejections + (event is Event.EJECTED)
+        times = 0 if event is Event.NEITHER else 1 if event is Event.FAILED else min(ejections, MOST_TIMES)
+        return Breaker(now, to, failures, self.epoch + 1, now + times * settings.open_s, ejections)
 
     def takes(self, now: float) -> bool:
         """Whether the worker should get a room."""

@@ -18,6 +18,7 @@ import uvicorn
 from tandem.core.breaker import BreakerSettings
 from tandem.core.errors import TandemError
 from tandem.core.ids import Role
+from tandem.core.outliers import OutlierSettings
 from tandem.core.policies import policy_named
 from tandem.core.retry_budget import BudgetSettings
 from tandem.gateway import token_endpoints
@@ -177,7 +178,7 @@ class Gateway:
         breaker = BreakerSettings(
             settings.breaker_failures, settings.breaker_open_ms / 1000, settings.slow_start_ms / 1000
         )
-        health = HealthBook(breaker, clock.monotonic, counted.count_breaker)
+        health = HealthBook(breaker, clock.monotonic, counted.count_breaker, OutlierSettings(settings.outlier_excess))
         counted.follow_breakers(lambda: [(i.role, health.state_of(i.life)) for i in self._pool.view.workers.values()])
         return health
 

@@ -1,4 +1,4 @@
-"""How far this gateway trusts each worker: a circuit breaker per life, fed by how rooms end on it."""
+"""How far this gateway trusts each worker: a circuit breaker and a tally per life, fed by how rooms end on it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Final, Protocol
 from tandem.core.breaker import SICK, Breaker, BreakerSettings, Event, State
 from tandem.core.errors import TandemError
 from tandem.core.ids import Role, WorkerLife
+from tandem.core.outliers import EITHERS, MOST_OUT, Outliers, OutlierSettings
 
 log = logging.getLogger(__name__)
 
@@ -37,19 +38,21 @@ class WatchedRoom(Protocol):
 
 
 class HealthBook:
-    """Holds the breakers."""
+    """Holds the breakers and tallies."""
 
     def __init__(
         self,
         settings: BreakerSettings | None = None,
         clock: Callable[[], float] = time.monotonic,
         on_opened: Callable[[Role], None] = lambda _: None,
+        outliers: OutlierSettings | None = None,
     ) -> None:
         """clock: monotonic seconds. on_opened: hears of each breaker that opens, by its worker's role."""
         self._settings = settings or BreakerSettings()
         self._clock = clock
         self._on_opened = on_opened
         self._breakers: OrderedDict[WorkerLife, Breaker] = OrderedDict()
+        self._outliers = {role: Outliers(outliers or OutlierSettings(), MAX_LIVES) for role in Role}
 
     def state_of(self, life: WorkerLife) -> State:
         """How a worker stands; CLOSED if it was never looked at."""
@@ -68,13 +71,22 @@ class HealthBook:
     def watching(self, room: WatchedRoom, prefill: WorkerLife, decode: WorkerLife) -> Iterator[None]:
         """A room runs on two workers inside of this, and how it ends counts for each."""
         sent = {role: self._sent(life) for role, life in ((Role.PREFILL, prefill), (Role.DECODE, decode))}
-        room.on_kv_arrived(lambda: self._ended(Role.PREFILL, prefill, sent[Role.PREFILL], Event.WELL))
+        arrived = False
+
+        def note_kv() -> None:
+            nonlocal arrived
+            arrived = True
+            self._ended(Role.PREFILL, prefill, sent[Role.PREFILL], Event.WELL)
+
+        room.on_kv_arrived(note_kv)
         try:
             yield
         finally:
-            self._ended(Role.PREFILL, prefill, sent[Role.PREFILL], _told_of(Role.PREFILL, room))
+            self._ended(
+                Role.PREFILL, prefill, sent[Role.PREFILL], _told_of(Role.PREFILL, room), _eithers(room, arrived)
+            )
             well = Event.WELL if room.complete else _told_of(Role.DECODE, room)
-            self._ended(Role.DECODE, decode, sent[Role.DECODE], well)
+            self._ended(Role.DECODE, decode, sent[Role.DECODE], well, _eithers(room, arrived))
 
     def _of(self, life: WorkerLife) -> Breaker:
         breaker = self._breakers.get(life)
@@ -92,19 +104,45 @@ class HealthBook:
         self._breakers[life] = breaker = breaker.step(Event.SENT, breaker.epoch, self._clock(), self._settings)
         return breaker.epoch
 
-    def _ended(self, role: Role, life: WorkerLife, epoch: int, event: Event) -> None:
-        before = self._of(life)
-        self._breakers[life] = now = before.step(event, epoch, self._clock(), self._settings)
-        if now.state is before.state:
+    def _ended(self, role: Role, life: WorkerLife, epoch: int, event: Event, eithers: bool = False) -> None:
+        before, now = self._of(life), self._clock()
+        after = before.step(event, epoch, now, self._settings)
+        if after.state is before.state and epoch == before.epoch and self._is_outlier(role, life, event, eithers):
+            event = Event.EJECTED
+            after = after.step(event, epoch, now, self._settings)
+        self._breakers[life] = after
+        if after.state is before.state:
             return
-        if now.state is State.CLOSED:
+        if after.state is State.CLOSED:
             log.info("%s works again, and gets more by and by", life)
-        elif event is Event.FAILED:
-            log.warning("%s failed %d rooms in a row: it gets none for %g s", life, now.failures, self._settings.open_s)
+        elif event in (Event.FAILED, Event.EJECTED):
+            why = f"failed {after.failures} rooms in a row" if event is Event.FAILED else "fails more than others do"
+            log.warning("%s %s: it gets none for %g s", life, why, after.due - now)
             self._on_opened(role)
+
+    def _is_outlier(self, role: Role, life: WorkerLife, event: Event, eithers: bool) -> bool:
+        """Counts a room that ended; returns whether its worker is to be left out."""
+        outliers, now = self._outliers[role], self._clock()
+        if event is Event.WELL:
+            outliers.add(life, now, failed=False)
+            return False
+        if event is not Event.FAILED and not eithers:
+            return False
+        outliers.add(life, now, failed=True)
+        out = sum(self.state_of(one) is not State.CLOSED for one in outliers.lives)
+        if out + 1 > MOST_OUT * len(outliers.lives) or not outliers.stands_out(life, now):
+            return False
+        outliers.forget(life)
+        return True
 
 
 def _told_of(role: Role, room: WatchedRoom) -> Event:
     """What a room that did not end well tells of the worker of one leg."""
     sick = room.blamed is role and room.failure is not None and room.failure.reason in SICK
     return Event.FAILED if sick else Event.NEITHER
+
+
+def _eithers(room: WatchedRoom, arrived: bool) -> bool:
+    """Whether it failed on the way between its two workers, so that it may have been either."""
+    failure = room.failure
+    return failure is not None and not arrived and room.blamed is None and failure.reason in EITHERS

@@ -47,6 +47,13 @@ class GatewaySettings(Settings):
         description="rooms that a worker must fail in a row, by its own fault, to get none for a while; 0 = never",
     )
     breaker_open_ms: int = Field(default=5000, ge=0, le=600_000, description="that while; then one room is a probe")
+    outlier_excess: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="by how much a worker's failed share of rooms exceeds that of the others for it to get none "
+        "for a while; 0 = never",
+    )
     slow_start_ms: int = Field(
         default=10_000,
         ge=0,

@@ -32,6 +32,7 @@ LABELS: Final = {
     "endpoint": "path of the HTTP endpoint, or `other`",
     "kind": "`prompt` or `completion`",
     "method": "full name of the gRPC method",
+    "model": "name of the model; `other` beyond the first 64",
     "peer": "worker id of the other side; `other` for all that come after the first 512",
     "pool": "`kv`, `metadata`, or a state component such as `state:0:swa`",
     "protocol": "version of tandem.v1 that it speaks",

@@ -59,6 +59,17 @@ class LetterEncoder:
         return "".join(map(chr, ids))
 
 
+class Letters:
+    """tandem.gateway.tokenizers.TokenizersOf that has LetterEncoder for every model."""
+
+    def __init__(self) -> None:
+        self._tokenizer = PromptTokenizer(LetterEncoder())
+
+    async def of(self, model: str) -> PromptTokenizer:
+        """The same for all."""
+        return self._tokenizer
+
+
 class NotingWorker:
     """A Session that sends nothing anywhere; the test plays the worker through `legs`."""
 
@@ -144,6 +155,10 @@ class NotingWorkers:
         """One."""
         return (MODEL,)
 
+    def gone_lately(self, model: str) -> bool:
+        """Never."""
+        return False
+
     def context_tokens(self, model: str) -> int:
         """Small."""
         return CONTEXT
@@ -168,14 +183,14 @@ def router_of(
     """A router that does not wait between attempts."""
     policies = dict.fromkeys(Role, policy)
     settings = RouterSettings(max_attempts, retry_backoff_ms=0, prefix_tokens=8)
-    return Router(workers, settings, policies, LetterEncoder().text, tracing or untraced())
+    return Router(workers, settings, policies, tracing or untraced())
 
 
 def sequence(ids: tuple[int, ...] = (1, 2, 3), logprobs: session_pb2.LogprobOptions | None = None) -> Sequence:
     """A sequence of 8 tokens at most."""
     sampling = session_pb2.Sampling(max_new_tokens=8)
     item = Item(IdsPrompt(ids), "prompt", sampling, logprobs=logprobs)
-    return Sequence(0, item, 0, MODEL, ids, sampling, streamed=True)
+    return Sequence(0, item, 0, MODEL, ids, sampling, LetterEncoder(), streamed=True)
 
 
 def tokens(room: int, *ids: int, text: str = "") -> session_pb2.Delta:
@@ -206,13 +221,12 @@ def http_client(workers: NotingWorkers, limits: AppLimits | None = None) -> http
     metrics = Metrics()
     counted = GatewayMetrics(metrics)
     catalog = Catalog(workers, "fallback")
-    tokenizer = PromptTokenizer(LetterEncoder())
+    tokenizers = Letters()
     works = Works(
-        Preparer(catalog, tokenizer, default_max_tokens=16),
+        Preparer(catalog, tokenizers, default_max_tokens=16),
         router_of(workers, policy=limits.policy),
         Slots(limits.max_concurrent),
         counted,
-        tokenizer.token_text,
         GenerationLimits(limits.max_body_bytes, 60_000, 1000, 1),
         untraced(),
     )
@@ -221,8 +235,8 @@ def http_client(workers: NotingWorkers, limits: AppLimits | None = None) -> http
         works,
         catalog,
         schema,
-        TokenEndpoints(catalog, tokenizer, schema, limits.max_body_bytes, limits.token_slots),
-        "models/tiny",
+        TokenEndpoints(catalog, tokenizers, schema, limits.max_body_bytes, limits.token_slots),
+        lambda model: f"models/{model}",
         1,
         lambda: "" if workers.decodes else "The gateway waits.",
         metrics.render,

@@ -6,7 +6,6 @@ import asyncio
 import secrets
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import replace
 from typing import Any, TypeAlias
 
 import grpc
@@ -116,8 +115,12 @@ async def say_nothing(submit: session_pb2.Submit, send: Send) -> None:
 class FakeWorker:
     """One life of one worker: its server, its rooms, and what it was told."""
 
-    def __init__(self, worker_id: str, role: Role, script: Script) -> None:
+    def __init__(
+        self, worker_id: str, role: Role, script: Script, model: str = MODEL, tokenizer_path: str = ""
+    ) -> None:
         self.worker_id = worker_id
+        self.model = model
+        self.tokenizer_path = tokenizer_path
         self.role = role
         self.script = script
         self.submits: list[session_pb2.Submit] = []
@@ -141,8 +144,13 @@ class FakeWorker:
         """Listens, and registers for ten minutes."""
         address = self._server.bind("127.0.0.1:0")
         await self._server.start()
-        info = replace(
-            worker(self.worker_id, self.role), models=(MODEL,), address=address, context_tokens=CONTEXT_TOKENS
+        info = worker(
+            self.worker_id,
+            self.role,
+            models=(self.model,),
+            address=address,
+            context_tokens=CONTEXT_TOKENS,
+            tokenizer_path=self.tokenizer_path,
         )
         request = bootstrap_pb2.RegisterRequest(
             info=convert.worker_info_to_proto(info), instance_id=secrets.token_bytes(16)

@@ -38,6 +38,36 @@ def test_processes_are_named_by_role_and_number(laptop: Machine) -> None:
     assert [process.kind for process in plan.workers] == [Kind.PREFILL] * 2 + [Kind.DECODE] * 3
 
 
+def test_each_model_has_its_own_workers(laptop: Machine) -> None:
+    options = UpOptions(prefill=1, decode=2, models=("/m/one", "org/two"), model_names=("first",))
+    plan = make_plan(options, laptop, {})
+    seen = {one.name: [one.env[one.prefixed(key)] for key in ("model_name", "model_path")] for one in plan.workers}
+    first, second = ["first", "/m/one"], ["two", "org/two"]
+    assert seen == {
+        "prefill-0": first,
+        "prefill-1": second,
+        "decode-0": first,
+        "decode-1": first,
+        "decode-2": second,
+        "decode-3": second,
+    }
+    assert plan.gateway.env["TANDEM_GATEWAY_MODEL_PATH"] == "/m/one"
+    assert json.loads(plan.gateway.env["TANDEM_GATEWAY_TOKENIZERS"]) == {"first": "/m/one", "two": "org/two"}
+
+
+def test_one_model_alone_is_not_named_to_the_gateway(laptop: Machine) -> None:
+    assert "TANDEM_GATEWAY_TOKENIZERS" not in make_plan(UpOptions(), laptop, {}).gateway.env
+
+
+@pytest.mark.parametrize(
+    "given", [{"models": ("/a/x", "/b/x")}, {"models": ("x",), "model_names": ("a", "b")}], ids=["same", "more"]
+)
+def test_models_need_names_of_their_own(given: dict[str, tuple[str, ...]], laptop: Machine) -> None:
+    with pytest.raises(TandemError, match="--model-name") as caught:
+        make_plan(UpOptions(**given), laptop, {})
+    assert caught.value.field == "model_name"
+
+
 def test_everything_listens_on_loopback_and_only_the_gateway_has_a_fixed_port(laptop: Machine) -> None:
     plan = make_plan(UpOptions(port=8123), laptop, {})
     assert plan.gateway.env["TANDEM_GATEWAY_PORT"] == "8123"

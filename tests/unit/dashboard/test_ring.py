@@ -103,6 +103,7 @@ def test_a_stopwatch_feeds_the_ring() -> None:
     clock = HandClock()
     seen = recorder(clock)
     watch = Stopwatch(GatewayMetrics(Metrics(), seen), LOADED)
+    watch.prepared("tiny", 3)
     watch.saw([News(0, tokens(1, 5, 6)), News(1, tokens(2, 7))])
     watch.saw([News(0, tokens(1, 8))])
     # The stopwatch has its own clock, so all that is sure is that there is one bucket, or two.

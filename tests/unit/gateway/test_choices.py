@@ -14,11 +14,10 @@ from tandem.gateway.calls import Api, GenerateCall, IdsPrompt, Item
 from tandem.gateway.openai_answers import OpenAiAnswer
 from tandem.gateway.openai_schema import SchemaLimits, read_completion
 from tandem.gateway.prepare import Catalog, Preparer
-from tandem.gateway.tokenizer import PromptTokenizer
 from tandem.gateway.transcript import Transcript
 from tandem.rpc import convert
 from tandem.v1 import session_pb2
-from tests.support.gateway.doubles import LetterEncoder, NotingWorkers, finish, http_client, one_each, tokens
+from tests.support.gateway.doubles import Letters, NotingWorkers, finish, http_client, one_each, tokens
 
 TWO = {"prompt": "hi", "n": 2, "max_tokens": 4}
 
@@ -84,7 +83,7 @@ async def test_one_that_fails_fails_the_request_and_ends_the_others(stream: bool
 
 
 async def test_the_prompt_counts_once_and_every_answer_counts() -> None:
-    preparer = Preparer(Catalog(NotingWorkers(), "x"), PromptTokenizer(LetterEncoder()), default_max_tokens=8)
+    preparer = Preparer(Catalog(NotingWorkers(), "x"), Letters(), default_max_tokens=8)
     items = tuple(Item(IdsPrompt((1,) * size), "prompt", session_pb2.Sampling(), n=2) for size in (3, 5))
     call = GenerateCall(Api.COMPLETION, "", items)
     transcripts = [Transcript(one) for one in await preparer.prepare(call)]
@@ -102,7 +101,7 @@ async def test_the_prompt_counts_once_and_every_answer_counts() -> None:
 
 async def scored(prompt_scores: bool) -> dict[str, Any]:
     """The log probabilities of an echoed answer, with or without those of its prompt."""
-    preparer = Preparer(Catalog(NotingWorkers(), "x"), PromptTokenizer(LetterEncoder()), default_max_tokens=8)
+    preparer = Preparer(Catalog(NotingWorkers(), "x"), Letters(), default_max_tokens=8)
     call = read_completion({"prompt": "hi", "echo": True, "logprobs": 1}, SchemaLimits(4, 4))
     transcripts = [Transcript(one) for one in await preparer.prepare(call)]
     if prompt_scores:

@@ -20,7 +20,6 @@ from tandem.gateway.health import HealthBook
 from tandem.gateway.router import Dice, Journey, Router, RouterSettings
 from tandem.v1 import common_pb2, session_pb2
 from tests.support.gateway.doubles import (
-    LetterEncoder,
     NotingWorker,
     NotingWorkers,
     finish,
@@ -96,7 +95,6 @@ class Stage:
             self.workers,
             RouterSettings(1, 0),
             policies,
-            LetterEncoder().text,
             untraced(),
             dice=self.dice,
             health=self.book,

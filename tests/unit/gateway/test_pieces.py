@@ -19,7 +19,7 @@ from tandem.gateway.problems import problem_of
 from tandem.gateway.tokenizer import PromptTokenizer
 from tandem.gateway.transcript import Transcript
 from tandem.v1 import session_pb2
-from tests.support.gateway.doubles import LetterEncoder, NotingWorkers, finish, sequence, tokens
+from tests.support.gateway.doubles import LetterEncoder, Letters, NotingWorkers, finish, sequence, tokens
 
 LIMITS = SchemaLimits(max_n=4, max_batch=4)
 
@@ -74,7 +74,7 @@ async def test_chats_are_rendered_and_ids_are_taken_as_they_are() -> None:
 
 
 async def test_tokens_that_are_not_asked_for_explicitly_fit_into_what_is_left() -> None:
-    preparer = Preparer(Catalog(NotingWorkers(), "x"), PromptTokenizer(LetterEncoder()), default_max_tokens=64)
+    preparer = Preparer(Catalog(NotingWorkers(), "x"), Letters(), default_max_tokens=64)
     for prompt, default, wanted in ((10, 0, 64), (60, 0, 40), (10, 16, 16), (99, 16, 1)):
         item = Item(IdsPrompt((1,) * prompt), "prompt", session_pb2.Sampling(), default_new_tokens=default)
         [one] = await preparer.prepare(GenerateCall(Api.COMPLETION, "", (item,)))
@@ -82,7 +82,7 @@ async def test_tokens_that_are_not_asked_for_explicitly_fit_into_what_is_left() 
 
 
 async def test_a_seed_repeats_the_request_but_not_its_answers() -> None:
-    preparer = Preparer(Catalog(NotingWorkers(), "x"), PromptTokenizer(LetterEncoder()), default_max_tokens=8)
+    preparer = Preparer(Catalog(NotingWorkers(), "x"), Letters(), default_max_tokens=8)
     item = Item(IdsPrompt((1,)), "prompt", session_pb2.Sampling(seed=2**63 - 1), n=2)
     first = await preparer.prepare(GenerateCall(Api.COMPLETION, "", (item,)))
     again = await preparer.prepare(GenerateCall(Api.COMPLETION, "", (item,)))

@@ -19,7 +19,6 @@ from tandem.gateway.calls import Sequence
 from tandem.gateway.router import Dice, Journey, Router, RouterSettings
 from tandem.v1 import common_pb2, session_pb2
 from tests.support.gateway.doubles import (
-    LetterEncoder,
     NotingWorker,
     NotingWorkers,
     finish,
@@ -266,7 +265,7 @@ async def test_another_attempt_prefers_workers_that_have_not_failed() -> None:
     workers = two_each()
     workers.decodes[0].refuses = LOST
     policies = dict.fromkeys(Role, PolicyName.RANDOM)
-    router = Router(workers, RouterSettings(3, 0), policies, LetterEncoder().text, untraced(), dice=LoadedDice())
+    router = Router(workers, RouterSettings(3, 0), policies, untraced(), dice=LoadedDice())
     task = asyncio.create_task(router.run(sequence(), journey(), lambda _: True))
     submit = await workers.decodes[1].next_submit()
     assert [one.room for one in workers.prefills[0].submits] == [submit.room], "prefill was not to blame"
@@ -287,7 +286,7 @@ async def test_another_attempt_avoids_who_failed_and_both_where_that_is_not_know
 ) -> None:
     workers = two_each()
     policies = dict.fromkeys(Role, PolicyName.RANDOM)
-    router = Router(workers, RouterSettings(3, 0), policies, LetterEncoder().text, untraced(), dice=LoadedDice())
+    router = Router(workers, RouterSettings(3, 0), policies, untraced(), dice=LoadedDice())
     task = await settled(router.run(sequence(), journey(), lambda _: True))
     [first] = workers.decodes[0].submits
     failure = common_pb2.Failure(reason=reason.value, message="decode says so", by_peer=by_peer)
@@ -343,10 +342,22 @@ async def test_the_first_attempt_waits_for_workers_that_are_known() -> None:
     await task
 
 
+async def test_models_that_take_turns_use_all_of_their_workers() -> None:
+    workers = two_each()
+    router = router_of(workers)
+    for number in range(4):
+        one = replace(sequence(), model="ab"[number % 2])
+        task = await settled(router.run(one, journey(), lambda _: True))
+        task.cancel()
+        await asyncio.wait({task})
+    models = [[submit.model for submit in decode.submits] for decode in workers.decodes]
+    assert models == [["a", "b"], ["a", "b"]]
+
+
 async def test_another_attempt_does_not_wait_for_long_and_the_first_does_not_wait() -> None:
     workers = one_each()
     policies = dict.fromkeys(Role, PolicyName.RANDOM)
-    router = Router(workers, RouterSettings(3, 0, retry_wait_ms=50), policies, LetterEncoder().text, untraced())
+    router = Router(workers, RouterSettings(3, 0, retry_wait_ms=50), policies, untraced())
     task = await settled(router.run(sequence(), journey(), lambda _: True))
     [lost], workers.decodes = workers.decodes, []
     lost.lose(LOST)
@@ -415,5 +426,5 @@ async def test_no_more_attempts_are_repeated_than_the_budget_holds() -> None:
         with pytest.raises(TandemError) as failed:
             await router.run(sequence(), journey(), lambda _: True)
         assert failed.value.reason is ErrorReason.PEER_LOST
-        assert (workers.prefills[0].submits, router._choosers[Role.DECODE].count) == ([], 2 if retried else 3)
+        assert (workers.prefills[0].submits, router._choosers[Role.DECODE].counts.total()) == ([], 2 if retried else 3)
         assert len(spent) == before + 1

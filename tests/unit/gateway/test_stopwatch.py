@@ -55,6 +55,7 @@ def sums(metrics: Metrics) -> dict[str, tuple[float, float]]:
 def test_a_request_of_one_sequence(turn: Turn) -> None:
     metrics = Metrics()
     watch = Stopwatch(GatewayMetrics(metrics), "/generate")
+    watch.prepared("tiny", 3)
     turn(0.5)
     watch.saw(news(0, 1))
     turn(0.25)
@@ -76,6 +77,7 @@ def test_a_request_of_one_sequence(turn: Turn) -> None:
 def test_sequences_of_one_request_have_a_pace_each_and_one_first_token(turn: Turn) -> None:
     metrics = Metrics()
     watch = Stopwatch(GatewayMetrics(metrics), "/generate")
+    watch.prepared("tiny", 3)
     watch.saw(news(0, 1))
     turn(1.0)
     watch.saw(news(1, 1))
@@ -91,6 +93,7 @@ def test_sequences_of_one_request_have_a_pace_each_and_one_first_token(turn: Tur
 def test_tokens_that_are_void_do_not_make_an_answer_faster(turn: Turn) -> None:
     metrics = Metrics()
     watch = Stopwatch(GatewayMetrics(metrics), "/generate")
+    watch.prepared("tiny", 3)
     watch.saw(news(0, 10))
     turn(3.0)
     watch.saw(news(0, 0, void=True))

@@ -289,6 +289,8 @@ BAD_FIELDS = [
     ("context_tokens", {"context_tokens": 0}),
     ("max_running", {"max_running": 2**31}),
     ("total_pages", {"total_pages": 0}),
+    ("tokenizer_path", {"tokenizer_path": "x" * 4097}),
+    ("tokenizer_path", {"tokenizer_path": "a\nb"}),
 ]
 
 

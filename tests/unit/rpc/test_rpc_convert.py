@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tandem.core.cluster import LeaveReason
@@ -15,6 +17,7 @@ from tests.support.bootstrap.workers import LAYOUT, worker
 
 def test_every_field_of_a_worker_comes_back():
     info = worker("d1", Role.DECODE, incarnation=2**62, draining=True, models=("a", "b"))
+    info = replace(info, tokenizer_path="models/b")
     message = convert.worker_info_to_proto(info)
     assert {field.name for field, _ in message.ListFields()} == set(bootstrap_pb2.WorkerInfo.DESCRIPTOR.fields_by_name)
     wire = bootstrap_pb2.WorkerInfo.FromString(message.SerializeToString())

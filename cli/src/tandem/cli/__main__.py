@@ -38,8 +38,14 @@ _FORWARD = {"allow_extra_args": True, "ignore_unknown_options": True, "help_opti
 def up(
     ratio: Annotated[str, typer.Option(help="Workers, prefill:decode.")] = "1:1",
     engine: Annotated[EngineChoice, typer.Option(help="Engine of every worker.")] = EngineChoice.SGLANG,
-    model: Annotated[str, typer.Option(help="Checkpoint folder or Hugging Face id; default: the tiny model.")] = "",
-    model_name: Annotated[str, typer.Option(help="Name to serve it under; default: the last part of --model.")] = "",
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Checkpoint folder or Hugging Face id; default: the tiny model. Repeatable."),
+    ] = None,
+    model_name: Annotated[
+        list[str] | None,
+        typer.Option(help="Name to serve it under; default: the last part of --model. Repeatable, in their order."),
+    ] = None,
     provider: Annotated[ProviderChoice, typer.Option(help="How KV travels.")] = ProviderChoice.AUTO,
     port: Annotated[int, typer.Option(min=0, max=65535, help="The gateway's HTTP port; 0: any free one.")] = 8000,
     page_size: Annotated[int | None, typer.Option(min=1, max=65536, help="Tokens per KV page.")] = None,
@@ -69,8 +75,8 @@ def up(
         prefill=prefill,
         decode=decode,
         engine=engine,
-        model=model or settings.default_model(),
-        model_name=model_name,
+        models=tuple(model or [settings.default_model()]),
+        model_names=tuple(model_name or ()),
         provider=provider,
         port=port,
         page_size=page_size,
@@ -84,8 +90,7 @@ def up(
     machine = Machine(settings.available_cores(), settings.visible_gpus(), settings.sglang_for_cpu())
     plan = make_plan(options, machine, inherited)
     require_free_port(port)
-    name = model_name or options.model.rstrip("/").rpartition("/")[2]
-    view = UpView(name, quiet, log_dir, state_file or settings.CliSettings.load().state_file)
+    view = UpView(options.served[0][0], quiet, log_dir, state_file or settings.CliSettings.load().state_file)
     raise typer.Exit(asyncio.run(run_up(plan, view, inherited, options.drain_ms)))
 
 

@@ -72,8 +72,10 @@ class UpOptions:
     prefill: int = 1
     decode: int = 1
     engine: EngineChoice = EngineChoice.SGLANG
-    model: str = "models/tandem-tiny"
-    model_name: str = ""
+    models: tuple[str, ...] = ("models/tandem-tiny",)
+    """Each gets `prefill` and `decode` workers of its own."""
+    model_names: tuple[str, ...] = ()
+    """Of the first models, in their order; the others are named by the last part of their path."""
     provider: ProviderChoice = ProviderChoice.AUTO
     port: int = 8000
     page_size: int | None = None
@@ -84,6 +86,18 @@ class UpOptions:
     env: tuple[str, ...] = ()
     """"[process:]KEY=value" each; wins over everything else."""
     drain_ms: int = 30_000
+
+    @property
+    def served(self) -> tuple[tuple[str, str], ...]:
+        """Name and path of each model. Raises INVALID_ARGUMENT where two have one name."""
+        if len(self.model_names) > len(self.models):
+            raise _bad(f"there are more --model-name ({len(self.model_names)}) than --model", "model_name")
+        given = (*self.model_names, *[""] * (len(self.models) - len(self.model_names)))
+        names = [name or path.rstrip("/").rpartition("/")[2] for name, path in zip(given, self.models, strict=True)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise _bad(f"two models are named {twice[0]!r}: give each a --model-name, in their order", "model_name")
+        return tuple(zip(names, self.models, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +146,13 @@ def make_plan(options: UpOptions, machine: Machine, inherited: Mapping[str, str]
 
     Raises INVALID_ARGUMENT for options that can't be met on this machine.
     """
-    names = [f"prefill-{i}" for i in range(options.prefill)] + [f"decode-{i}" for i in range(options.decode)]
+    served = options.served
+    model_of = {
+        f"{kind.value}-{number}": served[number // count]
+        for kind, count in ((Kind.PREFILL, options.prefill), (Kind.DECODE, options.decode))
+        for number in range(count * len(served))
+    }
+    names = list(model_of)
     own = _own_environments(options, ["bootstrap", *names, "gateway"])
     placed = _place(options, machine, len(names))
     share = sum(1 for gpus in placed if gpus == placed[0]) if placed[0] else 0
@@ -140,23 +160,36 @@ def make_plan(options: UpOptions, machine: Machine, inherited: Mapping[str, str]
     ports = {"TANDEM_BOOTSTRAP_PORT": "0", "TANDEM_BOOTSTRAP_METRICS_ADDRESS": f"{LOOPBACK}:0"}
     bootstrap = ProcessPlan("bootstrap", Kind.BOOTSTRAP, {**ports, **own["bootstrap"]})
     workers = tuple(
-        _worker(name, options, gpus, share, _threads(options, machine, inherited), own[name])
+        _worker(name, model_of[name], options, gpus, share, _threads(options, machine, inherited), own[name])
         for name, gpus in zip(names, placed, strict=True)
     )
     gateway = {
         "TANDEM_GATEWAY_HOST": LOOPBACK,
         "TANDEM_GATEWAY_PORT": str(options.port),
         "TANDEM_GATEWAY_ADMIN_ADDRESS": f"{LOOPBACK}:0",
-        "TANDEM_GATEWAY_MODEL_PATH": options.model,
+        "TANDEM_GATEWAY_MODEL_PATH": options.models[0],
+        **_tokenizers(served),
         "TANDEM_GATEWAY_DRAIN_TIMEOUT_MS": drain,
         **own["gateway"],
     }
     return SystemPlan(bootstrap, workers, ProcessPlan("gateway", Kind.GATEWAY, gateway), one_by_one=share > 1)
 
 
+def _tokenizers(served: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    """So that the gateway knows all models before their workers are there; one alone needs no more than its path."""
+    return {"TANDEM_GATEWAY_TOKENIZERS": json.dumps(dict(served))} if len(served) > 1 else {}
+
+
 def _worker(
-    name: str, options: UpOptions, gpus: tuple[str, ...], share: int, threads: int | None, own: Mapping[str, str]
+    name: str,
+    model: tuple[str, str],
+    options: UpOptions,
+    gpus: tuple[str, ...],
+    share: int,
+    threads: int | None,
+    own: Mapping[str, str],
 ) -> ProcessPlan:
+    """model: its name and its path."""
     kind = Kind.PREFILL if name.startswith("prefill") else Kind.DECODE
     plain = ProcessPlan(name, kind, {})
     env = {
@@ -165,8 +198,8 @@ def _worker(
         plain.prefixed("port"): "0",
         plain.prefixed("metrics_address"): f"{LOOPBACK}:0",
         plain.prefixed("engine"): options.engine.value,
-        plain.prefixed("model_path"): options.model,
-        plain.prefixed("model_name"): options.model_name,
+        plain.prefixed("model_path"): model[1],
+        plain.prefixed("model_name"): model[0],
         plain.prefixed("drain_timeout_ms"): str(options.drain_ms),
         "TANDEM_RANK_PROVIDERS": _PROVIDERS[options.provider],
     }
@@ -230,7 +263,8 @@ def _threads(options: UpOptions, machine: Machine, inherited: Mapping[str, str])
     """Threads of each CPU rank, so that all ranks together fit the cores; None if the user has chosen."""
     if "OMP_NUM_THREADS" in inherited or "TANDEM_SGLANG_THREADS_PER_RANK" in inherited:
         return None
-    return max(1, machine.cores // ((options.prefill + options.decode) * options.tp))
+    workers = (options.prefill + options.decode) * len(options.models)
+    return max(1, machine.cores // (workers * options.tp))
 
 
 def _own_environments(options: UpOptions, names: list[str]) -> dict[str, dict[str, str]]:

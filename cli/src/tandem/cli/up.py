@@ -34,7 +34,7 @@ class UpView:
     """How a running system is shown."""
 
     model: str
-    """Name that clients use."""
+    """Name that clients use; of several, the first."""
     quiet: bool = False
     log_folder: Path | None = None
     state_file: Path | None = None

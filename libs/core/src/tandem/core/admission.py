@@ -20,6 +20,7 @@ from tandem.core.version import CURRENT, Protocol, agree
 INSTANCE_ID_BYTES: Final = 16
 MAX_MODELS: Final = 64
 MAX_MODEL_CHARS: Final = 256
+MAX_PATH_CHARS: Final = 4096
 MAX_PAGE_SIZE: Final = 65536
 MAX_LAYERS: Final = 4096
 MAX_PARALLEL: Final = 1024
@@ -77,6 +78,8 @@ def check_worker(info: WorkerInfo, instance_id: bytes) -> None:
     _check_range("context_tokens", info.context_tokens, 1, MAX_I32)
     _check_range("max_running", info.max_running, 1, MAX_I32)
     _check_range("total_pages", info.total_pages, 1, MAX_U32)
+    if len(info.tokenizer_path) > MAX_PATH_CHARS or not info.tokenizer_path.isprintable():
+        raise invalid("tokenizer_path", info.tokenizer_path, f"at most {MAX_PATH_CHARS} printable characters")
 
 
 def _check_models(models: tuple[str, ...]) -> None:

@@ -40,6 +40,7 @@ class WorkerInfo:
     total_pages: int
     protocol: Protocol
     draining: bool = False
+    tokenizer_path: str = ""
 
     @property
     def worker_id(self) -> WorkerId:

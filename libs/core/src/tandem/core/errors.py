@@ -33,6 +33,7 @@ class ErrorReason(Enum):
     ROOM_EXISTS = "ROOM_EXISTS"
     BAD_NONCE = "BAD_NONCE"
     NO_WORKER = "NO_WORKER"
+    NO_TOKENIZER = "NO_TOKENIZER"
     OVERLOADED = "OVERLOADED"
     POOL_EXHAUSTED = "POOL_EXHAUSTED"
     DRAINING = "DRAINING"
@@ -91,6 +92,9 @@ CATALOGUE: Final[dict[ErrorReason, ErrorSpec]] = {
     ErrorReason.ROOM_EXISTS: ErrorSpec("ALREADY_EXISTS", 500, True, "The room exists already."),
     ErrorReason.BAD_NONCE: ErrorSpec("PERMISSION_DENIED", 500, False, "The room's token does not match."),
     ErrorReason.NO_WORKER: ErrorSpec("UNAVAILABLE", 503, True, "No worker can take the request now."),
+    ErrorReason.NO_TOKENIZER: ErrorSpec(
+        "FAILED_PRECONDITION", 503, False, "The gateway has no tokenizer for the model."
+    ),
     ErrorReason.OVERLOADED: ErrorSpec("RESOURCE_EXHAUSTED", 429, True, "Too many requests at the moment."),
     ErrorReason.POOL_EXHAUSTED: ErrorSpec("RESOURCE_EXHAUSTED", 503, True, "No KV pages are free at the moment."),
     ErrorReason.DRAINING: ErrorSpec("UNAVAILABLE", 503, True, "The worker is shutting down."),

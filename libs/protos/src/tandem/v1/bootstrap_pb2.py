@@ -25,49 +25,49 @@ _sym_db = _symbol_database.Default()
 from tandem.v1 import common_pb2 as tandem_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19tandem/v1/bootstrap.proto\x12\ttandem.v1\x1a\x16tandem/v1/common.proto\"\xbf\x02\n\nWorkerInfo\x12$\n\x06worker\x18\x01 \x01(\x0b\x32\x14.tandem.v1.WorkerRef\x12\x1d\n\x04role\x18\x02 \x01(\x0e\x32\x0f.tandem.v1.Role\x12\x0e\n\x06models\x18\x03 \x03(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12#\n\x06layout\x18\x05 \x01(\x0b\x32\x13.tandem.v1.KvLayout\x12%\n\x05ranks\x18\x06 \x03(\x0b\x32\x16.tandem.v1.RankAddress\x12\x16\n\x0e\x63ontext_tokens\x18\x07 \x01(\r\x12\x13\n\x0bmax_running\x18\x08 \x01(\r\x12\x10\n\x08\x64raining\x18\t \x01(\x08\x12+\n\x07version\x18\n \x01(\x0b\x32\x1a.tandem.v1.ProtocolVersion\x12\x13\n\x0btotal_pages\x18\x0b \x01(\r\"K\n\x0fRegisterRequest\x12#\n\x04info\x18\x01 \x01(\x0b\x32\x15.tandem.v1.WorkerInfo\x12\x13\n\x0binstance_id\x18\x02 \x01(\x0c\"j\n\x10RegisterResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x04\x12\x14\n\x0clease_ttl_ms\x18\x02 \x01(\r\x12+\n\x07version\x18\x03 \x01(\x0b\x32\x1a.tandem.v1.ProtocolVersion\"8\n\x10HeartbeatRequest\x12$\n\x06worker\x18\x01 \x01(\x0b\x32\x14.tandem.v1.WorkerRef\";\n\x11HeartbeatResponse\x12\x14\n\x0clease_ttl_ms\x18\x01 \x01(\r\x12\x10\n\x08\x64raining\x18\x02 \x01(\x08\"9\n\x11\x44\x65registerRequest\x12$\n\x06worker\x18\x01 \x01(\x0b\x32\x14.tandem.v1.WorkerRef\"\x14\n\x12\x44\x65registerResponse\";\n\x0cWatchRequest\x12+\n\x07version\x18\x01 \x01(\x0b\x32\x1a.tandem.v1.ProtocolVersion\"\xda\x01\n\rWatchResponse\x12\x19\n\x11store_incarnation\x18\x01 \x01(\x04\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x14\n\x0clease_ttl_ms\x18\x03 \x01(\r\x12-\n\x08snapshot\x18\x04 \x01(\x0b\x32\x19.tandem.v1.WorkerSnapshotH\x00\x12\'\n\x06joined\x18\x05 \x01(\x0b\x32\x15.tandem.v1.WorkerInfoH\x00\x12%\n\x04left\x18\x06 \x01(\x0b\x32\x15.tandem.v1.WorkerLeftH\x00\x42\x07\n\x05\x65vent\"8\n\x0eWorkerSnapshot\x12&\n\x07workers\x18\x01 \x03(\x0b\x32\x15.tandem.v1.WorkerInfo\"Z\n\nWorkerLeft\x12$\n\x06worker\x18\x01 \x01(\x0b\x32\x14.tandem.v1.WorkerRef\x12&\n\x06reason\x18\x02 \x01(\x0e\x32\x16.tandem.v1.LeaveReason\"\x14\n\x12ListWorkersRequest\"O\n\x13ListWorkersResponse\x12&\n\x07workers\x18\x01 \x03(\x0b\x32\x15.tandem.v1.WorkerInfo\x12\x10\n\x08revision\x18\x02 \x01(\x04\"!\n\x0c\x44rainRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\"\x0f\n\rDrainResponse\"#\n\x0eUndrainRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\"\x11\n\x0fUndrainResponse*\x7f\n\x0bLeaveReason\x12\x1c\n\x18LEAVE_REASON_UNSPECIFIED\x10\x00\x12\x1d\n\x19LEAVE_REASON_DEREGISTERED\x10\x01\x12\x18\n\x14LEAVE_REASON_EXPIRED\x10\x02\x12\x19\n\x15LEAVE_REASON_REPLACED\x10\x03\x32\xf4\x03\n\x10\x42ootstrapService\x12\x43\n\x08Register\x12\x1a.tandem.v1.RegisterRequest\x1a\x1b.tandem.v1.RegisterResponse\x12\x46\n\tHeartbeat\x12\x1b.tandem.v1.HeartbeatRequest\x1a\x1c.tandem.v1.HeartbeatResponse\x12I\n\nDeregister\x12\x1c.tandem.v1.DeregisterRequest\x1a\x1d.tandem.v1.DeregisterResponse\x12<\n\x05Watch\x12\x17.tandem.v1.WatchRequest\x1a\x18.tandem.v1.WatchResponse0\x01\x12L\n\x0bListWorkers\x12\x1d.tandem.v1.ListWorkersRequest\x1a\x1e.tandem.v1.ListWorkersResponse\x12:\n\x05\x44rain\x12\x17.tandem.v1.DrainRequest\x1a\x18.tandem.v1.DrainResponse\x12@\n\x07Undrain\x12\x19.tandem.v1.UndrainRequest\x1a\x1a.tandem.v1.UndrainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19tandem/v1/bootstrap.proto\x12\ttandem.v1\x1a\x16tandem/v1/common.proto\"\xd7\x02\n\nWorkerInfo\x12$\n\x06worker\x18\x01 \x01(\x0b\x32\x14.tandem.v1.WorkerRef\x12\x1d\n\x04role\x18\x02 \x01(\x0e\x32\x0f.tandem.v1.Role\x12\x0e\n\x06models\x18\x03 \x03(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12#\n\x06layout\x18\x05 \x01(\x0b\x32\x13.tandem.v1.KvLayout\x12%\n\x05ranks\x18\x06 \x03(\x0b\x32\x16.tandem.v1.RankAddress\x12\x16\n\x0e\x63ontext_tokens\x18\x07 \x01(\r\x12\x13\n\x0bmax_running\x18\x08 \x01(\r\x12\x10\n\x08\x64raining\x18\t \x01(\x08\x12+\n\x07version\x18\n \x01(\x0b\x32\x1a.tandem.v1.ProtocolVersion\x12\x13\n\x0btotal_pages\x18\x0b \x01(\r\x12\x16\n\x0etokenizer_path\x18\x0c \x01(\t\"K\n\x0fRegisterRequest\x12#\n\x04info\x18\x01 \x01(\x0b\x32\x15.tandem.v1.WorkerInfo\x12\x13\n\x0binstance_id\x18\x02 \x01(\x0c\"j\n\x10RegisterResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x04\x12\x14\n\x0clease_ttl_ms\x18\x02 \x01(\r\x12+\n\x07version\x18\x03 \x01(\x0b\x32\x1a.tandem.v1.ProtocolVersion\"8\n\x10HeartbeatRequest\x12$\n\x06worker\x18\x01 \x01(\x0b\x32\x14.tandem.v1.WorkerRef\";\n\x11HeartbeatResponse\x12\x14\n\x0clease_ttl_ms\x18\x01 \x01(\r\x12\x10\n\x08\x64raining\x18\x02 \x01(\x08\"9\n\x11\x44\x65registerRequest\x12$\n\x06worker\x18\x01 \x01(\x0b\x32\x14.tandem.v1.WorkerRef\"\x14\n\x12\x44\x65registerResponse\";\n\x0cWatchRequest\x12+\n\x07version\x18\x01 \x01(\x0b\x32\x1a.tandem.v1.ProtocolVersion\"\xda\x01\n\rWatchResponse\x12\x19\n\x11store_incarnation\x18\x01 \x01(\x04\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x14\n\x0clease_ttl_ms\x18\x03 \x01(\r\x12-\n\x08snapshot\x18\x04 \x01(\x0b\x32\x19.tandem.v1.WorkerSnapshotH\x00\x12\'\n\x06joined\x18\x05 \x01(\x0b\x32\x15.tandem.v1.WorkerInfoH\x00\x12%\n\x04left\x18\x06 \x01(\x0b\x32\x15.tandem.v1.WorkerLeftH\x00\x42\x07\n\x05\x65vent\"8\n\x0eWorkerSnapshot\x12&\n\x07workers\x18\x01 \x03(\x0b\x32\x15.tandem.v1.WorkerInfo\"Z\n\nWorkerLeft\x12$\n\x06worker\x18\x01 \x01(\x0b\x32\x14.tandem.v1.WorkerRef\x12&\n\x06reason\x18\x02 \x01(\x0e\x32\x16.tandem.v1.LeaveReason\"\x14\n\x12ListWorkersRequest\"O\n\x13ListWorkersResponse\x12&\n\x07workers\x18\x01 \x03(\x0b\x32\x15.tandem.v1.WorkerInfo\x12\x10\n\x08revision\x18\x02 \x01(\x04\"!\n\x0c\x44rainRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\"\x0f\n\rDrainResponse\"#\n\x0eUndrainRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\"\x11\n\x0fUndrainResponse*\x7f\n\x0bLeaveReason\x12\x1c\n\x18LEAVE_REASON_UNSPECIFIED\x10\x00\x12\x1d\n\x19LEAVE_REASON_DEREGISTERED\x10\x01\x12\x18\n\x14LEAVE_REASON_EXPIRED\x10\x02\x12\x19\n\x15LEAVE_REASON_REPLACED\x10\x03\x32\xf4\x03\n\x10\x42ootstrapService\x12\x43\n\x08Register\x12\x1a.tandem.v1.RegisterRequest\x1a\x1b.tandem.v1.RegisterResponse\x12\x46\n\tHeartbeat\x12\x1b.tandem.v1.HeartbeatRequest\x1a\x1c.tandem.v1.HeartbeatResponse\x12I\n\nDeregister\x12\x1c.tandem.v1.DeregisterRequest\x1a\x1d.tandem.v1.DeregisterResponse\x12<\n\x05Watch\x12\x17.tandem.v1.WatchRequest\x1a\x18.tandem.v1.WatchResponse0\x01\x12L\n\x0bListWorkers\x12\x1d.tandem.v1.ListWorkersRequest\x1a\x1e.tandem.v1.ListWorkersResponse\x12:\n\x05\x44rain\x12\x17.tandem.v1.DrainRequest\x1a\x18.tandem.v1.DrainResponse\x12@\n\x07Undrain\x12\x19.tandem.v1.UndrainRequest\x1a\x1a.tandem.v1.UndrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tandem.v1.bootstrap_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LEAVEREASON']._serialized_start=1414
-  _globals['_LEAVEREASON']._serialized_end=1541
+  _globals['_LEAVEREASON']._serialized_start=1438
+  _globals['_LEAVEREASON']._serialized_end=1565
   _globals['_WORKERINFO']._serialized_start=65
-  _globals['_WORKERINFO']._serialized_end=384
-  _globals['_REGISTERREQUEST']._serialized_start=386
-  _globals['_REGISTERREQUEST']._serialized_end=461
-  _globals['_REGISTERRESPONSE']._serialized_start=463
-  _globals['_REGISTERRESPONSE']._serialized_end=569
-  _globals['_HEARTBEATREQUEST']._serialized_start=571
-  _globals['_HEARTBEATREQUEST']._serialized_end=627
-  _globals['_HEARTBEATRESPONSE']._serialized_start=629
-  _globals['_HEARTBEATRESPONSE']._serialized_end=688
-  _globals['_DEREGISTERREQUEST']._serialized_start=690
-  _globals['_DEREGISTERREQUEST']._serialized_end=747
-  _globals['_DEREGISTERRESPONSE']._serialized_start=749
-  _globals['_DEREGISTERRESPONSE']._serialized_end=769
-  _globals['_WATCHREQUEST']._serialized_start=771
-  _globals['_WATCHREQUEST']._serialized_end=830
-  _globals['_WATCHRESPONSE']._serialized_start=833
-  _globals['_WATCHRESPONSE']._serialized_end=1051
-  _globals['_WORKERSNAPSHOT']._serialized_start=1053
-  _globals['_WORKERSNAPSHOT']._serialized_end=1109
-  _globals['_WORKERLEFT']._serialized_start=1111
-  _globals['_WORKERLEFT']._serialized_end=1201
-  _globals['_LISTWORKERSREQUEST']._serialized_start=1203
-  _globals['_LISTWORKERSREQUEST']._serialized_end=1223
-  _globals['_LISTWORKERSRESPONSE']._serialized_start=1225
-  _globals['_LISTWORKERSRESPONSE']._serialized_end=1304
-  _globals['_DRAINREQUEST']._serialized_start=1306
-  _globals['_DRAINREQUEST']._serialized_end=1339
-  _globals['_DRAINRESPONSE']._serialized_start=1341
-  _globals['_DRAINRESPONSE']._serialized_end=1356
-  _globals['_UNDRAINREQUEST']._serialized_start=1358
-  _globals['_UNDRAINREQUEST']._serialized_end=1393
-  _globals['_UNDRAINRESPONSE']._serialized_start=1395
-  _globals['_UNDRAINRESPONSE']._serialized_end=1412
-  _globals['_BOOTSTRAPSERVICE']._serialized_start=1544
-  _globals['_BOOTSTRAPSERVICE']._serialized_end=2044
+  _globals['_WORKERINFO']._serialized_end=408
+  _globals['_REGISTERREQUEST']._serialized_start=410
+  _globals['_REGISTERREQUEST']._serialized_end=485
+  _globals['_REGISTERRESPONSE']._serialized_start=487
+  _globals['_REGISTERRESPONSE']._serialized_end=593
+  _globals['_HEARTBEATREQUEST']._serialized_start=595
+  _globals['_HEARTBEATREQUEST']._serialized_end=651
+  _globals['_HEARTBEATRESPONSE']._serialized_start=653
+  _globals['_HEARTBEATRESPONSE']._serialized_end=712
+  _globals['_DEREGISTERREQUEST']._serialized_start=714
+  _globals['_DEREGISTERREQUEST']._serialized_end=771
+  _globals['_DEREGISTERRESPONSE']._serialized_start=773
+  _globals['_DEREGISTERRESPONSE']._serialized_end=793
+  _globals['_WATCHREQUEST']._serialized_start=795
+  _globals['_WATCHREQUEST']._serialized_end=854
+  _globals['_WATCHRESPONSE']._serialized_start=857
+  _globals['_WATCHRESPONSE']._serialized_end=1075
+  _globals['_WORKERSNAPSHOT']._serialized_start=1077
+  _globals['_WORKERSNAPSHOT']._serialized_end=1133
+  _globals['_WORKERLEFT']._serialized_start=1135
+  _globals['_WORKERLEFT']._serialized_end=1225
+  _globals['_LISTWORKERSREQUEST']._serialized_start=1227
+  _globals['_LISTWORKERSREQUEST']._serialized_end=1247
+  _globals['_LISTWORKERSRESPONSE']._serialized_start=1249
+  _globals['_LISTWORKERSRESPONSE']._serialized_end=1328
+  _globals['_DRAINREQUEST']._serialized_start=1330
+  _globals['_DRAINREQUEST']._serialized_end=1363
+  _globals['_DRAINRESPONSE']._serialized_start=1365
+  _globals['_DRAINRESPONSE']._serialized_end=1380
+  _globals['_UNDRAINREQUEST']._serialized_start=1382
+  _globals['_UNDRAINREQUEST']._serialized_end=1417
+  _globals['_UNDRAINRESPONSE']._serialized_start=1419
+  _globals['_UNDRAINRESPONSE']._serialized_end=1436
+  _globals['_BOOTSTRAPSERVICE']._serialized_start=1568
+  _globals['_BOOTSTRAPSERVICE']._serialized_end=2068
 # @@protoc_insertion_point(module_scope)

@@ -65,6 +65,7 @@ class WorkerInfo(_message.Message):
     DRAINING_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     TOTAL_PAGES_FIELD_NUMBER: _builtins.int
+    TOKENIZER_PATH_FIELD_NUMBER: _builtins.int
     role: _common_pb2.Role.ValueType
     """What it does."""
     address: _builtins.str
@@ -77,6 +78,10 @@ class WorkerInfo(_message.Message):
     """True while it takes no new rooms. Set by BootstrapService."""
     total_pages: _builtins.int
     """Pages in its KV pool. Range 1..2^32-1. Set by the engine adapter."""
+    tokenizer_path: _builtins.str
+    """Directory or Hugging Face id with the tokenizer of its models, up to 4,096 characters; empty if it says none. Set by
+    the worker's settings.
+    """
     @_builtins.property
     def worker(self) -> _common_pb2.WorkerRef:
         """The worker and its life. `incarnation` is 0 in the first Register of a life."""
@@ -111,10 +116,11 @@ class WorkerInfo(_message.Message):
         draining: _builtins.bool = ...,
         version: _common_pb2.ProtocolVersion | None = ...,
         total_pages: _builtins.int = ...,
+        tokenizer_path: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout", "version", b"version", "worker", b"worker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "context_tokens", b"context_tokens", "draining", b"draining", "layout", b"layout", "max_running", b"max_running", "models", b"models", "ranks", b"ranks", "role", b"role", "total_pages", b"total_pages", "version", b"version", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "context_tokens", b"context_tokens", "draining", b"draining", "layout", b"layout", "max_running", b"max_running", "models", b"models", "ranks", b"ranks", "role", b"role", "tokenizer_path", b"tokenizer_path", "total_pages", b"total_pages", "version", b"version", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

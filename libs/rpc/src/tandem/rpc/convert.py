@@ -134,6 +134,7 @@ def worker_info_to_proto(info: WorkerInfo) -> bootstrap_pb2.WorkerInfo:
         draining=info.draining,
         version=protocol_to_proto(info.protocol),
         total_pages=info.total_pages,
+        tokenizer_path=info.tokenizer_path,
     )
 
 
@@ -151,4 +152,5 @@ def worker_info_from_proto(message: bootstrap_pb2.WorkerInfo) -> WorkerInfo:
         total_pages=message.total_pages,
         protocol=protocol_from_proto(message.version),
         draining=message.draining,
+        tokenizer_path=message.tokenizer_path,
     )

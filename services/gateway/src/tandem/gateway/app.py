@@ -44,6 +44,7 @@ from tandem.gateway.settings import STATUS_INTERVAL_MS, GatewaySettings
 from tandem.gateway.slots import Slots
 from tandem.gateway.token_endpoints import TokenEndpoints
 from tandem.gateway.tokenizer import Encoder, HuggingFaceEncoder, PromptTokenizer
+from tandem.gateway.tokenizers import TokenizerPaths, Tokenizers, loader
 from tandem.rpc import logs
 from tandem.rpc.client import open_channel
 from tandem.rpc.clock import SystemClock
@@ -102,18 +103,21 @@ class Gateway:
             connect,
             rng=rng,
         )
-        self._watcher = ClusterWatcher(self._bootstrap, rng=rng, callbacks=_told(roster, self._pool))
+        self._watcher = ClusterWatcher(self._bootstrap, rng=rng, callbacks=self._told(roster))
         self._pool.follow(lambda: self._watcher.view, lambda: self._watcher.connected)
         counted.follow(self._pool.standings, lambda: self._watcher.connected)
         counted.limit.set(settings.max_concurrent)
         self._lag = counted.lag
-        self._tokenizer = PromptTokenizer(encoder, threads=settings.tokenizer_threads)
+        self._tokenizers = Tokenizers(
+            TokenizerPaths(settings.model_path, settings.tokenizers, self._pool.tokenizer_paths),
+            PromptTokenizer(encoder, threads=settings.tokenizer_threads),
+            loader(HuggingFaceEncoder, settings.tokenizer_threads),
+        )
         rooms = RoomBook()
         router = Router(
             self._pool,
             _routing(settings),
             {Role.PREFILL: policy_named(settings.prefill_policy), Role.DECODE: policy_named(settings.decode_policy)},
-            encoder.text,
             self._tracing,
             on_retry=counted.count_retry,
             on_resume=counted.resumed.inc,
@@ -170,8 +174,16 @@ class Gateway:
         await self._tasks.close()
         await self._looking.close()
         await self._bootstrap.close()
-        self._tokenizer.close()
+        await self._tokenizers.close()
         await self._tracing.close()
+
+    def _told(self, roster: Roster) -> WatchCallbacks:
+        """Who hears of each change of the cluster."""
+        return WatchCallbacks(
+            joined=_all(roster.joined, self._pool.joined, lambda info: self._tokenizers.expect(info.models)),
+            left=_all(roster.left, self._pool.left),
+            changed=_all(roster.joined, self._pool.changed),
+        )
 
     def _health(self, clock: SystemClock, counted: GatewayMetrics) -> HealthBook:
         settings = self._settings
@@ -202,14 +214,13 @@ class Gateway:
     def _build_http(self, router: Router, metrics: Metrics, counted: GatewayMetrics, slots: Slots) -> HttpServer:
         settings = self._settings
         fallback = settings.served_model_name or Path(settings.model_path).name
-        catalog = Catalog(self._pool, fallback, only=settings.served_model_name)
+        catalog = Catalog(self._pool, fallback, settings.served_model_name, frozenset(settings.tokenizers))
         schema = SchemaLimits(settings.max_n, settings.max_batch, settings.max_tokenize_size)
         works = Works(
-            preparer=Preparer(catalog, self._tokenizer, default_max_tokens=settings.default_max_tokens),
+            preparer=Preparer(catalog, self._tokenizers, default_max_tokens=settings.default_max_tokens),
             router=router,
             slots=slots,
             metrics=counted,
-            token_text=self._tokenizer.token_text,
             limits=GenerationLimits(
                 settings.max_body_bytes,
                 settings.request_timeout_ms,
@@ -223,9 +234,9 @@ class Gateway:
             catalog=catalog,
             schema=schema,
             tokens=TokenEndpoints(
-                catalog, self._tokenizer, schema, settings.max_body_bytes, Slots(token_endpoints.MAX_AT_ONCE)
+                catalog, self._tokenizers, schema, settings.max_body_bytes, Slots(token_endpoints.MAX_AT_ONCE)
             ),
-            model_path=settings.model_path,
+            path_of=self._tokenizers.path_of,
             started=int(time.time()),
             ready=self._missing,
             render_metrics=metrics.render,
@@ -247,21 +258,14 @@ class Gateway:
         return HttpServer(config)
 
 
-def _told(roster: Roster, pool: SessionPool) -> WatchCallbacks:
-    """Both hear of each change of the cluster."""
+def _all(*hearers: Callable[[_T], None]) -> Callable[[_T], None]:
+    """One that tells all, in turn."""
 
-    def both(first: Callable[[_T], None], second: Callable[[_T], None]) -> Callable[[_T], None]:
-        def tell(news: _T) -> None:
-            first(news)
-            second(news)
+    def tell(news: _T) -> None:
+        for hear in hearers:
+            hear(news)
 
-        return tell
-
-    return WatchCallbacks(
-        joined=both(roster.joined, pool.joined),
-        left=both(roster.left, pool.left),
-        changed=both(roster.joined, pool.changed),
-    )
+    return tell
 
 
 async def serve(settings: GatewaySettings, tls: TlsSettings, stop: Stop) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from enum import Enum
+from typing import Protocol
 
 from tandem.v1 import session_pb2
 
@@ -102,6 +104,16 @@ class GenerateCall:
         return sum(item.n for item in self.items)
 
 
+class Texts(Protocol):
+    """Turns a model's tokens into text."""
+
+    def token_text(self, token_id: int) -> str:
+        """Text of one token; a lone part of a character becomes U+FFFD."""
+
+    def text(self, ids: SequenceOf[int], skip_special_tokens: bool) -> str:
+        """Text of tokens, with or without special ones."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sequence:
     """One answer to be generated."""
@@ -115,6 +127,8 @@ class Sequence:
     input_ids: tuple[int, ...]
     sampling: session_pb2.Sampling
     """The item's, with `max_new_tokens` settled and a seed of its own."""
+    texts: Texts
+    """Of the model."""
     echo: str = ""
     """What the answer begins with: the prompt's text, if it is to be said again."""
     streamed: bool = False

@@ -21,6 +21,10 @@ from tandem.rpc.process_metrics import add_process_metrics
 _TTFT_S: Final = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24)
 _TOKEN_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _E2E_S: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+MAX_MODELS: Final = 64
+"""Models that are measured by name, over the life of a process; a label needs a bound."""
+OTHER: Final = "other"
+
 _QUEUE_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
 WORKERS: Final = Family(
@@ -54,6 +58,7 @@ class EndpointMeters:
     tpot: prometheus.Histogram
     itl: prometheus.Histogram
     duration: prometheus.Histogram
+    prompt: prometheus.Counter
     completion: prometheus.Counter
 
 
@@ -110,9 +115,12 @@ class GatewayMetrics:
         self.limit = metrics.gauge(
             "tandem_gateway_sequences_limit", "Sequences that may be; more are refused with 429."
         )
-        self.tokens = metrics.counter("tandem_gateway_tokens", "Tokens, by kind: prompt or completion.", ("kind",))
+        self.tokens = metrics.counter(
+            "tandem_gateway_tokens", "Tokens, by model and kind: prompt or completion.", ("kind", "model")
+        )
         self._add_times(metrics)
-        self._meters: dict[str, EndpointMeters] = {}
+        self._meters: dict[tuple[str, str], EndpointMeters] = {}
+        self._models: set[str] = set()
         for reason, spec in CATALOGUE.items():
             if spec.retryable:
                 self.retries.labels(reason.value)
@@ -135,38 +143,43 @@ class GatewayMetrics:
             "gen_ai_server_time_to_first_token_seconds",
             "TTFT: from a request to its first token.",
             _TTFT_S,
-            ("endpoint",),
+            ("endpoint", "model"),
         )
         self._tpot = metrics.histogram(
             "gen_ai_server_time_per_output_token_seconds",
             "TPOT of a sequence: from its first token to its end, over its tokens less one.",
             _TOKEN_S,
-            ("endpoint",),
+            ("endpoint", "model"),
         )
         self._itl = metrics.histogram(
             "tandem_gateway_inter_token_seconds",
             "ITL: between two pieces of news of one sequence, per token.",
             _TOKEN_S,
-            ("endpoint",),
+            ("endpoint", "model"),
         )
         self._duration = metrics.histogram(
             "gen_ai_server_request_duration_seconds",
             "E2E: from a request to its end, if its answer had begun.",
             _E2E_S,
-            ("endpoint",),
+            ("endpoint", "model"),
         )
 
-    def of(self, endpoint: str) -> EndpointMeters:
-        """The meters of an endpoint; there are as many as endpoints."""
-        if endpoint not in self._meters:
-            self._meters[endpoint] = EndpointMeters(
-                ttft=self.ttft.labels(endpoint),
-                tpot=self._tpot.labels(endpoint),
-                itl=self._itl.labels(endpoint),
-                duration=self._duration.labels(endpoint),
-                completion=self.tokens.labels("completion"),
+    def of(self, endpoint: str, model: str) -> EndpointMeters:
+        """The meters of an endpoint and a model; models beyond MAX_MODELS share theirs."""
+        if model not in self._models:
+            if len(self._models) >= MAX_MODELS:
+                model = OTHER
+            self._models.add(model)
+        if (endpoint, model) not in self._meters:
+            self._meters[endpoint, model] = EndpointMeters(
+                ttft=self.ttft.labels(endpoint, model),
+                tpot=self._tpot.labels(endpoint, model),
+                itl=self._itl.labels(endpoint, model),
+                duration=self._duration.labels(endpoint, model),
+                prompt=self.tokens.labels("prompt", model),
+                completion=self.tokens.labels("completion", model),
             )
-        return self._meters[endpoint]
+        return self._meters[endpoint, model]
 
     def count_answer(self, endpoint: str, status: int) -> None:
         """A request was answered."""
@@ -222,13 +235,14 @@ class _Pace:
 
 
 class Stopwatch:
-    """Times one request."""
+    """Times one request. `prepared` comes first, once its model is known."""
 
     def __init__(self, metrics: GatewayMetrics, endpoint: str) -> None:
         self._started = time.monotonic()
         self._observer = metrics.observer
-        self._prepared = metrics.prepared
-        self._meters = metrics.of(endpoint)
+        self._metrics = metrics
+        self._endpoint = endpoint
+        self._meters: EndpointMeters
         self._paces: dict[int, _Pace] = {}
         self.first_token_s: float | None = None
         """Seconds from the request to its first token, once that is there."""
@@ -237,9 +251,11 @@ class Stopwatch:
         """Seconds since the request came."""
         return time.monotonic() - self._started
 
-    def prepared(self) -> None:
-        """Its prompts are tokens."""
-        self._prepared.observe(self.elapsed())
+    def prepared(self, model: str, tokens: int) -> None:
+        """Its prompts are tokens, so many of them, for a model that exists."""
+        self._metrics.prepared.observe(self.elapsed())
+        self._meters = self._metrics.of(self._endpoint, model)
+        self._meters.prompt.inc(tokens)
 
     def saw(self, news: list[News]) -> None:
         """News are about to be written."""

@@ -25,7 +25,7 @@ from tandem.gateway.gateway_metrics import GatewayMetrics, Stopwatch
 from tandem.gateway.generate_answers import GenerateAnswer
 from tandem.gateway.mailbox import Mailbox, News
 from tandem.gateway.messages_answers import MessagesAnswer, failure_event
-from tandem.gateway.openai_answers import OpenAiAnswer, TokenText, event
+from tandem.gateway.openai_answers import OpenAiAnswer, event
 from tandem.gateway.prepare import Preparer
 from tandem.gateway.problems import ErrorShape, problem_of
 from tandem.gateway.request_trace import note_answers, note_call, note_prompts
@@ -74,7 +74,6 @@ class Works:
     router: Router
     slots: Slots
     metrics: GatewayMetrics
-    token_text: TokenText
     limits: GenerationLimits
     tracing: Tracing
 
@@ -110,10 +109,7 @@ class GenerationEndpoint:
         try:
             async with asyncio.timeout_at(journey.deadline + WRITE_GRACE_S):
                 sequences = await self._prepare(call, visit)
-                watch.prepared()
-                self._works.metrics.tokens.labels("prompt").inc(
-                    sum(len(one.input_ids) for one in sequences if one.choice == 0)
-                )
+                watch.prepared(sequences[0].model, sum(len(one.input_ids) for one in sequences if one.choice == 0))
                 transcripts = [Transcript(sequence) for sequence in sequences]
                 answer = self._shape(call, visit, watch, transcripts)
                 try:
@@ -145,7 +141,7 @@ class GenerationEndpoint:
         return sequences
 
     def _shape(self, call: GenerateCall, visit: Visit, watch: Stopwatch, transcripts: list[Transcript]) -> Answer:
-        text_of = self._works.token_text
+        text_of = transcripts[0].sequence.texts.token_text
         if call.api is Api.GENERATE:
             return GenerateAnswer(call, visit.request_id, transcripts, text_of, watch.elapsed)
         model = transcripts[0].sequence.model

@@ -62,7 +62,8 @@ class HttpParts:
     catalog: Catalog
     schema: SchemaLimits
     tokens: TokenEndpoints
-    model_path: str
+    path_of: Callable[[str], str]
+    """Where the tokenizer of a model is."""
     started: int
     """Seconds since 1970."""
     ready: Callable[[], str]
@@ -148,9 +149,9 @@ class _Pages:
     async def model_info(self, request: Request) -> Response:
         """GET /get_model_info."""
         del request
-        path = self._parts.model_path
-        names = self._parts.catalog.names()
-        return _json({"model_path": path, "tokenizer_path": path, "is_generation": True, "served_model_name": names[0]})
+        name = self._parts.catalog.names()[0]
+        path = self._parts.path_of(name)
+        return _json({"model_path": path, "tokenizer_path": path, "is_generation": True, "served_model_name": name})
 
     async def health(self, request: Request) -> Response:
         """GET /health: the process lives."""
@@ -182,7 +183,7 @@ class _Pages:
             "object": "model",
             "created": self._parts.started,
             "owned_by": "tandem",
-            "root": self._parts.model_path,
+            "root": self._parts.path_of(name),
             "max_model_len": context or None,
         }
 

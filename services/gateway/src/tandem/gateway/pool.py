@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
 
 import grpc
 
@@ -18,6 +19,9 @@ from tandem.gateway.sessions import Session, StatusFollower
 from tandem.rpc.tasks import TaskSupervisor
 
 log = logging.getLogger(__name__)
+
+GONE_LATELY_S: Final = 600.0
+"""How long a model whose workers have all gone counts as one that may come back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,9 @@ class SessionPool:
         self._view: Callable[[], ClusterView] = ClusterView
         self._connected: Callable[[], bool] = lambda: False
         self._changed = asyncio.Event()
+        self._served: tuple[str, ...] = ()
+        self._gone: dict[str, float] = {}
+        """Models that nobody serves any more, and since when."""
 
     def follow(self, view: Callable[[], ClusterView], connected: Callable[[], bool]) -> None:
         """Sets where the view of the cluster, and whether bootstrap confirms it, can be read."""
@@ -91,6 +98,7 @@ class SessionPool:
             self._remove(life)
         if info.life not in self._members:
             self._add(info)
+        self._note_gone()
         self._note_change()
 
     def _add(self, info: WorkerInfo) -> None:
@@ -121,6 +129,7 @@ class SessionPool:
         """
         if self._connected():
             self._remove(life)
+        self._note_gone()
         self._note_change()
 
     def changed(self, info: WorkerInfo) -> None:
@@ -145,6 +154,16 @@ class SessionPool:
     def context_tokens(self, model: str) -> int:
         """The smallest context among a model's workers; 0 if it has none."""
         return min((i.context_tokens for i in self.view.workers.values() if model in i.models), default=0)
+
+    def gone_lately(self, model: str) -> bool:
+        """Whether the last worker of a model went a short while ago, so that it may come back."""
+        gone_at = self._gone.get(model)
+        return gone_at is not None and asyncio.get_running_loop().time() - gone_at < GONE_LATELY_S
+
+    def tokenizer_paths(self, model: str) -> tuple[str, ...]:
+        """Where a model's workers say that its tokenizer is, each path once, in order of worker id."""
+        serving = (info for info in self.view.workers.values() if model in info.models and info.tokenizer_path)
+        return tuple(dict.fromkeys(info.tokenizer_path for info in serving))
 
     def ready(self) -> bool:
         """Whether some model has a prefill and a decode worker that we have Sessions with."""
@@ -177,6 +196,14 @@ class SessionPool:
             member.session.leave()
         await self._tasks.close()
         await asyncio.gather(*(member.channel.close() for member in members))
+
+    def _note_gone(self) -> None:
+        """Remembers for a while the models that nobody serves any more."""
+        now, served = asyncio.get_running_loop().time(), self.models()
+        fresh = {model: at for model, at in self._gone.items() if now - at < GONE_LATELY_S}
+        fresh |= {model: now for model in self._served if model not in served}
+        self._gone = {model: at for model, at in fresh.items() if model not in served}
+        self._served = served
 
     def _note_change(self) -> None:
         """Drops what was kept through a loss of bootstrap and is of no use any more; wakes who waits."""

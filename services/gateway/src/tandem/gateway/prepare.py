@@ -10,6 +10,7 @@ from tandem.gateway.calls import GenerateCall, Item, Sequence, TextPrompt
 from tandem.gateway.first_token import comes_early
 from tandem.gateway.sampling import MAX_SEED
 from tandem.gateway.tokenizer import PromptTokenizer
+from tandem.gateway.tokenizers import TokenizersOf
 from tandem.v1 import session_pb2
 
 
@@ -22,6 +23,9 @@ class ModelFacts(Protocol):
     def context_tokens(self, model: str) -> int:
         """Longest prompt plus answer, in tokens; 0 if nobody serves the model."""
 
+    def gone_lately(self, model: str) -> bool:
+        """Whether the last worker of a model went a short while ago, so that it may come back."""
+
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
@@ -32,9 +36,11 @@ class Catalog:
     """Shown while no worker is there."""
     only: str = ""
     """The only model to serve; empty = all."""
+    named: frozenset[str] = frozenset()
+    """Models that the settings name: they exist, even while nobody serves them."""
 
     def names(self) -> tuple[str, ...]:
-        """The models, in order of name."""
+        """The models that are served, in order of name."""
         if self.only:
             return (self.only,)
         return self.facts.models() or (self.fallback,)
@@ -47,7 +53,7 @@ class Catalog:
             raise TandemError(
                 ErrorReason.INVALID_ARGUMENT, f"'model' is missing. Name one of: {listed}.", field="model"
             )
-        if wanted and wanted not in names:
+        if wanted and wanted not in names and not self._is_away(wanted):
             raise TandemError(
                 ErrorReason.UNKNOWN_MODEL,
                 f"The model {wanted[:100]!r} does not exist here. There is: {listed}.",
@@ -55,13 +61,17 @@ class Catalog:
             )
         return wanted or names[0]
 
+    def _is_away(self, model: str) -> bool:
+        """Whether a model exists that nobody serves at the moment: clients should come back, not give up."""
+        return not self.only and (model in self.named or self.facts.gone_lately(model))
+
 
 class Preparer:
     """Prepares calls."""
 
-    def __init__(self, catalog: Catalog, tokenizer: PromptTokenizer, *, default_max_tokens: int) -> None:
+    def __init__(self, catalog: Catalog, tokenizers: TokenizersOf, *, default_max_tokens: int) -> None:
         self._catalog = catalog
-        self._tokenizer = tokenizer
+        self._tokenizers = tokenizers
         self._default_max_tokens = default_max_tokens
 
     async def prepare(self, call: GenerateCall) -> tuple[Sequence, ...]:
@@ -70,29 +80,22 @@ class Preparer:
         context = self._catalog.facts.context_tokens(model)
         if not context:
             raise TandemError(ErrorReason.NO_WORKER, f"No worker serves {model!r} at the moment. Try again soon.")
+        tokenizer = await self._tokenizers.of(model)
+        texts = tokenizer.encoder
         sequences: list[Sequence] = []
         for item in call.items:
-            ids = await self._tokenizer.ids(item.prompt, item.field)
-            self._tokenizer.require_known(item.sampling.logit_bias, "logit_bias")
+            ids = await tokenizer.ids(item.prompt, item.field)
+            tokenizer.require_known(item.sampling.logit_bias, "logit_bias")
             sampling = session_pb2.Sampling()
             sampling.CopyFrom(item.sampling)
             sampling.max_new_tokens = self._new_tokens(item, len(ids), context)
             early = comes_early(sampling, item.logprobs, stream=call.stream)
-            echo = await self._echo(item, ids)
+            echo = await _echo(item, ids, tokenizer)
             for choice in range(item.n):
                 own = _own_seed(sampling, choice)
                 place = len(sequences)
-                sequences.append(Sequence(place, item, choice, model, ids, own, echo, call.stream, early))
+                sequences.append(Sequence(place, item, choice, model, ids, own, texts, echo, call.stream, early))
         return tuple(sequences)
-
-    async def _echo(self, item: Item, ids: tuple[int, ...]) -> str:
-        """The prompt's text, where the answer is to begin with it."""
-        if not item.echo:
-            return ""
-        if isinstance(item.prompt, TextPrompt):
-            return item.prompt.text
-        skip = item.sampling.skip_special_tokens
-        return await self._tokenizer.text(ids, item.field, skip_special_tokens=skip)
 
     def _new_tokens(self, item: Item, prompt_tokens: int, context: int) -> int:
         """Tokens to generate at most."""
@@ -113,6 +116,15 @@ class Preparer:
                 field=item.field,
             )
         return asked or min(left, item.default_new_tokens or self._default_max_tokens)
+
+
+async def _echo(item: Item, ids: tuple[int, ...], tokenizer: PromptTokenizer) -> str:
+    """The prompt's text, where the answer is to begin with it."""
+    if not item.echo:
+        return ""
+    if isinstance(item.prompt, TextPrompt):
+        return item.prompt.text
+    return await tokenizer.text(ids, item.field, skip_special_tokens=item.sampling.skip_special_tokens)
 
 
 def _own_seed(sampling: session_pb2.Sampling, choice: int) -> session_pb2.Sampling:

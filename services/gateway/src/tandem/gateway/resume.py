@@ -6,16 +6,11 @@ does not know what these tokens did to a grammar, a penalty or a stop text, so a
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
 from typing import Final
 
 from tandem.gateway.calls import Sequence
 from tandem.v1 import session_pb2
-
-TextOf = Callable[[SequenceOf[int], bool], str]
-"""Text of tokens; the flag says whether special ones are left out."""
 
 _LEAD_TOKENS: Final = 5
 """Tokens of the prompt that the answer's text is read together with, as engines do."""
@@ -24,9 +19,9 @@ _LEAD_TOKENS: Final = 5
 class Told:
     """Follows one sequence over all its attempts."""
 
-    def __init__(self, sequence: Sequence, text_of: TextOf) -> None:
+    def __init__(self, sequence: Sequence) -> None:
         self._sequence = sequence
-        self._text_of = text_of
+        self._text_of = sequence.texts.text
         self._tokens: list[int] = []
         self._text: list[str] = []
 

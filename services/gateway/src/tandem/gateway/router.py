@@ -6,12 +6,13 @@ import asyncio
 import logging
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Collection
 from collections.abc import Sequence as SequenceOf
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Protocol
+from typing import Final, Protocol
 
 from opentelemetry.trace import Span
 
@@ -28,13 +29,16 @@ from tandem.gateway.calls import Sequence
 from tandem.gateway.first_token import FirstToken
 from tandem.gateway.health import HealthBook
 from tandem.gateway.request_trace import AttemptTrace, RouteTrace
-from tandem.gateway.resume import TextOf, Told
+from tandem.gateway.resume import Told
 from tandem.gateway.rooms import RoomBook, RoomFacts
 from tandem.rpc.tracing import names
 from tandem.rpc.tracing.provider import Tracing
 from tandem.v1 import session_pb2
 
 log = logging.getLogger(__name__)
+
+MAX_COUNTS: Final = 1024
+"""Models that a policy counts for, those that are gone too."""
 
 Deliver = Callable[[session_pb2.Delta | None], bool]
 """Takes news for the client; None makes void what came before. False if the client is too far behind."""
@@ -119,7 +123,14 @@ class _Chooser:
     """The policy of one role, and how often it was asked."""
 
     policy: PolicyName
-    count: int = field(default=0)
+    counts: Counter[str] = field(default_factory=Counter)
+    """By model: models that take turns must not make each other skip workers."""
+
+    def chose(self, model: str) -> None:
+        """A worker of a model was chosen."""
+        if len(self.counts) >= MAX_COUNTS and model not in self.counts:
+            self.counts.clear()
+        self.counts[model] += 1
 
 
 class Router:
@@ -130,7 +141,6 @@ class Router:
         workers: Workers,
         settings: RouterSettings,
         policies: dict[Role, PolicyName],
-        text_of: TextOf,
         tracing: Tracing,
         *,
         dice: Dice | None = None,
@@ -147,7 +157,6 @@ class Router:
         self._workers = workers
         self._settings = settings
         self._choosers = {role: _Chooser(policies[role]) for role in Role}
-        self._text_of = text_of
         self._tracing = tracing
         self._dice = dice or Dice()
         self._on_retry = on_retry
@@ -185,7 +194,7 @@ class Router:
 
     async def _attempts(self, sequence: Sequence, journey: Journey, deliver: Deliver) -> None:
         avoid: set[WorkerLife] = set()
-        told, first_token, cause = Told(sequence, self._text_of), FirstToken(), None
+        told, first_token, cause = Told(sequence), FirstToken(), None
         asked = sequence
         self._budget.began(time.monotonic())
         for number in range(1, self._settings.max_attempts + 1):
@@ -292,9 +301,10 @@ class Router:
             for life in fresh
         ]
         chooser = self._choosers[role]
-        turn = Turn(chooser.count, self._dice.bits(32), wish.session, wish.prefix, self._settings.load_cap)
+        count, cap = chooser.counts[wish.model], self._settings.load_cap
+        turn = Turn(count, self._dice.bits(32), wish.session, wish.prefix, cap)
         chosen = choose(chooser.policy, candidates, turn, role)
-        chooser.count += 1
+        chooser.chose(wish.model)
         return by_life[chosen.life]
 
     def _submit(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -23,6 +24,12 @@ class GatewaySettings(Settings):
     admin_address: str = Field(default="127.0.0.1:50051", description="host:port of AdminService (gRPC)")
     bootstrap_address: str = Field(default="127.0.0.1:50050", description="host:port of BootstrapService")
     model_path: str = Field(description="directory or Hugging Face id with the model's tokenizer")
+    tokenizers: Mapping[str, str] = Field(
+        default={},
+        max_length=1024,
+        description="JSON object: where the tokenizer of each model is; of others it is where their workers say, "
+        "else `model_path`",
+    )
     served_model_name: str = Field(
         default="", description="the only model to serve; empty = every model that the workers serve"
     )

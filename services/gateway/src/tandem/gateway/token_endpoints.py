@@ -17,7 +17,7 @@ from tandem.gateway.openai_schema import SchemaLimits
 from tandem.gateway.prepare import Catalog
 from tandem.gateway.slots import Slots
 from tandem.gateway.token_schema import read_detokenize, read_tokenize
-from tandem.gateway.tokenizer import PromptTokenizer
+from tandem.gateway.tokenizers import TokenizersOf
 
 MAX_AT_ONCE: Final = 64
 """Requests that are read or worked on at the same time; who comes then is told to come back."""
@@ -28,7 +28,7 @@ class TokenEndpoints:
     """These endpoints."""
 
     catalog: Catalog
-    tokenizer: PromptTokenizer
+    tokenizers: TokenizersOf
     limits: SchemaLimits
     max_body_bytes: int
     slots: Slots
@@ -50,8 +50,10 @@ class TokenEndpoints:
 
     async def _tokenize(self, body: dict[str, Any]) -> dict[str, Any]:
         call = read_tokenize(body, self.limits)
-        context = self.catalog.facts.context_tokens(self.catalog.resolve(call.model))
-        found = [await self.tokenizer.encode(prompt) for prompt in call.prompts]
+        model = self.catalog.resolve(call.model)
+        context = self.catalog.facts.context_tokens(model)
+        tokenizer = await self.tokenizers.of(model)
+        found = [await tokenizer.encode(prompt) for prompt in call.prompts]
         counts = [len(ids) for ids in found]
         if call.single:
             return {"tokens": found[0], "count": counts[0], "max_model_len": context or None}
@@ -59,14 +61,14 @@ class TokenEndpoints:
 
     async def _count(self, body: dict[str, Any]) -> dict[str, Any]:
         call = read_count(body, self.limits)
-        self.catalog.resolve(call.model)
-        return {"input_tokens": len(await self.tokenizer.encode(call.prompts[0]))}
+        tokenizer = await self.tokenizers.of(self.catalog.resolve(call.model))
+        return {"input_tokens": len(await tokenizer.encode(call.prompts[0]))}
 
     async def _detokenize(self, body: dict[str, Any]) -> dict[str, Any]:
         call = read_detokenize(body, self.limits)
-        self.catalog.resolve(call.model)
+        tokenizer = await self.tokenizers.of(self.catalog.resolve(call.model))
         skip = call.skip_special_tokens
-        found = [await self.tokenizer.text(ids, "tokens", skip_special_tokens=skip) for ids in call.lists]
+        found = [await tokenizer.text(ids, "tokens", skip_special_tokens=skip) for ids in call.lists]
         text = found[0] if call.single else found
         # SGLang's clients read the one, vLLM's the other.
         return {"text": text, "prompt": text}

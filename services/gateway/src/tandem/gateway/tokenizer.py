@@ -108,7 +108,7 @@ class PromptTokenizer:
     """A model's tokenizer: what is short is done at once, what is long in a thread."""
 
     def __init__(self, encoder: Encoder, *, threads: int = 2) -> None:
-        self._encoder = encoder
+        self.encoder = encoder
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tokenize")
 
     async def ids(self, prompt: Prompt, field: str) -> tuple[int, ...]:
@@ -133,20 +133,16 @@ class PromptTokenizer:
     async def text(self, ids: tuple[int, ...], field: str, *, skip_special_tokens: bool) -> str:
         """Text of tokens. Raises TandemError(INVALID_ARGUMENT) if one is outside the vocabulary."""
         self.require_known(ids, field)
-        return await self._run(len(ids), partial(self._encoder.text, skip_special_tokens=skip_special_tokens), ids)
+        return await self._run(len(ids), partial(self.encoder.text, skip_special_tokens=skip_special_tokens), ids)
 
     def require_known(self, ids: Iterable[int], field: str) -> None:
         """Raises TandemError(INVALID_ARGUMENT) if a token is outside the vocabulary."""
-        if (largest := max(ids, default=0)) >= self._encoder.vocabulary:
+        if (largest := max(ids, default=0)) >= self.encoder.vocabulary:
             raise TandemError(
                 ErrorReason.INVALID_ARGUMENT,
-                f"'{field}' holds the token {largest}; this model's tokens are 0..{self._encoder.vocabulary - 1}.",
+                f"'{field}' holds the token {largest}; this model's tokens are 0..{self.encoder.vocabulary - 1}.",
                 field=field,
             )
-
-    def token_text(self, token_id: int) -> str:
-        """Text of one token."""
-        return self._encoder.token_text(token_id)
 
     def close(self) -> None:
         """Lets the threads end."""
@@ -154,10 +150,10 @@ class PromptTokenizer:
 
     def _chat_ids(self, prompt: ChatPrompt) -> list[int]:
         # The template writes the special tokens itself.
-        return self._encoder.encode(self._encoder.render(prompt), add_special_tokens=False)
+        return self.encoder.encode(self.encoder.render(prompt), add_special_tokens=False)
 
     def _text_ids(self, prompt: TextPrompt) -> list[int]:
-        return self._encoder.encode(prompt.text, add_special_tokens=prompt.special_tokens)
+        return self.encoder.encode(prompt.text, add_special_tokens=prompt.special_tokens)
 
     async def _run(self, size: int, work: Callable[[T], R], given: T) -> R:
         """size: characters or tokens."""

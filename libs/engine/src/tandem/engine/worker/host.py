@@ -202,6 +202,7 @@ class WorkerHost:
             max_running=facts.max_running,
             total_pages=facts.total_pages,
             protocol=version.CURRENT,
+            tokenizer_path=self._settings.tokenizer_path,
         )
         lease = LeaseKeeper(
             channel,

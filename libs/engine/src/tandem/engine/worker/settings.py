@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from enum import Enum
+from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field, field_validator
@@ -75,6 +76,11 @@ class WorkerSettings(Settings):
     def host_to_dial(self) -> str:
         """Host that gateways dial. Raises OSError if this machine's address can't be found."""
         return host_to_dial(self.host, self.advertise_host)
+
+    @property
+    def tokenizer_path(self) -> str:
+        """Where the model's tokenizer is: an absolute path, or a Hugging Face model id."""
+        return str(Path(self.model_path).resolve()) if Path(self.model_path).is_dir() else self.model_path
 
     @property
     def served_name(self) -> str:

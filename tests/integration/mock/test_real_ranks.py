@@ -97,3 +97,43 @@ async def test_aborts_leak_nothing(start_pair: StartPair, delay_turns: int) -> N
         await room.decode.finish()
         await room.prefill.finish()
     await pair.idle()
+
+
+@pytest.mark.parametrize("tp_size", [1, 2])
+async def test_only_the_rest_of_a_kept_prompt_moves_over_real_links(start_pair: StartPair, tp_size: int) -> None:
+    pair = await start_pair(tp_size=tp_size, chunk_tokens=16, keep_prefixes=True)
+    oracle = oracle_of(pair.settings)
+    talk, held, moved = prompt_of(1, 30), 0, 0
+    for said in (5, 26, 2):
+        room = await pair.ask(talk, Sampling(max_new_tokens=20, ignore_eos=True))
+        assert (await room.decode.finish()).kind is FinishKind.LENGTH, room.decode
+        assert (await room.prefill.finish()).kind is FinishKind.HANDED_OVER
+        assert room.decode.tokens == oracle.predict(talk, 20, ignore_eos=True).tokens
+        _, decode = await pair.idle()
+        before, moved = moved, decode.kv_bytes
+        assert moved - before == (-(-len(talk) // 4) - held) * 4 * 64 * tp_size
+        talk = talk + room.decode.tokens
+        held = (len(talk) - 1) // 4
+        talk += prompt_of(said, said)
+    reports = (await pair.decode.measured()).ranks
+    assert {report.measures.prefix_bytes for report in reports} == {(49 // 4 + 74 // 4) * 4 * 64}
+
+
+async def test_a_flipped_byte_behind_a_kept_prefix_fails_and_the_next_room_is_right(start_pair: StartPair) -> None:
+    pair = await start_pair({"fault_flip_chunk": 3}, chunk_tokens=8, keep_prefixes=True)
+    oracle = oracle_of(pair.settings)
+    prompt = prompt_of(1, 16)
+    sampling = Sampling(max_new_tokens=9, ignore_eos=True)
+    await (await pair.ask(prompt, sampling)).decode.finish()
+    longer = prompt + prompt_of(2, 50)
+    room = await pair.ask(longer, sampling)
+    finish = await room.decode.finish()
+    assert finish.why is not None
+    assert finish.why.reason is ErrorReason.CHECKSUM_MISMATCH
+    await room.prefill.finish()
+    await pair.idle()
+    room = await pair.ask(longer, sampling)
+    assert (await room.decode.finish()).kind is FinishKind.LENGTH
+    assert room.decode.tokens == oracle.predict(longer, 9, ignore_eos=True).tokens
+    await room.prefill.finish()
+    await pair.idle()

@@ -180,9 +180,11 @@ class RoomDouble:
     def offer(self, kv_pages, state_pages=(), *, metadata_row: int, decode_prefix_len: int = 0) -> None:
         assert self.phase is Phase.WAITING
         self.offered = (np.asarray(kv_pages), metadata_row)
+        self.decode_prefix_len = decode_prefix_len
         self.host.counters.granted_pages += self.offered[0].size
         self.host.counters.granted_rows += 1
         if (sender := self.wire.other(self)) is not None:
+            sender.decode_prefix_len = decode_prefix_len
             self.wire.soon(lambda: sender.turn(Phase.WAITING, None))
 
     def began(self, at_s: float) -> None:

@@ -175,6 +175,14 @@ def test_the_mock_takes_engine_args_as_its_settings(laptop: Machine) -> None:
     assert not any(key.startswith("TANDEM_SGLANG") for key in env)
 
 
+@pytest.mark.parametrize("engine", EngineChoice)
+def test_decode_alone_is_told_to_keep_prefixes(laptop: Machine, engine: EngineChoice) -> None:
+    variable = f"TANDEM_{engine.name}_KEEP_PREFIXES"
+    for keep in (True, False):
+        workers = make_plan(UpOptions(engine=engine, keep_prefixes=keep), laptop, {}).workers
+        assert {one.name for one in workers if one.env.get(variable) == "true"} == ({"decode-0"} if keep else set())
+
+
 def test_env_goes_to_one_process_or_to_all_and_wins(laptop: Machine) -> None:
     options = UpOptions(env=("decode-0:TANDEM_RANK_PROVIDERS=tcp", "X=1:2=3"))
     plan = make_plan(options, laptop, {})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tandem.core.errors import ErrorReason, TandemError
@@ -73,6 +73,7 @@ def test_unequal_counts_are_refused() -> None:
         expand(np.array([1, 2]), np.array([1]), np.array([0]), np.array([0]), np.array([4]))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000), st.integers(0, 10_000), st.integers(1, 128))
 def test_prefix_and_rest_are_the_prompt(prompt: int, prefix_pages: int, page_size: int) -> None:
     prefix = min(prefix_pages, prompt // page_size) * page_size
@@ -81,6 +82,7 @@ def test_prefix_and_rest_are_the_prompt(prompt: int, prefix_pages: int, page_siz
     assert prefix + rest * page_size >= prompt > prefix + (rest - 1) * page_size or (rest == 0 and prefix == prompt)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 300), st.integers(-300, 300), st.integers(1, 64))
 def test_a_prefix_is_whole_pages_of_the_prompt_or_refused(prompt: int, prefix: int, page_size: int) -> None:
     if 0 <= prefix <= prompt and prefix % page_size == 0:

@@ -372,6 +372,15 @@ def test_what_is_ours_is_an_argument_of_sglang():
 
 
 @pytest.mark.parametrize("role", Role)
+def test_decode_keeps_prefixes_where_that_is_wanted(role, tmp_path):
+    for keep in (True, False):
+        options = arguments.SglangOptions(model_path=str(tmp_path), keep_prefixes=keep)
+        args = arguments.server_args(options, role, False, {}, 0)
+        wanted = keep and role is Role.DECODE
+        assert args.get("disaggregation_decode_enable_radix_cache", False) is wanted
+
+
+@pytest.mark.parametrize("role", Role)
 def test_cpu_defaults_are_arguments_of_sglang_and_the_user_wins(role, tmp_path, monkeypatch):
     monkeypatch.setattr(arguments, "pool_tokens", lambda options, memory: 4096)
     options = arguments.SglangOptions(model_path=str(tmp_path), max_running=3)

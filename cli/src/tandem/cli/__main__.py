@@ -50,6 +50,10 @@ def up(
     port: Annotated[int, typer.Option(min=0, max=65535, help="The gateway's HTTP port; 0: any free one.")] = 8000,
     page_size: Annotated[int | None, typer.Option(min=1, max=65536, help="Tokens per KV page.")] = None,
     tp: Annotated[int, typer.Option(min=1, max=64, help="Tensor parallel size of every worker.")] = 1,
+    keep_prefixes: Annotated[
+        bool,
+        typer.Option("--keep-prefixes", help="Decode keeps KV of past prompts, and gets the rest of new ones only."),
+    ] = False,
     engine_arg: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="A server argument of SGLang, or a setting of the mock. Repeatable."),
@@ -81,6 +85,7 @@ def up(
         port=port,
         page_size=page_size,
         tp=tp,
+        keep_prefixes=keep_prefixes,
         device=device,
         engine_args=tuple(engine_arg or ()),
         env=tuple(env or ()),

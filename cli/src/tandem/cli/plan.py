@@ -79,6 +79,8 @@ class UpOptions:
     provider: ProviderChoice = ProviderChoice.AUTO
     port: int = 8000
     page_size: int | None = None
+    keep_prefixes: bool = False
+    """Decode keeps the KV of sequences that have ended."""
     tp: int = 1
     device: DeviceChoice = DeviceChoice.AUTO
     engine_args: tuple[str, ...] = ()
@@ -207,6 +209,8 @@ def _worker(
         env |= _mock_environment(options)
     else:
         env |= _sglang_environment(options, gpus, share, threads)
+    if options.keep_prefixes and kind is Kind.DECODE:
+        env[f"TANDEM_{options.engine.name}_KEEP_PREFIXES"] = "true"
     return ProcessPlan(name, kind, {**env, **own})
 
 

@@ -42,6 +42,7 @@ class DecodeScheduler:
         self._leases = leases
         self._memories = memories
         self._vocabulary = vocabulary
+        self._powers = arithmetic.powers(arithmetic.P, settings.context_tokens)
         self._queue: dict[int, _Leg] = {}
         self._batch: dict[int, _Sequence] = {}
         self._work = asyncio.Event()
@@ -102,7 +103,7 @@ class DecodeScheduler:
         self._admitting = False
         while self._queue:
             leg = next(iter(self._queue.values()))
-            lease = self._leases.take(self._tokens(leg.job))
+            lease = self._leases.take(self._tokens(leg.job), leg.job.input_ids)
             if lease is None:
                 return
             del self._queue[leg.room]
@@ -110,10 +111,12 @@ class DecodeScheduler:
             self._offer(leg, lease)
 
     def _offer(self, leg: _Leg, lease: Lease) -> None:
-        pages = lease.pages[: self._leases.pages_for(len(leg.job.input_ids))]
+        held = len(lease.prefix)
+        pages = lease.pages[held : self._leases.pages_for(len(leg.job.input_ids))]
         for receiver in leg.handles:
             if leg.alive:
-                receiver.offer(pages, metadata_row=lease.row)
+                prefix_tokens = held * self._settings.page_size
+                receiver.offer(pages, metadata_row=lease.row, decode_prefix_len=prefix_tokens)
 
     def _begin(self, leg: _Leg) -> None:
         lease = leg.lease
@@ -166,4 +169,15 @@ class DecodeScheduler:
             answer.matched_text,
             answer.matched_token_id,
         )
+        self._compute(leg, answer.tokens)
         self.book.end(leg, Delta(leg.room, (token,), answer.texts[place], logprobs, prompt_logprobs, finish))
+
+    def _compute(self, leg: _Leg, answer: list[int]) -> None:
+        """Where KV is kept: that of the answer, as of a prompt that goes on with it; its last token was never fed."""
+        lease, prompt = leg.lease, leg.job.input_ids
+        if lease is None or not self._settings.keep_prefixes:
+            return
+        leg.computed = [*prompt, *answer[:-1]]
+        seeds = arithmetic.prompt_seeds(leg.computed, self._powers)[len(prompt) :]
+        for memory in self._memories:
+            memory.write(lease.pages, len(prompt), seeds, range(self._settings.layers))

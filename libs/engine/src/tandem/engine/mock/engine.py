@@ -152,13 +152,13 @@ class MockEngine:
         running = self._running()
         book, active = running.book, running.scheduler.running
         counters = [rank.counters for rank in running.ranks.values()]
-        pages, rows = book.leases.pages, book.leases.rows
+        pages, rows, kept = book.leases.pages, book.leases.rows, book.leases.prefixes.evictable
         return EngineStatus(
             running=active,
             waiting=len(book) - active,
             open_rooms=sum(each.open_rooms for each in counters),
             pools=(
-                PoolStatus("kv", pages.total, pages.free, 0, max(each.granted_pages for each in counters)),
+                PoolStatus("kv", pages.total, pages.free, kept, max(each.granted_pages for each in counters)),
                 PoolStatus("metadata", rows.total, rows.free, 0, max(each.granted_rows for each in counters)),
             ),
             rooms_succeeded=book.succeeded,
@@ -210,7 +210,10 @@ class MockEngine:
             vocabulary = vocabularies.from_tokenizer(settings.tokenizer_path)
         else:
             vocabulary = vocabularies.built_in(settings.vocab)
-        leases = Leases(settings.pages, settings.metadata_rows, settings.page_size, settings.max_running)
+        keep = settings.keep_prefixes and self._role is Role.DECODE
+        leases = Leases(
+            settings.pages, settings.metadata_rows, settings.page_size, settings.max_running, keep_prefixes=keep
+        )
         kind = PrefillScheduler if self._role is Role.PREFILL else DecodeScheduler
         return kind(settings, leases, memories, vocabulary)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from tandem.core.pages import I64
+from tandem.engine.mock.entries import Entries
+from tandem.engine.mock.prefixes import PageKey, Prefixes
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,43 +18,18 @@ class Lease:
 
     pages: I64
     row: int
-
-
-class Entries:
-    """The free entries of one pool. Freed ones are reused first, so that stale bytes show soon."""
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self._free: list[int] = list(range(total - 1, -1, -1))
-        self._taken = np.zeros(total, dtype=np.bool_)
-
-    @property
-    def free(self) -> int:
-        """Entries that nobody holds."""
-        return len(self._free)
-
-    def take(self, count: int) -> I64:
-        """Takes `count` entries; the caller has looked that they are free."""
-        taken = np.array(self._free[len(self._free) - count :][::-1], dtype=np.int64)
-        del self._free[len(self._free) - count :]
-        self._taken[taken] = True
-        return taken
-
-    def give(self, entries: I64) -> None:
-        """Takes entries back."""
-        if not self._taken[entries].all():
-            raise AssertionError(f"entries {entries[~self._taken[entries]].tolist()} were freed twice")
-        self._taken[entries] = False
-        self._free.extend(entries[::-1].tolist())
+    prefix: tuple[PageKey, ...] = ()
+    """Of the first pages: they hold the prompt's beginning already, and others may hold them too."""
 
 
 class Leases:
     """Pages and metadata rows of one engine."""
 
-    def __init__(self, pages: int, rows: int, page_size: int, limit: int) -> None:
+    def __init__(self, pages: int, rows: int, page_size: int, limit: int, *, keep_prefixes: bool = False) -> None:
         """limit: most leases at the same time."""
         self.pages = Entries(pages)
         self.rows = Entries(rows)
+        self.prefixes = Prefixes(self.pages, page_size, keep_prefixes)
         self.count = 0
         self._page_size = page_size
         self._limit = limit
@@ -60,16 +38,27 @@ class Leases:
         """Pages that `tokens` tokens need."""
         return -(-tokens // self._page_size)
 
-    def take(self, tokens: int) -> Lease | None:
-        """A row, and pages for `tokens` tokens; None if they are not free now, or too many rooms hold some."""
-        need = self.pages_for(tokens)
-        if self.count >= self._limit or need > self.pages.free or not self.rows.free:
+    def take(self, tokens: int, prompt: Sequence[int] = ()) -> Lease | None:
+        """A row, and pages for `tokens` tokens; None if they are not free now, or too many rooms hold some.
+
+        prompt: the first of the tokens. What is kept of its beginning is part of the lease.
+        """
+        if self.count >= self._limit or not self.rows.free:
+            return None
+        prefix = self.prefixes.hold(prompt)
+        need = self.pages_for(tokens) - len(prefix)
+        if not self.prefixes.make_room(need):
+            self.prefixes.take_back(prefix, np.empty(0, np.int64))
             return None
         self.count += 1
-        return Lease(self.pages.take(need), int(self.rows.take(1)[0]))
+        pages = np.concatenate([self.prefixes.pages(prefix), self.pages.take(need)])
+        return Lease(pages, int(self.rows.take(1)[0]), prefix)
 
-    def give(self, lease: Lease) -> None:
-        """Takes a lease back. Only once nothing can touch its entries any more."""
+    def give(self, lease: Lease, tokens: Sequence[int] = ()) -> None:
+        """Takes a lease back. Only once nothing can touch its entries any more.
+
+        tokens: those whose KV its pages hold; where prefixes are kept, the pages that they fill are.
+        """
         self.count -= 1
-        self.pages.give(lease.pages)
+        self.prefixes.take_back(lease.prefix, lease.pages[len(lease.prefix) :], tokens)
         self.rows.give(np.array([lease.row], dtype=np.int64))

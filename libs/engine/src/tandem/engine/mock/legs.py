@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -105,6 +105,8 @@ class Leg(Generic[Port]):
     """Set once it is failing."""
     emitted: int = 0
     """Tokens that went to the sink."""
+    computed: Sequence[int] = ()
+    """Tokens whose KV its pages hold, for an engine that keeps them beyond the leg's good end."""
     timer: asyncio.TimerHandle | None = None
 
     @property
@@ -201,7 +203,7 @@ class LegBook(Generic[Port]):
         if leg.rooms is not None:
             leg.rooms.clear()
         if leg.lease is not None:
-            self.leases.give(leg.lease)
+            self.leases.give(leg.lease, leg.computed if leg.why is None else ())
             leg.lease = None
         if leg.why is None:
             self.succeeded += 1

@@ -66,6 +66,8 @@ class SglangOptions:
     chunked_prefill_tokens: int | None = None
     max_running: int | None = None
     max_total_tokens: int | None = None
+    keep_prefixes: bool = False
+    """Decode keeps the KV of sequences that have ended, and gets the rest of prompts only."""
     threads_per_rank: int = 0
     """CPU threads of each rank; 0 = half of the cores that this process may use, shared among the ranks."""
     log_level: str = "warning"
@@ -98,6 +100,8 @@ def server_args(
         "host": "127.0.0.1",
     }
     args = {name: value for name, value in args.items() if value is not None}
+    if options.keep_prefixes and role is Role.DECODE:
+        args["disaggregation_decode_enable_radix_cache"] = True
     if cpu:
         args = {**cpu_defaults(options, role, memory_bytes), **args}
     ours = {

@@ -23,6 +23,11 @@ class SglangSettings(Settings, env_prefix="TANDEM_SGLANG_"):
     chunked_prefill_tokens: int = Field(default=0, ge=0, description="prompt tokens that prefill computes at once")
     max_running: int = Field(default=0, ge=0, description="sequences that run at the same time")
     max_total_tokens: int = Field(default=0, ge=0, description="tokens that the KV pool holds")
+    keep_prefixes: bool = Field(
+        default=False,
+        description="decode keeps the KV of sequences that have ended in SGLang's radix cache: of a prompt that begins "
+        "as one of them did only the rest is moved",
+    )
     threads_per_rank: int = Field(default=0, ge=0, le=1_024, description="CPU threads of each rank")
     log_level: str = Field(default="warning", description="log level of SGLang itself")
     engine_args: tuple[str, ...] = Field(
@@ -43,6 +48,7 @@ class SglangSettings(Settings, env_prefix="TANDEM_SGLANG_"):
             chunked_prefill_tokens=self.chunked_prefill_tokens or None,
             max_running=self.max_running or None,
             max_total_tokens=self.max_total_tokens or None,
+            keep_prefixes=self.keep_prefixes,
             threads_per_rank=self.threads_per_rank,
             log_level=self.log_level,
             engine_args=self.engine_args,

@@ -127,6 +127,7 @@ async def test_rooms_that_are_cancelled_with_a_held_prefix_leave_nothing(pair: P
     assert (tokens, moved) == (expected, pages(168) - pages(128))
 
 
+@pytest.mark.long
 async def test_prefixes_go_when_their_pages_are_needed(pair: Pair) -> None:
     asked = [prompt(1_500, 500 + salt) for salt in range(6)]
     expected = greedy(TINY, asked, 4)

@@ -256,6 +256,14 @@ def bench_pd(context: typer.Context) -> None:
     raise typer.Exit(measure(context.args))
 
 
+@bench.command("gateway", context_settings=_FORWARD)
+def bench_gateway(context: typer.Context) -> None:
+    """The gateway and its peers before mock workers, in one run. See: tandem bench gateway --help."""
+    from tandem.cli.bench_gateway.command import main as measure
+
+    raise typer.Exit(measure(context.args))
+
+
 operate.register(app)
 
 

@@ -55,3 +55,8 @@ def visible_gpus() -> tuple[str, ...]:
 def python() -> str:
     """The interpreter that the services run with: this one."""
     return sys.executable
+
+
+def bench_peers_folder() -> Path:
+    """Where `tandem bench gateway` keeps the environment of its peers: below the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "tandem", "gateway-peers")

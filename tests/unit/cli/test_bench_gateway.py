@@ -1,0 +1,85 @@
+"""What `tandem bench gateway` makes of its measurements, and what its loads and mock workers say."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tandem.cli.bench_gateway import http_worker, report
+from tandem.cli.bench_gateway.figures import DEFAULT, QUICKACK, Figures, percentile
+from tandem.cli.bench_gateway.http_load import Client
+from tandem.cli.bench_gateway.jobs import Answered, Job, Kind, Outcome
+from tandem.cli.bench_gateway.peer_venv import SGLANG_ROUTER
+from tandem.cli.bench_gateway.sides import TANDEM
+
+
+def test_gaps_are_between_tokens_and_those_of_one_read_came_at_one_time() -> None:
+    answered = Answered(1.0, reads=[(1.5, 0), (2.0, 1), (2.5, 2)])
+    assert answered.first_ms == pytest.approx(500)
+    assert answered.gaps_ms == [pytest.approx(500), 0]
+
+
+def test_an_outcome_counts_what_failed_apart() -> None:
+    outcome = Outcome.of([Answered(1, 200, [(2, 3)]), Answered(1, 503, [(9, 1)])], streamed=True)
+    assert (outcome.answers, outcome.failed, outcome.tokens, outcome.first_ms) == (1, 1, 3, [1000])
+
+
+def test_jobs_and_outcomes_survive_their_lines() -> None:
+    job = Job(Kind.LEAVE, requests=3, leave_after_ms=0.5)
+    assert Job.of_line(job.line()) == job
+    outcome = Outcome.of([Answered(1, 200, [(2, 1), (3, 1)])], streamed=True)
+    assert Outcome.of_line(outcome.line()) == outcome
+
+
+def test_a_ratio_is_of_the_same_round() -> None:
+    figures = Figures()
+    for ours, theirs in ((10, 5), (30, 10), (40, 10)):
+        figures.add("speed", TANDEM, DEFAULT, ours, "1/s")
+        figures.add("speed", SGLANG_ROUTER, DEFAULT, theirs, "1/s")
+    found = figures.ratio("speed", TANDEM, DEFAULT, SGLANG_ROUTER)
+    assert found is not None
+    assert found[0] == 3
+    assert figures.ratio("speed", TANDEM, QUICKACK, SGLANG_ROUTER) is None
+
+
+def test_verdicts_say_what_was_reached_and_what_was_not() -> None:
+    figures = Figures()
+    figures.add("whole p50, added", TANDEM, DEFAULT, 0.4, "ms")
+    figures.add("memory per idle stream", TANDEM, QUICKACK, 41, "KiB")
+    figures.add("requests per CPU-second of the gateway", TANDEM, DEFAULT, 1, "1/s")
+    figures.add("requests per CPU-second of the gateway", SGLANG_ROUTER, DEFAULT, 2, "1/s")
+    said = report.verdicts(figures)
+    assert [line.rpartition(": ")[2] for line in said] == ["reached)", "MISSED)", "MISSED)"]
+    assert "whole p50, added" in report.tables(figures)
+    assert report.drawing(figures).count("<rect") == 1 + 2
+
+
+def test_percentiles() -> None:
+    assert percentile([3, 1, 2], 0.5) == 2
+    assert percentile(range(1, 101), 0.99) == 99
+    assert percentile(range(1, 101), 1.0) == 100
+
+
+def stream(cut: int) -> Client:
+    """A load's connection that has read a stream of two tokens, cut in two at a byte."""
+    body = http_worker._chunked(http_worker.GREETING) + http_worker.TOKEN * 2 + http_worker.LAST + b"0\r\n\r\n"
+    answer = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + body
+    client = Client(quickack=False)
+    client.expect()
+    client.data_received(answer[:cut])
+    client.data_received(answer[cut:])
+    return client
+
+
+async def test_a_load_counts_tokens_wherever_its_reads_are_cut() -> None:
+    size = len(http_worker._chunked(http_worker.GREETING) + http_worker.TOKEN * 2 + http_worker.LAST) + 54
+    for cut in range(1, size):
+        answered = await stream(cut).answer()
+        assert sum(tokens for _, tokens in answered.reads) == 2, cut
+
+
+def test_events_of_the_mock_worker_are_those_of_the_api() -> None:
+    event = json.loads(http_worker.GREETING.removeprefix(b"data: "))
+    assert event["object"] == "chat.completion.chunk"
+    assert event["choices"][0]["delta"] == {"role": "assistant", "content": ""}

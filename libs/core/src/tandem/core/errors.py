@@ -113,12 +113,21 @@ CATALOGUE: Final[dict[ErrorReason, ErrorSpec]] = {
 
 
 class TandemError(Exception):
-    """Any failure that Tandem knows. `field` names the request field at fault, where there is one."""
+    """Any failure that Tandem knows. `field` names the request field at fault, where there is one; `retry_after_s` is
+    the time after which another request may do better, where that is known."""
 
-    def __init__(self, reason: ErrorReason, message: str = "", *, field: str | None = None) -> None:
+    def __init__(
+        self,
+        reason: ErrorReason,
+        message: str = "",
+        *,
+        field: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
         self.reason = reason
         self.message = message or CATALOGUE[reason].public_text
         self.field = field
+        self.retry_after_s = retry_after_s
         super().__init__(f"{reason.value}: {self.message}")
 
     @property

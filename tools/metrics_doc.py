@@ -27,10 +27,12 @@ SECTIONS: Final = {
 UNITS: Final = ("seconds", "bytes")
 """What a name ends with; everything else is a number of what the name says."""
 LABELS: Final = {
+    "class": "class of priority: `high`, `normal` or `low`",
     "code": "HTTP status; of `tandem_rpc_calls_total`: name of the gRPC status",
     "direction": "`sent` or `received`",
     "endpoint": "path of the HTTP endpoint, or `other`",
     "kind": "`prompt` or `completion`",
+    "limit": "what a request came up against: [admission.md](admission.md)",
     "method": "full name of the gRPC method",
     "model": "name of the model; `other` beyond the first 64",
     "peer": "worker id of the other side; `other` for all that come after the first 512",
@@ -80,6 +82,7 @@ def families() -> dict[str, list[Family]]:
     counted = GatewayMetrics(gateway)
     counted.follow(tuple, lambda: False)
     counted.follow_breakers(tuple)
+    counted.follow_waiting(dict)
     return {
         "gateway": gateway.families,
         "bootstrap": BootstrapMetrics(tuple, int).metrics.families,

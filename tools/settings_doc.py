@@ -56,7 +56,6 @@ MEANINGS: Final = {
     "TANDEM_BOOTSTRAP_MAX_WATCHERS": "watchers that may be connected",
     "TANDEM_BOOTSTRAP_STOP_GRACE_MS": "time for running calls at stop",
     "TANDEM_BOOTSTRAP_LOG_FORMAT": "human or json",
-    "TANDEM_GATEWAY_REQUEST_TIMEOUT_MS": "longest life of a request, over all its attempts",
     "TANDEM_GATEWAY_DRAIN_TIMEOUT_MS": "time for running requests at stop",
     "TANDEM_GATEWAY_MAX_ATTEMPTS": "attempts of one sequence; each goes on from what the client has seen",
     "TANDEM_GATEWAY_RETRY_BACKOFF_MS": "wait before the next attempt, times the number of the last one",

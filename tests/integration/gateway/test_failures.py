@@ -157,7 +157,7 @@ async def test_the_deadline_ends_the_request_and_both_legs() -> None:
 
 
 async def test_overload_is_429_with_retry_after() -> None:
-    async with cluster(decode=[first_then_wait()], max_concurrent=1) as now:
+    async with cluster(decode=[first_then_wait()], max_concurrent=1, max_queued=0) as now:
         async with now.http.stream("POST", "/v1/completions", json={**PROMPT, "stream": True}) as response:
             pieces = response.aiter_bytes()  # kept: the connection closes with it
             await anext(pieces)

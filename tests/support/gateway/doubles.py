@@ -10,6 +10,7 @@ import httpx
 
 from tandem.core.cluster import WorkerInfo
 from tandem.core.errors import TandemError
+from tandem.core.fair_queue import QueueLimits
 from tandem.core.ids import Role, RoomId, WorkerLife
 from tandem.core.policies import PolicyName
 from tandem.gateway.calls import ChatPrompt, IdsPrompt, Item, Sequence
@@ -26,6 +27,7 @@ from tandem.gateway.sessions import Leg
 from tandem.gateway.slots import Slots
 from tandem.gateway.token_endpoints import TokenEndpoints
 from tandem.gateway.tokenizer import PromptTokenizer
+from tandem.gateway.waiting_room import WaitingRoom
 from tandem.rpc.clock import SystemClock
 from tandem.rpc.metrics import Metrics
 from tandem.rpc.tracing.provider import Tracing
@@ -208,6 +210,7 @@ class AppLimits:
     """What tests of the HTTP API change."""
 
     max_concurrent: int = 8
+    max_queued: int = 0
     max_body_bytes: int = 4096
     keys: KeyRing = field(default_factory=KeyRing)
     max_tokenize_size: int = 300
@@ -225,7 +228,8 @@ def http_client(workers: NotingWorkers, limits: AppLimits | None = None) -> http
     works = Works(
         Preparer(catalog, tokenizers, default_max_tokens=16),
         router_of(workers, policy=limits.policy),
-        Slots(limits.max_concurrent),
+        Slots(64),
+        WaitingRoom(QueueLimits(limits.max_concurrent, limits.max_queued), counted, untraced()),
         counted,
         GenerationLimits(limits.max_body_bytes, 60_000, 1000, 1),
         untraced(),

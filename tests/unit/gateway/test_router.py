@@ -375,10 +375,18 @@ async def test_what_another_worker_cannot_do_better_is_not_tried_again() -> None
     assert not workers.prefills[1].submits
 
 
-async def test_the_deadline_ends_both_legs() -> None:
+async def test_what_is_past_its_deadline_is_sent_to_nobody() -> None:
     workers = one_each()
     with pytest.raises(TandemError) as failure:
         await router_of(workers).run(sequence(), journey(seconds=0), lambda _: True)
+    assert failure.value.reason is ErrorReason.DEADLINE_EXCEEDED
+    assert workers.decodes[0].submits == workers.prefills[0].submits == []
+
+
+async def test_the_deadline_ends_both_legs() -> None:
+    workers = one_each()
+    with pytest.raises(TandemError) as failure:
+        await router_of(workers).run(sequence(), journey(seconds=0.5), lambda _: True)
     assert failure.value.reason is ErrorReason.DEADLINE_EXCEEDED
     assert list(workers.prefills[0].cancelled) == list(workers.decodes[0].cancelled)
     assert len(workers.decodes[0].cancelled) == len(workers.decodes[0].submits) == 1

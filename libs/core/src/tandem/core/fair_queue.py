@@ -183,8 +183,8 @@ class FairQueue:
     def offer(self, ask: Ask, now: float) -> Ticket:
         """Takes a request in; it may have its place at once. Those that it displaces are in the ticket.
 
-        Raises INVALID_ARGUMENT if it could never run; Refused, with the time to come back, if there is no room for it or
-        if it would be too late when its turn comes.
+        Raises INVALID_ARGUMENT if it could never run; Refused, with the time to come back, if there is no room for
+        it or if it would be too late when its turn comes.
         """
         self._require_possible(ask)
         ticket = Ticket(ask, now)

@@ -17,6 +17,7 @@ import uvicorn
 
 from tandem.core.breaker import BreakerSettings
 from tandem.core.errors import TandemError
+from tandem.core.fair_queue import QueueLimits
 from tandem.core.ids import Role
 from tandem.core.outliers import OutlierSettings
 from tandem.core.policies import policy_named
@@ -45,6 +46,7 @@ from tandem.gateway.slots import Slots
 from tandem.gateway.token_endpoints import TokenEndpoints
 from tandem.gateway.tokenizer import Encoder, HuggingFaceEncoder, PromptTokenizer
 from tandem.gateway.tokenizers import TokenizerPaths, Tokenizers, loader
+from tandem.gateway.waiting_room import WaitingRoom
 from tandem.rpc import logs
 from tandem.rpc.client import open_channel
 from tandem.rpc.clock import SystemClock
@@ -132,12 +134,12 @@ class Gateway:
         self._admin.add(admin_pb2_grpc.add_AdminServiceServicer_to_server, servicer, "tandem.v1.AdminService")
         add_trace_service(self._admin, self._tracing)
         add_control(self._admin, Controlled("gateway", (settings, tls)))
-        slots = Slots(settings.max_concurrent, on_change=counted.in_flight.set)
+        room = self._waiting_room(counted)
         self._looking = TaskSupervisor(max_tasks=MAX_TRACES_ASKED)
         recent = RecentTraces(self._tracing.ring, traces.gather, self._looking.spawn)
-        sources = Sources(clock, self._pool, rooms, recorder, roster, recent, self._missing, self._knows, slots)
+        sources = Sources(clock, self._pool, rooms, recorder, roster, recent, self._missing, self._knows, room)
         self._feed = Feed(Board(sources).encoded, clock, max_viewers=settings.dashboard_viewers)
-        self._http = self._build_http(router, metrics, counted, slots)
+        self._http = self._build_http(router, metrics, counted, room)
         self._tasks = TaskSupervisor(on_crash=on_crash, max_tasks=3)
         self._serving: asyncio.Task[None] | None = None
         self._draining = False
@@ -194,6 +196,21 @@ class Gateway:
         counted.follow_breakers(lambda: [(i.role, health.state_of(i.life)) for i in self._pool.view.workers.values()])
         return health
 
+    def _waiting_room(self, counted: GatewayMetrics) -> WaitingRoom:
+        settings = self._settings
+        room = WaitingRoom(
+            QueueLimits(
+                settings.max_concurrent,
+                settings.max_queued,
+                settings.max_queued_tokens,
+                settings.queue_patience_ms / 1000,
+            ),
+            counted,
+            self._tracing,
+        )
+        counted.follow_waiting(room.waiting)
+        return room
+
     def _missing(self) -> str:
         """What keeps the gateway from being ready; empty if nothing does."""
         if self._draining:
@@ -211,7 +228,7 @@ class Gateway:
             await self._admin.set_ready(not self._missing())
             await self._pool.wait_changed()
 
-    def _build_http(self, router: Router, metrics: Metrics, counted: GatewayMetrics, slots: Slots) -> HttpServer:
+    def _build_http(self, router: Router, metrics: Metrics, counted: GatewayMetrics, room: WaitingRoom) -> HttpServer:
         settings = self._settings
         fallback = settings.served_model_name or Path(settings.model_path).name
         catalog = Catalog(self._pool, fallback, settings.served_model_name, frozenset(settings.tokenizers))
@@ -219,7 +236,8 @@ class Gateway:
         works = Works(
             preparer=Preparer(catalog, self._tokenizers, default_max_tokens=settings.default_max_tokens),
             router=router,
-            slots=slots,
+            reading=Slots(settings.max_concurrent + settings.max_queued),
+            room=room,
             metrics=counted,
             limits=GenerationLimits(
                 settings.max_body_bytes,

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import RequestId
+from tandem.gateway.deadlines import HEADER
 from tandem.gateway.gateway_metrics import GatewayMetrics
 from tandem.gateway.keys import KeyRing
 from tandem.gateway.problems import ErrorShape, problem_of, shape_of
@@ -41,6 +42,8 @@ class Visit:
     """Path of the endpoint, for metrics; "other" if there is none."""
     session: str = ""
     """What the headers name the session by, of any length; empty if they do not."""
+    timeout: str = ""
+    """What they say of the time that the request may take; empty if they do not."""
 
 
 def visit_of(scope: Scope) -> Visit:
@@ -135,7 +138,7 @@ class Front:
                 },
             )
         endpoint = path if path in self._endpoints else "other"
-        return Visit(request_id, span, endpoint, headers.get("x-session-id", ""))
+        return Visit(request_id, span, endpoint, headers.get("x-session-id", ""), headers.get(HEADER, ""))
 
     def _authorize(self, scope: Scope) -> None:
         """Raises UNAUTHENTICATED if the request needs a key and has none that is valid."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,7 +12,9 @@ import prometheus_client as prometheus
 
 from tandem.core.breaker import State as BreakerState
 from tandem.core.errors import CATALOGUE, ErrorReason
+from tandem.core.fair_queue import Priority
 from tandem.core.ids import RequestId, Role
+from tandem.core.refusals import Refusal
 from tandem.gateway.mailbox import News
 from tandem.gateway.pool import Standing, State
 from tandem.rpc.metrics import Family, Kind, Metrics, Sample
@@ -46,6 +48,9 @@ BREAKERS: Final = Family(
     "Workers that this gateway knows, by role and state of their circuit breaker: closed (they get rooms), open (they"
     " get none for a while), half_open (one room is a probe).",
     ("role", "state"),
+)
+WAITING: Final = Family(
+    "tandem_gateway_waiting", Kind.GAUGE, "Requests that wait for their turn, by class of priority.", ("class",)
 )
 MEMBERS: Final = (WORKERS, ROOMS, CONNECTED)
 
@@ -113,7 +118,7 @@ class GatewayMetrics:
         )
         self.in_flight = metrics.gauge("tandem_gateway_sequences_in_flight", "Sequences being generated.")
         self.limit = metrics.gauge(
-            "tandem_gateway_sequences_limit", "Sequences that may be; more are refused with 429."
+            "tandem_gateway_sequences_limit", "Sequences that may be; requests for more wait for their turn."
         )
         self.tokens = metrics.counter(
             "tandem_gateway_tokens", "Tokens, by model and kind: prompt or completion.", ("kind", "model")
@@ -126,6 +131,20 @@ class GatewayMetrics:
                 self.retries.labels(reason.value)
         for role in Role:
             self._opened.labels(role.value)
+        self._refused = metrics.counter(
+            "tandem_gateway_refusals",
+            "Requests to generate that were refused for now, by what they came up against.",
+            ("limit",),
+        )
+        for refusal in Refusal:
+            self._refused.labels(refusal.value)
+        waits = metrics.histogram(
+            "tandem_gateway_waiting_seconds",
+            "Wait of a request for its turn, by class of priority; those too that had it at once.",
+            _QUEUE_S,
+            ("class",),
+        )
+        self._waits = {priority: waits.labels(priority.value) for priority in Priority}
 
     def _add_times(self, metrics: Metrics) -> None:
         self.prepared = metrics.histogram(
@@ -194,6 +213,24 @@ class GatewayMetrics:
     def count_retry(self, reason: ErrorReason) -> None:
         """An attempt failed with this reason, and another follows."""
         self.retries.labels(reason.value).inc()
+
+    def count_refusal(self, refusal: Refusal) -> None:
+        """A request is refused for now."""
+        self._refused.labels(refusal.value).inc()
+
+    def count_sequences(self, used: int) -> None:
+        """Sequences that have a place."""
+        self.in_flight.set(used)
+
+    def saw_wait(self, priority: Priority, waited_s: float) -> None:
+        """A request got its place."""
+        self._waits[priority].observe(waited_s)
+
+    def follow_waiting(self, waiting: Callable[[], Mapping[Priority, int]]) -> None:
+        """Sets where to look, for each scrape, how many requests wait."""
+        self._metrics.read(
+            (WAITING,), lambda: [Sample(WAITING, count, (one.value,)) for one, count in waiting().items()]
+        )
 
     def count_breaker(self, role: Role) -> None:
         """A worker's circuit breaker has opened."""

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from collections.abc import Sequence as SequenceOf
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol
@@ -17,8 +17,11 @@ from starlette.types import Receive, Scope, Send
 
 from tandem.core.affinity import key_of_text
 from tandem.core.errors import ErrorReason, TandemError
+from tandem.core.fair_queue import Ask
+from tandem.core.refusals import Refused
 from tandem.gateway.bodies import read_body
 from tandem.gateway.calls import Api, GenerateCall, Sequence
+from tandem.gateway.deadlines import timeout_s
 from tandem.gateway.fields import parse_object
 from tandem.gateway.front import Visit, visit_of
 from tandem.gateway.gateway_metrics import GatewayMetrics, Stopwatch
@@ -32,6 +35,7 @@ from tandem.gateway.request_trace import note_answers, note_call, note_prompts
 from tandem.gateway.router import Journey, Router
 from tandem.gateway.slots import Slots
 from tandem.gateway.transcript import Transcript
+from tandem.gateway.waiting_room import WaitingRoom
 from tandem.rpc.tracing import names
 from tandem.rpc.tracing.provider import Tracing, fail
 
@@ -72,10 +76,24 @@ class Works:
 
     preparer: Preparer
     router: Router
-    slots: Slots
+    reading: Slots
+    """Requests that have no place yet and do not wait for one: their bodies are read and tokenized."""
+    room: WaitingRoom
     metrics: GatewayMetrics
     limits: GenerationLimits
     tracing: Tracing
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """One request that was read."""
+
+    call: GenerateCall
+    visit: Visit
+    watch: Stopwatch
+    reply: Reply
+    deadline: float
+    """In the loop's seconds."""
 
 
 class GenerationEndpoint:
@@ -90,35 +108,39 @@ class GenerationEndpoint:
         """Answers one request. Raises TandemError only if no response has begun."""
         visit = visit_of(scope)
         watch = Stopwatch(self._works.metrics, visit.endpoint)
-        with self._works.slots.holding() as take_more:
-            reading = self._works.tracing.start(names.READ, visit.span)
-            try:
-                body = await read_body(scope, receive, self._works.limits.max_body_bytes)
-                call = self._read_call(parse_object(body))
-            finally:
-                reading.end()
-            note_call(visit.span, call)
-            take_more(call.sequences - 1)
-            await unless_gone(receive, self._answer(call, visit, watch, Reply(send)))
-
-    async def _answer(self, call: GenerateCall, visit: Visit, watch: Stopwatch, reply: Reply) -> None:
-        limits = self._works.limits
-        deadline = asyncio.get_running_loop().time() + limits.request_timeout_ms / 1000
-        session = key_of_text(visit.session or call.session)
-        journey = Journey(visit.request_id, visit.span, deadline, session)
+        given_s = timeout_s(visit.timeout, self._works.limits.request_timeout_ms / 1000)
+        deadline = asyncio.get_running_loop().time() + given_s
         try:
-            async with asyncio.timeout_at(journey.deadline + WRITE_GRACE_S):
-                sequences = await self._prepare(call, visit)
-                watch.prepared(sequences[0].model, sum(len(one.input_ids) for one in sequences if one.choice == 0))
-                transcripts = [Transcript(sequence) for sequence in sequences]
-                answer = self._shape(call, visit, watch, transcripts)
-                try:
-                    async with self._generating(sequences, journey) as mailbox:
-                        await self._write(call, answer, transcripts, mailbox, reply, watch)
-                finally:
-                    note_answers(visit.span, transcripts, content=self._works.tracing.content)
-                    if watch.first_token_s is not None:
-                        visit.span.set_attribute(names.TIME_TO_FIRST_CHUNK, watch.first_token_s)
+            with ExitStack() as reading:
+                reading.enter_context(self._works.reading.holding())
+                call = await self._read(scope, receive, visit)
+                request = _Request(call, visit, watch, Reply(send), deadline)
+                await unless_gone(receive, self._answer(request, reading))
+        except Refused as refused:
+            self._works.metrics.count_refusal(refused.refusal)
+            raise
+
+    async def _read(self, scope: Scope, receive: Receive, visit: Visit) -> GenerateCall:
+        reading = self._works.tracing.start(names.READ, visit.span)
+        try:
+            body = await read_body(scope, receive, self._works.limits.max_body_bytes)
+            call = self._read_call(parse_object(body))
+        finally:
+            reading.end()
+        note_call(visit.span, call)
+        return call
+
+    async def _answer(self, request: _Request, reading: ExitStack) -> None:
+        """reading: is closed when the request is read."""
+        visit, reply = request.visit, request.reply
+        try:
+            async with asyncio.timeout_at(request.deadline + WRITE_GRACE_S):
+                sequences = await self._prepare(request.call, visit)
+                prompts = [one for one in sequences if not one.choice]
+                request.watch.prepared(sequences[0].model, sum(len(one.input_ids) for one in prompts))
+                reading.close()
+                async with self._works.room.place(_ask(sequences, request.deadline), visit.span):
+                    await self._generate(request, sequences)
         except TimeoutError:
             raise TandemError(ErrorReason.CANCELLED, "The client did not take its answer in time.") from None
         except TandemError as error:
@@ -127,8 +149,21 @@ class GenerationEndpoint:
             self._works.metrics.count_error(visit.endpoint, error.reason, visit.request_id)
             log.warning("the answer broke off: %s", error)
             fail(visit.span, error.reason, error.message)
-            await reply.write(_broken_off(call.api, error, limits.retry_after_s), more=False)
-        watch.ended()
+            await reply.write(_broken_off(request.call.api, error, self._works.limits.retry_after_s), more=False)
+        request.watch.ended()
+
+    async def _generate(self, request: _Request, sequences: tuple[Sequence, ...]) -> None:
+        call, visit, watch = request.call, request.visit, request.watch
+        journey = Journey(visit.request_id, visit.span, request.deadline, key_of_text(visit.session or call.session))
+        transcripts = [Transcript(sequence) for sequence in sequences]
+        answer = self._shape(call, visit, watch, transcripts)
+        try:
+            async with self._generating(sequences, journey) as mailbox:
+                await self._write(call, answer, transcripts, mailbox, request.reply, watch)
+        finally:
+            note_answers(visit.span, transcripts, content=self._works.tracing.content)
+            if watch.first_token_s is not None:
+                visit.span.set_attribute(names.TIME_TO_FIRST_CHUNK, watch.first_token_s)
 
     async def _prepare(self, call: GenerateCall, visit: Visit) -> tuple[Sequence, ...]:
         tracing = self._works.tracing
@@ -213,6 +248,12 @@ class Reply:
         self.begun = True
         headers = [(b"content-type", media_type.encode()), *headers]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+
+
+def _ask(sequences: SequenceOf[Sequence], deadline: float) -> Ask:
+    """What a request wants of the waiting room."""
+    prompts = sum(len(one.input_ids) for one in sequences)
+    return Ask("", prompts + sum(one.sampling.max_new_tokens for one in sequences), len(sequences), deadline=deadline)
 
 
 def _broken_off(api: Api, error: TandemError, retry_after_s: int) -> bytes:

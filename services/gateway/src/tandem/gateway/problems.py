@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
@@ -20,6 +21,7 @@ _TYPES: Final = {
 _ANTHROPIC_TYPES: Final = _TYPES | {413: "request_too_large", 504: "timeout_error"}
 _RETRY_AFTER: Final = frozenset({429, 503})
 """Statuses that tell the client to come back."""
+MAX_RETRY_AFTER_S: Final = 86_400
 _PRIVATE: Final = frozenset({ErrorReason.INTERNAL, ErrorReason.PROTOCOL_VIOLATION})
 """Reasons whose own message may speak of our insides."""
 
@@ -51,10 +53,14 @@ def shape_of(path: str) -> ErrorShape:
 
 
 def problem_of(error: TandemError, retry_after_s: int = 1, shape: ErrorShape = ErrorShape.OPENAI) -> Problem:
-    """Dresses an error for the client. retry_after_s: seconds after which to come back, where that may help."""
+    """Dresses an error for the client. retry_after_s: seconds after which to come back, where that may help and the
+    error does not know better."""
     spec = CATALOGUE[error.reason]
     message = spec.public_text if error.reason in _PRIVATE else error.message
-    headers = {"Retry-After": str(retry_after_s)} if spec.http_status in _RETRY_AFTER else {}
+    headers: dict[str, str] = {}
+    if spec.http_status in _RETRY_AFTER:
+        after_s = retry_after_s if error.retry_after_s is None else max(1, math.ceil(error.retry_after_s))
+        headers["Retry-After"] = str(min(after_s, MAX_RETRY_AFTER_S))
     if error.reason is ErrorReason.NOT_SUPPORTED:
         # OpenAI's clients would ask again after every status from 500 on.
         headers["X-Should-Retry"] = "false"

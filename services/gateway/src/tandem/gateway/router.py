@@ -312,6 +312,8 @@ class Router:
     ) -> session_pb2.Submit:
         room = room_from_random(self._dice.bits(63))
         left_ms = (journey.deadline - asyncio.get_running_loop().time()) * 1000
+        if left_ms <= 0:
+            raise TandemError(ErrorReason.DEADLINE_EXCEEDED, "The request ran out of time.")
         return session_pb2.Submit(
             request_id=journey.request_id,
             room=room,

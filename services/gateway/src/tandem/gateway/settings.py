@@ -76,7 +76,9 @@ class GatewaySettings(Settings):
         "read again when it changes",
     )
 
-    request_timeout_ms: int = Field(default=600_000, ge=1, le=86_400_000)
+    request_timeout_ms: int = Field(
+        default=600_000, ge=1, le=86_400_000, description="most time for a request; X-Request-Timeout may ask for less"
+    )
     drain_timeout_ms: int = Field(default=30_000, ge=0, le=3_600_000)
     max_attempts: int = Field(default=3, ge=1, le=10)
     retry_backoff_ms: int = Field(default=20, ge=0, le=10_000)
@@ -98,6 +100,24 @@ class GatewaySettings(Settings):
     retry_after_s: int = Field(default=1, ge=1, le=3600)
 
     max_concurrent: int = Field(default=1024, ge=1, le=100_000, description="sequences in flight")
+    max_queued: int = Field(
+        default=1024,
+        ge=0,
+        le=100_000,
+        description="requests that wait for their turn; more are refused: docs/admission.md",
+    )
+    max_queued_tokens: int = Field(
+        default=4 << 20,
+        ge=1,
+        le=1 << 40,
+        description="tokens of the requests that wait: those of their prompts, and those that they may generate",
+    )
+    queue_patience_ms: int = Field(
+        default=2000,
+        ge=0,
+        le=600_000,
+        description="how long others may overtake a request that does not fit yet; then what comes free is kept for it",
+    )
     max_body_bytes: int = Field(default=8 << 20, ge=1024, le=1 << 30)
     max_n: int = Field(default=16, ge=1, le=1024)
     max_batch: int = Field(default=128, ge=1, le=4096)

@@ -21,7 +21,6 @@ from tandem.gateway.dashboard.traces import ShownTrace, TraceSource
 from tandem.gateway.dashboard.workers import KnownWorker, WorkerRow, worker_rows
 from tandem.gateway.rooms import RoomBook
 from tandem.gateway.sessions import Session, StatusFollower
-from tandem.gateway.slots import Slots
 
 ERRORS_SHOWN: Final = 12
 TRACES_SHOWN: Final = 5
@@ -60,6 +59,18 @@ class Snapshot:
     """The newest first."""
 
 
+class Places(Protocol):
+    """Places for sequences; see tandem.gateway.waiting_room.WaitingRoom."""
+
+    @property
+    def used(self) -> int:
+        """Those that are taken."""
+
+    @property
+    def most(self) -> int:
+        """All."""
+
+
 class Pool(Protocol):
     """Where workers are found; see tandem.gateway.pool.SessionPool."""
 
@@ -88,7 +99,7 @@ class Sources:
     """Empty if the gateway is ready, else what is missing."""
     bootstrap: Callable[[], bool]
     """Whether bootstrap confirms the view."""
-    slots: Slots
+    places: Places
 
 
 class Board:
@@ -111,13 +122,13 @@ class Board:
                 missing=self._from.missing(),
                 bootstrap=self._from.bootstrap(),
                 uptime_s=int(now - self._started),
-                sequences=self._from.slots.used,
-                max_sequences=self._from.slots.most,
+                sequences=self._from.places.used,
+                max_sequences=self._from.places.most,
                 models=self._from.pool.models(),
             ),
             workers=worker_rows(known, self._from.roster.lost(), rates, now),
             links=link_rows(before, after),
-            rooms=rooms_seen(self._from.rooms.entries(), self._from.slots.used, now),
+            rooms=rooms_seen(self._from.rooms.entries(), self._from.places.used, now),
             series=series(self._from.recorder.ring.last(now), now),
             errors=list(reversed(self._from.recorder.errors))[:ERRORS_SHOWN],
             traces=self._from.traces.last(TRACES_SHOWN),

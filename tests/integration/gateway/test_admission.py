@@ -1,0 +1,96 @@
+"""Requests that wait for their turn, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+
+import httpx
+
+from tandem.v1 import session_pb2
+from tests.support.gateway.cluster import Cluster, cluster
+from tests.support.gateway.fake_worker import MODEL, Send, count_up
+
+PROMPT = {"model": MODEL, "prompt": "hello", "max_tokens": 4}
+
+
+class Gate:
+    """A decode worker that begins when it may."""
+
+    def __init__(self) -> None:
+        self.open = asyncio.Event()
+
+    async def decode(self, submit: session_pb2.Submit, send: Send) -> None:
+        """Waits, then counts."""
+        await self.open.wait()
+        await count_up(submit, send)
+
+
+async def metric(now: Cluster, line: str) -> float:
+    """The value of one line of /metrics."""
+    text = (await now.http.get("/metrics")).text
+    found = [one for one in text.splitlines() if one.startswith(f"{line} ")]
+    return float(found[0].rpartition(" ")[2]) if found else 0.0
+
+
+async def until(now: Cluster, line: str, value: float) -> None:
+    """Returns when a metric has a value."""
+    for _ in range(3000):
+        if await metric(now, line) == value:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"{line} is {await metric(now, line)}, not {value}")
+
+
+WAITING = 'tandem_gateway_waiting{class="normal"}'
+
+
+async def test_what_is_too_much_for_now_waits_and_is_served() -> None:
+    gate = Gate()
+    async with cluster(decode=[gate.decode], max_concurrent=2) as now, asyncio.TaskGroup() as group:
+        answers = [group.create_task(now.http.post("/v1/completions", json=PROMPT)) for _ in range(6)]
+        await until(now, WAITING, 4)
+        await now.decodes[0].wait_until(lambda worker: len(worker.submits) == 2)
+        gate.open.set()
+        assert [(await answer).status_code for answer in answers] == [200] * 6
+        assert await metric(now, WAITING) == 0
+        assert await metric(now, "tandem_gateway_sequences_in_flight") == 0
+
+
+async def test_a_client_that_goes_while_it_waits_leaves_nothing_behind() -> None:
+    gate = Gate()
+    async with cluster(decode=[gate.decode], max_concurrent=1) as now:
+        first = asyncio.create_task(now.http.post("/v1/completions", json=PROMPT))
+        await now.decodes[0].wait_until(lambda worker: len(worker.submits) == 1)
+        async with httpx.AsyncClient(base_url=now.http.base_url) as other:
+            gone = [asyncio.create_task(other.post("/v1/completions", json=PROMPT)) for _ in range(3)]
+            await until(now, WAITING, 3)
+            for task in gone:
+                task.cancel()
+            await asyncio.wait(gone)
+        await until(now, WAITING, 0)
+        gate.open.set()
+        assert (await first).status_code == 200
+        await until(now, "tandem_gateway_sequences_in_flight", 0)
+        assert len(now.decodes[0].submits) == len(now.prefills[0].submits) == 1, "they never came to a worker"
+
+
+async def test_a_deadline_while_it_waits_is_told_and_reaches_no_worker() -> None:
+    gate = Gate()
+    async with cluster(decode=[gate.decode], max_concurrent=1) as now:
+        first = asyncio.create_task(now.http.post("/v1/completions", json=PROMPT))
+        await now.decodes[0].wait_until(lambda worker: len(worker.submits) == 1)
+        late = await now.http.post("/v1/completions", json=PROMPT, headers={"X-Request-Timeout": "0.1"})
+        assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
+        gate.open.set()
+        await first
+        assert len(now.decodes[0].submits) == 1
+        assert await metric(now, 'tandem_gateway_refusals_total{limit="expired"}') == 1
+
+
+async def test_a_timeout_of_the_header_ends_both_legs() -> None:
+    gate = Gate()
+    async with cluster(decode=[gate.decode]) as now:
+        late = await now.http.post("/v1/completions", json=PROMPT, headers={"X-Request-Timeout": "1"})
+        assert late.status_code == 504
+        assert 1 <= now.decodes[0].submits[0].timeout_ms <= 1000
+        await now.decodes[0].wait_until(lambda worker: len(worker.cancels) == 1)

@@ -14,14 +14,16 @@ from tandem.rpc.metrics import Family, Kind, Metrics
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 DOCUMENT: Final = ROOT / "docs" / "metrics.md"
-SERVICES: Final = ("gateway", "bootstrap", "prefill", "decode")
+SERVICES: Final = ("gateway", "bootstrap", "prefill", "decode", "unified")
 SECTIONS: Final = {
     SERVICES: "Every service",
     ("gateway",): "Gateway",
     ("bootstrap",): "Bootstrap",
-    ("prefill", "decode"): "Workers",
+    ("prefill", "decode", "unified"): "Workers",
+    ("prefill", "decode"): "Prefill and decode",
     ("prefill",): "Prefill only",
     ("decode",): "Decode only",
+    ("unified",): "Unified only",
 }
 """Title by the services that have a metric, in the order of the document."""
 UNITS: Final = ("seconds", "bytes")
@@ -35,14 +37,15 @@ LABELS: Final = {
     "limit": "what a request came up against: [admission.md](admission.md)",
     "method": "full name of the gRPC method",
     "model": "name of the model; `other` beyond the first 64",
+    "outcome": "`succeeded` or `failed`",
     "peer": "worker id of the other side; `other` for all that come after the first 512",
     "pool": "`kv`, `metadata`, or a state component such as `state:0:swa`",
     "protocol": "version of tandem.v1 that it speaks",
     "provider": "`cma`, `verbs`, `tcp` or `fake`",
     "rank": "`dp0.pp0.tp0`",
     "reason": "of an error: as in [errors.md](errors.md); of leaving: `deregistered`, `expired` or `replaced`",
-    "role": "`prefill` or `decode`",
-    "service": "`gateway`, `bootstrap`, `prefill` or `decode`",
+    "role": "`prefill`, `decode` or `unified`",
+    "service": "`gateway`, `bootstrap`, `prefill`, `decode` or `unified`",
     "state": "see the metric; of rooms: as in [ARCHITECTURE.md](../ARCHITECTURE.md#the-room-machines), in lower case",
     "version": "version of Tandem",
 }
@@ -59,6 +62,7 @@ port of their own.
 | bootstrap | plain HTTP on loopback, at a free port that the log names | `TANDEM_BOOTSTRAP_METRICS_ADDRESS` |
 | prefill | the same | `TANDEM_PREFILL_METRICS_ADDRESS` |
 | decode | the same | `TANDEM_DECODE_METRICS_ADDRESS` |
+| unified | the same | `TANDEM_UNIFIED_METRICS_ADDRESS` |
 
 These are the defaults; an empty address turns it off. `tandem up` writes the addresses to its state file, as `metrics`
 of each process. Metrics hold no prompts, answers or secrets, but names of workers. Who can reach a port can read them.
@@ -88,6 +92,7 @@ def families() -> dict[str, list[Family]]:
         "bootstrap": BootstrapMetrics(tuple, int).metrics.families,
         "prefill": WorkerMetrics(Role.PREFILL).metrics.families,
         "decode": WorkerMetrics(Role.DECODE).metrics.families,
+        "unified": WorkerMetrics(Role.UNIFIED).metrics.families,
     }
 
 

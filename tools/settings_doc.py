@@ -29,6 +29,7 @@ SECTIONS: Final = {
     "GATEWAY": "One gateway process.",
     "PREFILL": "One prefill worker.",
     "DECODE": "One decode worker: the settings of a prefill worker under another prefix.",
+    "UNIFIED": "One unified worker: the same again.",
     "RANK": "Each engine rank of a worker: its links and its data path.",
     "SGLANG": "A worker's SGLang engine; 0 and empty leave the choice to Tandem, or to SGLang.",
     "MOCK": "A worker's mock engine.",

@@ -130,16 +130,18 @@ def test_buf_standard_rules(files: dict[str, FileDescriptorProto]) -> None:
     assert not found, "\n" + "\n".join(found)
 
 
-def test_only_prefill_and_decode_share_messages(files: dict[str, FileDescriptorProto]) -> None:
-    services = [service for file in files.values() for service in file.service if service.name != "DecodeService"]
+def test_only_workers_share_messages(files: dict[str, FileDescriptorProto]) -> None:
+    others = {"DecodeService", "UnifiedService"}
+    services = [service for file in files.values() for service in file.service if service.name not in others]
     methods = [method for service in services for method in service.method]
     names = [full.rpartition(".")[2] for method in methods for full in (method.input_type, method.output_type)]
     assert sorted({name for name in names if names.count(name) > 1}) == []
 
 
-def test_prefill_and_decode_speak_alike(files: dict[str, FileDescriptorProto]) -> None:
+def test_workers_speak_alike(files: dict[str, FileDescriptorProto]) -> None:
     services = {service.name: service for file in files.values() for service in file.service}
     assert list(services["PrefillService"].method) == list(services["DecodeService"].method)
+    assert list(services["PrefillService"].method) == list(services["UnifiedService"].method)
 
 
 def test_every_file_is_compiled() -> None:

@@ -136,8 +136,9 @@ class NotingWorkers:
 
     prefills: list[NotingWorker] = field(default_factory=list)
     decodes: list[NotingWorker] = field(default_factory=list)
+    unified: list[NotingWorker] = field(default_factory=list)
     expected: bool = False
-    """Whether there are workers of both roles, whatever these lists hold."""
+    """Whether there are workers that can serve, whatever these lists hold."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def known(self, model: str) -> bool:
@@ -146,7 +147,7 @@ class NotingWorkers:
 
     def sessions(self, role: Role, model: str) -> list[NotingWorker]:
         """All of a role."""
-        return self.prefills if role is Role.PREFILL else self.decodes
+        return {Role.PREFILL: self.prefills, Role.DECODE: self.decodes, Role.UNIFIED: self.unified}[role]
 
     async def wait_changed(self) -> None:
         """They change only where a test says so."""

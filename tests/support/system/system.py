@@ -24,7 +24,7 @@ from tandem.core.cluster import ClusterView
 from tandem.rpc.client import open_channel
 from tandem.rpc.credentials import PLAIN
 from tandem.rpc.watch import ClusterWatcher
-from tandem.v1 import bootstrap_pb2, common_pb2, decode_pb2_grpc, prefill_pb2_grpc, session_pb2
+from tandem.v1 import bootstrap_pb2, common_pb2, decode_pb2_grpc, prefill_pb2_grpc, session_pb2, unified_pb2_grpc
 from tests.support.settings import environment
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -176,6 +176,7 @@ async def watch_status(info: bootstrap_pb2.WorkerInfo) -> AsyncIterator[session_
     stubs: dict[int, Any] = {
         common_pb2.ROLE_PREFILL: prefill_pb2_grpc.PrefillServiceStub,
         common_pb2.ROLE_DECODE: decode_pb2_grpc.DecodeServiceStub,
+        common_pb2.ROLE_UNIFIED: unified_pb2_grpc.UnifiedServiceStub,
     }
     async with open_channel(info.address) as channel:
         async for answer in stubs[info.role](channel).WatchStatus(session_pb2.WatchStatusRequest(min_interval_ms=50)):

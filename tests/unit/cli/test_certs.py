@@ -35,10 +35,10 @@ def names_of(cert: x509.Certificate) -> set[str]:
 def test_each_service_gets_its_own_and_the_key_of_the_authority_is_nowhere(tmp_path: Path) -> None:
     certs.make(tmp_path, ["gpu1.example", "10.0.0.7"], 30)
     found = files(tmp_path)
-    members = ("bootstrap", "gateway", "prefill", "decode", "client")
+    members = ("bootstrap", "gateway", "prefill", "decode", "unified", "client")
     assert set(found) == {f"{name}/{file}" for name in members for file in ("ca.pem", "cert.pem", "key.pem")}
     assert len({found[f"{name}/ca.pem"] for name in members}) == 1
-    assert len({found[f"{name}/key.pem"] for name in members}) == 5
+    assert len({found[f"{name}/key.pem"] for name in members}) == 6
     for name in members:
         assert stat.S_IMODE((tmp_path / name / "key.pem").stat().st_mode) == 0o600
     assert {"prefill", "worker", "localhost", "127.0.0.1", "gpu1.example", "10.0.0.7"} <= names_of(

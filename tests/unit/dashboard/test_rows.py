@@ -8,7 +8,7 @@ import pytest
 
 from tandem.core.cluster import WorkerInfo
 from tandem.core.errors import TandemError
-from tandem.core.ids import Incarnation, RequestId, Role, RoomId, WorkerId, WorkerLife
+from tandem.core.ids import PAIR, Incarnation, RequestId, Role, RoomId, WorkerId, WorkerLife
 from tandem.gateway.attempt import RoomPhase
 from tandem.gateway.dashboard.links import Moment, link_rows, moment, worker_rates
 from tandem.gateway.dashboard.rooms import OLDEST, rooms_seen
@@ -218,7 +218,9 @@ class Running:
 def room(number: int, phase: RoomPhase, started: float) -> Entry:
     """An attempt of p0 and d0."""
     lives = [WorkerLife(WorkerId(name), Incarnation(1)) for name in ("p0", "d0")]
-    facts = RoomFacts(RoomId(2**62 + number), RequestId(f"r{number}"), 1, lives[0], lives[1], NOW + 100)
+    facts = RoomFacts(
+        RoomId(2**62 + number), RequestId(f"r{number}"), 1, dict(zip(PAIR, lives, strict=True)), NOW + 100
+    )
     return Entry(number, facts, Running(phase), started)
 
 

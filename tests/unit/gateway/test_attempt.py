@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.core.ids import Role
+from tandem.core.ids import PAIR, Role
 from tandem.gateway.attempt import Attempt, RoomPhase
 from tandem.gateway.first_token import FirstToken
 from tandem.rpc import convert
@@ -105,9 +105,9 @@ async def test_a_failure_of_one_leg_cancels_the_other_at_once(side: str, how: st
         assert not now.attempt.delivered
 
 
-@pytest.mark.parametrize("side", Role)
+@pytest.mark.parametrize("side", PAIR)
 async def test_the_leg_that_failed_is_blamed_whoever_says_so_first(side: Role) -> None:
-    for reporter in Role:
+    for reporter in PAIR:
         async with stage() as now:
             says = now.prefill if reporter is Role.PREFILL else now.decode
             says.bring(failed(ErrorReason.ENGINE_FAILED, by_peer=reporter is not side))
@@ -115,7 +115,7 @@ async def test_the_leg_that_failed_is_blamed_whoever_says_so_first(side: Role) -
             assert now.attempt.blamed is side
 
 
-@pytest.mark.parametrize("reporter", Role)
+@pytest.mark.parametrize("reporter", PAIR)
 async def test_nobody_is_blamed_for_what_lies_between_the_two(reporter: Role) -> None:
     async with stage() as now:
         says = now.prefill if reporter is Role.PREFILL else now.decode
@@ -124,7 +124,7 @@ async def test_nobody_is_blamed_for_what_lies_between_the_two(reporter: Role) ->
         assert now.attempt.blamed is None
 
 
-@pytest.mark.parametrize("side", Role)
+@pytest.mark.parametrize("side", PAIR)
 async def test_a_lost_or_refusing_worker_is_blamed_itself(side: Role) -> None:
     async with stage() as now:
         (now.prefill if side is Role.PREFILL else now.decode).lose(LOST)

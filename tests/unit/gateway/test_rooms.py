@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import pytest
 
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.core.ids import Incarnation, RequestId, RoomId, WorkerId, WorkerLife
+from tandem.core.ids import Incarnation, RequestId, Role, RoomId, WorkerId, WorkerLife
 from tandem.gateway.attempt import RoomPhase
 from tandem.gateway.rooms import RoomBook, RoomFacts
 
@@ -28,7 +28,7 @@ class Running:
 
 def facts(room: int) -> RoomFacts:
     """Of a room."""
-    return RoomFacts(RoomId(room), RequestId(f"r{room}"), 1, LIFE, LIFE, 100.0)
+    return RoomFacts(RoomId(room), RequestId(f"r{room}"), 1, {Role.PREFILL: LIFE, Role.DECODE: LIFE}, 100.0)
 
 
 async def test_pages_go_on_where_the_last_one_ended_though_rooms_come_and_go() -> None:

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.core.ids import RankId, Role
+from tandem.core.ids import PAIR, RankId, Role
 from tandem.core.room.events import Phase, Why
 from tandem.engine.mock.engine import MockEngine
 from tandem.engine.mock.leases import Leases
@@ -147,7 +147,7 @@ async def test_a_room_is_opened_once(start_pair) -> None:
 
 
 @pytest.mark.parametrize("turns_before", [0, 1, 2, 3, 4, 5, 7, 9, 12, 16, 24])
-@pytest.mark.parametrize("role", Role)
+@pytest.mark.parametrize("role", PAIR)
 async def test_abort_at_any_moment(start_pair, turns_before: int, role: Role) -> None:
     pair = await start_pair(tp_size=2, chunk_tokens=4)
     room = await pair.ask(prompt_of(3, 30), LONG)

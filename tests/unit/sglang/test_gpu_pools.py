@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.core.ids import Role
+from tandem.core.ids import PAIR, Role
 from tandem.engine.rank.settings import RankSettings
 from tandem.rdma.api import Direction
 from tests.support.sglang import installed
@@ -144,7 +144,7 @@ def test_cards_that_do_not_reach_the_gpu_leave_the_mirror(driver, caplog):
     assert caught.value.reason is ErrorReason.NOT_SUPPORTED
 
 
-@pytest.mark.parametrize("role", Role)
+@pytest.mark.parametrize("role", PAIR)
 def test_what_is_set_for_a_cpu_is_not_set_for_a_gpu(role):
     options = arguments.SglangOptions(model_path="none", device="cuda")
     args = arguments.server_args(options, role, cpu=False, extra={}, memory_bytes=1 << 40)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.core.ids import RankId, RoomId
+from tandem.core.ids import RankId, Role, RoomId
 from tandem.core.layout import KvLayout
 from tandem.engine.port import EngineFacts, RankInfo
 from tandem.engine.worker.submit import SubmitCollector, check, job_of
@@ -40,7 +40,7 @@ def _submit() -> session_pb2.Submit:
 def test_a_good_submit_becomes_a_job() -> None:
     message = _submit()
     message.sampling.logit_bias[7] = -2.5
-    check(message, FACTS)
+    check(message, FACTS, Role.DECODE)
     job = job_of(message, 50.0, dp_rank=0, peer_dp_rank=0, peer_addresses={}, traceparent="")
     assert (job.room, job.deadline, job.input_ids) == (77, 51.0, [1, 2, 3])
     assert (job.sampling.temperature, job.sampling.top_p, job.sampling.stop) == (0.0, None, ("x",))
@@ -79,7 +79,7 @@ def test_a_bad_field_is_named(spoil: Callable[[session_pb2.Submit], None], field
     message = _submit()
     spoil(message)
     with pytest.raises(TandemError) as caught:
-        check(message, FACTS)
+        check(message, FACTS, Role.DECODE)
     assert (caught.value.field, caught.value.reason) == (field, reason)
 
 

@@ -15,7 +15,16 @@ import typer
 
 from tandem.cli import completion, operate
 from tandem.cli.board import read_state
-from tandem.cli.plan import DeviceChoice, EngineChoice, Machine, ProviderChoice, UpOptions, make_plan, parse_ratio
+from tandem.cli.plan import (
+    MAX_WORKERS,
+    DeviceChoice,
+    EngineChoice,
+    Machine,
+    ProviderChoice,
+    UpOptions,
+    make_plan,
+    parse_ratio,
+)
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.rpc.exits import ExitCode
 
@@ -36,7 +45,8 @@ _FORWARD = {"allow_extra_args": True, "ignore_unknown_options": True, "help_opti
 
 @app.command()
 def up(
-    ratio: Annotated[str, typer.Option(help="Workers, prefill:decode.")] = "1:1",
+    ratio: Annotated[str, typer.Option(help="Workers, prefill:decode; 0:0: none.")] = "1:1",
+    unified: Annotated[int, typer.Option(min=0, max=MAX_WORKERS, help="Workers that do both.")] = 0,
     engine: Annotated[EngineChoice, typer.Option(help="Engine of every worker.")] = EngineChoice.SGLANG,
     model: Annotated[
         list[str] | None,
@@ -78,6 +88,7 @@ def up(
     options = UpOptions(
         prefill=prefill,
         decode=decode,
+        unified=unified,
         engine=engine,
         models=tuple(model or [settings.default_model()]),
         model_names=tuple(model_name or ()),

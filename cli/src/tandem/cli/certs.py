@@ -30,6 +30,7 @@ MEMBERS: Final[dict[str, tuple[str, ...]]] = {
     "gateway": ("gateway", *_LOCAL),
     "prefill": ("prefill", WORKER, *_LOCAL),
     "decode": ("decode", WORKER, *_LOCAL),
+    "unified": ("unified", WORKER, *_LOCAL),
     "client": (),
 }
 """Who gets a certificate, and its names. `client` serves nothing: it is for the command `tandem`, an operator's."""

@@ -22,11 +22,13 @@ from tandem.v1 import (
     decode_pb2_grpc,
     prefill_pb2_grpc,
     session_pb2,
+    unified_pb2_grpc,
 )
 
 _STUBS: Final[dict[int, Any]] = {
     common_pb2.ROLE_PREFILL: prefill_pb2_grpc.PrefillServiceStub,
     common_pb2.ROLE_DECODE: decode_pb2_grpc.DecodeServiceStub,
+    common_pb2.ROLE_UNIFIED: unified_pb2_grpc.UnifiedServiceStub,
 }
 
 
@@ -42,7 +44,7 @@ class Member:
 
     @property
     def role(self) -> str:
-        """prefill or decode."""
+        """prefill, decode or unified."""
         return common_pb2.Role.Name(self.info.role).removeprefix("ROLE_").lower()
 
     def document(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tandem.cli.board import read_state
+from tandem.cli.plan import WORKERS, Kind
 from tandem.core.errors import TandemError
 from tandem.core.policies import PolicyName
 
@@ -13,12 +14,12 @@ LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 def worker_ids(incomplete: str) -> list[str]:
     """Workers of the system run here."""
-    return _names(incomplete, ("prefill", "decode"))
+    return _names(incomplete, [kind.value for kind in WORKERS])
 
 
 def service_names(incomplete: str) -> list[str]:
     """Every service of the system run here."""
-    return _names(incomplete, ("bootstrap", "prefill", "decode", "gateway"))
+    return _names(incomplete, [kind.value for kind in Kind])
 
 
 def policy_names(incomplete: str) -> list[str]:

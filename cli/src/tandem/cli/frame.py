@@ -17,7 +17,11 @@ Message = admin_pb2.WatchClusterResponse
 BAR: Final = 10
 """Cells of the bar of pages."""
 UNKNOWN: Final = "-"
-_ROLES: Final = ((common_pb2.ROLE_PREFILL, "prefill"), (common_pb2.ROLE_DECODE, "decode"))
+_ROLES: Final = (
+    (common_pb2.ROLE_PREFILL, "prefill"),
+    (common_pb2.ROLE_DECODE, "decode"),
+    (common_pb2.ROLE_UNIFIED, "unified"),
+)
 _HOT: Final = 0.9
 """Share of pages in use from which the bar is red."""
 

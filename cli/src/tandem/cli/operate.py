@@ -48,6 +48,7 @@ class RoleChoice(Enum):
 
     PREFILL = "prefill"
     DECODE = "decode"
+    UNIFIED = "unified"
 
 
 def register(app: typer.Typer) -> None:
@@ -131,7 +132,11 @@ def set_policy(
 
     wanted = None if role is None else Role(role.value)
     answer = asyncio.run(ask(_admin_address(admin), _credentials(), name, wanted))
-    before = {Role.PREFILL: answer.prefill_before, Role.DECODE: answer.decode_before}
+    before = {
+        Role.PREFILL: answer.prefill_before,
+        Role.DECODE: answer.decode_before,
+        Role.UNIFIED: answer.unified_before,
+    }
     changes = {each.value: {"before": before[each], "after": name} for each in Role if wanted in (None, each)}
     lines = [f"{each}: {change['before']} -> {change['after']}" for each, change in changes.items()]
     _say("\n".join(lines), changes, as_json=as_json)
@@ -245,7 +250,7 @@ def _services(admin: str, names: Sequence[str], credentials: Credentials) -> lis
 def _workers(admin: str, names: Sequence[str], credentials: Credentials) -> list[Service]:
     """The same, of workers only."""
     services = _services(admin, names, credentials)
-    workers = [service for service in services if service.kind in ("prefill", "decode")]
+    workers = [service for service in services if service.kind in {role.value for role in Role}]
     if names and len(workers) < len(services):
         other = next(service.name for service in services if service not in workers)
         raise TandemError(ErrorReason.INVALID_ARGUMENT, f"{other} is no worker: only workers have ranks")

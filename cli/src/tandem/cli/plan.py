@@ -24,7 +24,12 @@ class Kind(Enum):
     BOOTSTRAP = "bootstrap"
     PREFILL = "prefill"
     DECODE = "decode"
+    UNIFIED = "unified"
     GATEWAY = "gateway"
+
+
+WORKERS: Final = (Kind.PREFILL, Kind.DECODE, Kind.UNIFIED)
+"""In the order in which they are shown."""
 
 
 class EngineChoice(Enum):
@@ -71,6 +76,7 @@ class UpOptions:
 
     prefill: int = 1
     decode: int = 1
+    unified: int = 0
     engine: EngineChoice = EngineChoice.SGLANG
     models: tuple[str, ...] = ("models/tandem-tiny",)
     """Each gets `prefill` and `decode` workers of its own."""
@@ -133,12 +139,14 @@ class SystemPlan:
 
 
 def parse_ratio(text: str) -> tuple[int, int]:
-    """ "2:3" as (2, 3). Raises INVALID_ARGUMENT."""
+    """ "2:3" as (2, 3); "0:0" is no pair at all. Raises INVALID_ARGUMENT."""
     match = re.fullmatch(r"(\d{1,3}):(\d{1,3})", text.strip())
     prefill, decode = (int(match[1]), int(match[2])) if match else (0, 0)
-    if not (1 <= prefill <= MAX_WORKERS and 1 <= decode <= MAX_WORKERS):
+    none = match is not None and prefill == decode == 0
+    if not none and not (1 <= prefill <= MAX_WORKERS and 1 <= decode <= MAX_WORKERS):
         raise _bad(
-            f"--ratio {text!r} is not prefill:decode, e.g. 1:1 or 2:3; 1..{MAX_WORKERS} workers of each role", "ratio"
+            f"--ratio {text!r} is not prefill:decode, e.g. 1:1 or 2:3; 1..{MAX_WORKERS} workers of each role, or 0:0",
+            "ratio",
         )
     return prefill, decode
 
@@ -149,20 +157,23 @@ def make_plan(options: UpOptions, machine: Machine, inherited: Mapping[str, str]
     Raises INVALID_ARGUMENT for options that can't be met on this machine.
     """
     served = options.served
-    model_of = {
-        f"{kind.value}-{number}": served[number // count]
-        for kind, count in ((Kind.PREFILL, options.prefill), (Kind.DECODE, options.decode))
-        for number in range(count * len(served))
+    counts = {Kind.PREFILL: options.prefill, Kind.DECODE: options.decode, Kind.UNIFIED: options.unified}
+    planned = {
+        f"{kind.value}-{number}": (kind, served[number // counts[kind]])
+        for kind in WORKERS
+        for number in range(counts[kind] * len(served))
     }
-    names = list(model_of)
+    names = list(planned)
+    if not names:
+        raise _bad("--ratio 0:0 needs workers that do both: --unified 1 or more", "unified")
     own = _own_environments(options, ["bootstrap", *names, "gateway"])
     placed = _place(options, machine, len(names))
     share = sum(1 for gpus in placed if gpus == placed[0]) if placed[0] else 0
-    drain = str(options.drain_ms)
+    threads = _threads(len(names), options, machine, inherited)
     ports = {"TANDEM_BOOTSTRAP_PORT": "0", "TANDEM_BOOTSTRAP_METRICS_ADDRESS": f"{LOOPBACK}:0"}
     bootstrap = ProcessPlan("bootstrap", Kind.BOOTSTRAP, {**ports, **own["bootstrap"]})
     workers = tuple(
-        _worker(name, model_of[name], options, gpus, share, _threads(options, machine, inherited), own[name])
+        _worker(ProcessPlan(name, planned[name][0], own[name]), planned[name][1], options, gpus, share, threads)
         for name, gpus in zip(names, placed, strict=True)
     )
     gateway = {
@@ -171,7 +182,7 @@ def make_plan(options: UpOptions, machine: Machine, inherited: Mapping[str, str]
         "TANDEM_GATEWAY_ADMIN_ADDRESS": f"{LOOPBACK}:0",
         "TANDEM_GATEWAY_MODEL_PATH": options.models[0],
         **_tokenizers(served),
-        "TANDEM_GATEWAY_DRAIN_TIMEOUT_MS": drain,
+        "TANDEM_GATEWAY_DRAIN_TIMEOUT_MS": str(options.drain_ms),
         **own["gateway"],
     }
     return SystemPlan(bootstrap, workers, ProcessPlan("gateway", Kind.GATEWAY, gateway), one_by_one=share > 1)
@@ -183,19 +194,16 @@ def _tokenizers(served: tuple[tuple[str, str], ...]) -> dict[str, str]:
 
 
 def _worker(
-    name: str,
+    plain: ProcessPlan,
     model: tuple[str, str],
     options: UpOptions,
     gpus: tuple[str, ...],
     share: int,
     threads: int | None,
-    own: Mapping[str, str],
 ) -> ProcessPlan:
-    """model: its name and its path."""
-    kind = Kind.PREFILL if name.startswith("prefill") else Kind.DECODE
-    plain = ProcessPlan(name, kind, {})
+    """plain: with what the user wants in its environment. model: its name and its path."""
     env = {
-        plain.prefixed("worker_id"): name,
+        plain.prefixed("worker_id"): plain.name,
         plain.prefixed("host"): LOOPBACK,
         plain.prefixed("port"): "0",
         plain.prefixed("metrics_address"): f"{LOOPBACK}:0",
@@ -209,9 +217,9 @@ def _worker(
         env |= _mock_environment(options)
     else:
         env |= _sglang_environment(options, gpus, share, threads)
-    if options.keep_prefixes and kind is Kind.DECODE:
+    if options.keep_prefixes and plain.kind is Kind.DECODE:
         env[f"TANDEM_{options.engine.name}_KEEP_PREFIXES"] = "true"
-    return ProcessPlan(name, kind, {**env, **own})
+    return ProcessPlan(plain.name, plain.kind, {**env, **plain.env})
 
 
 def _mock_environment(options: UpOptions) -> dict[str, str]:
@@ -263,11 +271,10 @@ def _place(options: UpOptions, machine: Machine, workers: int) -> list[tuple[str
     return [sets[worker % groups] for worker in range(workers)]
 
 
-def _threads(options: UpOptions, machine: Machine, inherited: Mapping[str, str]) -> int | None:
+def _threads(workers: int, options: UpOptions, machine: Machine, inherited: Mapping[str, str]) -> int | None:
     """Threads of each CPU rank, so that all ranks together fit the cores; None if the user has chosen."""
     if "OMP_NUM_THREADS" in inherited or "TANDEM_SGLANG_THREADS_PER_RANK" in inherited:
         return None
-    workers = (options.prefill + options.decode) * len(options.models)
     return max(1, machine.cores // (workers * options.tp))
 
 

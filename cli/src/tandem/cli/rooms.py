@@ -13,7 +13,7 @@ from tandem.core.errors import ErrorReason, TandemError
 from tandem.rpc import convert
 from tandem.rpc.client import open_channel
 from tandem.rpc.credentials import Credentials
-from tandem.v1 import admin_pb2, admin_pb2_grpc, decode_pb2_grpc, prefill_pb2_grpc, session_pb2
+from tandem.v1 import admin_pb2, admin_pb2_grpc, decode_pb2_grpc, prefill_pb2_grpc, session_pb2, unified_pb2_grpc
 
 PAGE: Final = 500
 COLUMNS: Final = ("room", "request", "try", "phase", "prefill", "decode", "age", "left")
@@ -21,6 +21,7 @@ RANK_COLUMNS: Final = ("worker", "rank", "room", "state", "peer", "pages", "move
 _STUBS: Final[dict[str, Any]] = {
     "prefill": prefill_pb2_grpc.PrefillServiceStub,
     "decode": decode_pb2_grpc.DecodeServiceStub,
+    "unified": unified_pb2_grpc.UnifiedServiceStub,
 }
 
 
@@ -91,7 +92,8 @@ def table_of_rooms(rooms: Sequence[admin_pb2.GatewayRoom]) -> Table:
     """For a person; --json has everything."""
     table = _table(COLUMNS)
     for room in rooms:
-        workers = (room.prefill.worker_id, room.decode.worker_id)
+        # A unified worker is both.
+        workers = (leg.worker_id or room.unified.worker_id for leg in (room.prefill, room.decode))
         times = (duration(room.age_ms), duration(room.left_ms))
         table.add_row(str(room.room), room.request_id, str(room.attempt), phase_of(room), *workers, *times)
     return table

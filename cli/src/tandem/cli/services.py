@@ -13,12 +13,14 @@ from google.protobuf.json_format import MessageToDict
 
 from tandem.cli.board import read_state
 from tandem.core.errors import ErrorReason, TandemError
+from tandem.core.ids import Role
 from tandem.rpc.client import open_channel
 from tandem.rpc.credentials import Credentials
 from tandem.rpc.errors import REASON_KEY, from_rpc_error
 from tandem.v1 import admin_pb2, admin_pb2_grpc, common_pb2, control_pb2, control_pb2_grpc
 
 TIMEOUT_S: Final = 5.0
+_ROLES: Final = [role.value for role in Role]
 _NO_ANSWER: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
 _BOOTSTRAP_OF_GATEWAY: Final = "TANDEM_GATEWAY_BOOTSTRAP_ADDRESS"
 
@@ -30,7 +32,7 @@ class Service:
     name: str
     """Worker id, or "bootstrap" or "gateway"."""
     kind: str
-    """bootstrap, gateway, prefill or decode."""
+    """bootstrap, gateway, prefill, decode or unified."""
     address: str
     """host:port of its gRPC server; the gateway's is that of AdminService. Empty: it does not run."""
 
@@ -63,7 +65,7 @@ def services_here(state_file: Path) -> list[Service]:
 
 
 async def services_of(admin: str, credentials: Credentials) -> list[Service]:
-    """Bootstrap, the workers that a gateway sees, prefill first, by name, and the gateway. Raises TandemError."""
+    """Bootstrap, the workers that a gateway sees, by role and name, and the gateway. Raises TandemError."""
     async with open_channel(admin, credentials) as channel:
         who = f"the gateway at {admin}"
         control: Any = control_pb2_grpc.ControlServiceStub(channel)
@@ -80,7 +82,7 @@ async def services_of(admin: str, credentials: Credentials) -> list[Service]:
         )
         for one in listed.workers
     ]
-    workers.sort(key=lambda one: (one.kind != "prefill", one.name))
+    workers.sort(key=lambda one: (_ROLES.index(one.kind), one.name))
     return [Service("bootstrap", "bootstrap", bootstrap), *workers, Service("gateway", "gateway", admin)]
 
 

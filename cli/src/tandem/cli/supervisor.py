@@ -11,7 +11,7 @@ from typing import Final
 
 from tandem.cli.board import Board, Stage
 from tandem.cli.child import Child
-from tandem.cli.plan import Kind, ProcessPlan
+from tandem.cli.plan import WORKERS, Kind, ProcessPlan
 from tandem.cli.settings import python
 from tandem.rpc.backoff import Backoff, BackoffPolicy
 
@@ -137,7 +137,7 @@ class Supervisor:
         self._pin(found)
         # The gateway has its own on the port of its HTTP; the others name theirs before they name themselves.
         metrics = self.address if self.plan.kind is Kind.GATEWAY else child.heard("metrics")
-        worker = self.plan.kind in (Kind.PREFILL, Kind.DECODE)
+        worker = self.plan.kind in WORKERS
         self._board.set(
             name, stage=Stage.REGISTERED if worker else Stage.LISTENING, address=self.address, metrics=metrics
         )

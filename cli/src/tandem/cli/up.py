@@ -17,9 +17,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tandem.cli.board import Board, Stage
 from tandem.cli.display import Display, LogFiles, make_display, welcome
-from tandem.cli.plan import LOOPBACK, Kind, SystemPlan
+from tandem.cli.plan import LOOPBACK, WORKERS, Kind, SystemPlan
 from tandem.cli.supervisor import ProcessFailed, Supervisor
 from tandem.core.errors import ErrorReason, TandemError
+from tandem.core.ids import can_serve
 from tandem.rpc.client import open_channel
 from tandem.rpc.credentials import Credentials, TlsSettings
 from tandem.rpc.exits import ExitCode
@@ -165,13 +166,14 @@ class _System:
                 task.cancel()
 
     def _spared(self, kind: Kind) -> bool:
-        """Whether others of a kind are left."""
-        return any(row.kind == kind.value and row.stage is not Stage.FAILED for row in self._board.rows)
+        """Whether the system serves without one of a kind."""
+        left = [row.kind for row in self._board.rows if row.stage is not Stage.FAILED]
+        return kind in WORKERS and can_serve(lambda role: [kind for kind in left if kind == role.value])
 
     async def _start(self) -> None:
         await self._bootstrap.start(self._inherited)
         env = dict(self._inherited)
-        for kind in (Kind.PREFILL, Kind.DECODE, Kind.GATEWAY):
+        for kind in (*WORKERS, Kind.GATEWAY):
             env[f"TANDEM_{kind.name}_BOOTSTRAP_ADDRESS"] = self._bootstrap.address
         if self._plan.one_by_one:
             await self._start_gateway(env)

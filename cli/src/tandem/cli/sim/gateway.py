@@ -16,7 +16,7 @@ from tandem.cli.sim.sides import Ticket
 from tandem.cli.sim.worker import Worker
 from tandem.core.cluster import ClusterView, differences
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.core.ids import Role, RoomId, WorkerId, WorkerLife, room_from_random
+from tandem.core.ids import PAIR, Role, RoomId, WorkerId, WorkerLife, room_from_random
 from tandem.core.policies import Candidate, PolicyName, Turn, choose
 from tandem.core.room import events as ev
 
@@ -63,7 +63,7 @@ class Gateway:
         self._view = ClusterView()
         self._running: dict[RoomId, Request] = {}
         self._open: list[Request] = []
-        self._turns = dict.fromkeys(Role, 0)
+        self._turns = dict.fromkeys(PAIR, 0)
 
     def see(self, view: ClusterView) -> None:
         """Another view; attempts on lives that are gone have failed."""

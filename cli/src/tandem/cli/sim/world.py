@@ -19,7 +19,7 @@ from tandem.cli.sim.sides import GRACE_S, Machines, Offered, Surroundings
 from tandem.cli.sim.weather import FAULTS, Faults, Weather
 from tandem.cli.sim.worker import NOTICE_S, Worker
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.core.ids import Role, RoomId, WorkerId
+from tandem.core.ids import PAIR, RoomId, WorkerId
 from tandem.core.room import events as ev
 
 SPAN_S: Final = 20.0
@@ -91,10 +91,10 @@ class World:
         self._network = Network(agenda, self._faults)
         mover = plan.mover(agenda, self._network, self._faults, provider)
         around = Surroundings(agenda, self._network, mover, self._faults, plan.machines, self._deliver)
-        counts = {role: dice.randint(1, 3) for role in Role}
+        counts = {role: dice.randint(1, 3) for role in PAIR}
         self._workers = {
             name: Worker(name, role, around)
-            for role in Role
+            for role in PAIR
             for number in range(counts[role])
             for name in [WorkerId(f"{role.value}-{number}")]
         }

@@ -13,7 +13,7 @@ from typing import Final
 
 from tandem.core.cluster import RankEndpoint, WorkerInfo
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.core.ids import RankId, Role
+from tandem.core.ids import PAIR, RankId, Role
 from tandem.core.layout import KvLayout, PoolLayout, require_fit
 from tandem.core.version import CURRENT, Protocol, agree
 
@@ -73,7 +73,7 @@ def check_worker(info: WorkerInfo, instance_id: bytes) -> None:
         raise invalid("instance_id", f"{len(instance_id)} bytes", f"{INSTANCE_ID_BYTES} bytes")
     _check_models(info.models)
     check_address("address", info.address)
-    _check_layout(info.layout)
+    _check_layout(info.role, info.layout)
     _check_ranks(info)
     _check_range("context_tokens", info.context_tokens, 1, MAX_I32)
     _check_range("max_running", info.max_running, 1, MAX_I32)
@@ -97,15 +97,16 @@ def _check_unique(field: str, values: Iterable[str]) -> None:
         raise invalid(field, ", ".join(twice), "each name once")
 
 
-def _check_layout(layout: KvLayout) -> None:
+def _check_layout(role: Role, layout: KvLayout) -> None:
     _check_range("layout.page_size", layout.page_size, 1, MAX_PAGE_SIZE)
     _check_pattern("layout.dtype", layout.dtype, _WORD, "a name such as bfloat16")
     _check_range("layout.layers", layout.layers, 1, MAX_LAYERS)
     _check_pattern("layout.memory_order", layout.memory_order, _WORD, "a name such as nhd")
     _check_range("layout.tp_size", layout.tp_size, 1, MAX_PARALLEL)
     _check_range("layout.pp_size", layout.pp_size, 1, MAX_PARALLEL)
-    if not 1 <= len(layout.pools) <= MAX_POOLS:
-        raise invalid("layout.pools", f"{len(layout.pools)} pools", f"1..{MAX_POOLS} pools")
+    low, high = (1, MAX_POOLS) if role in PAIR else (0, 0)
+    if not low <= len(layout.pools) <= high:
+        raise invalid("layout.pools", f"{len(layout.pools)} pools", f"{low}..{high} pools on a {role.value} worker")
     for pool in layout.pools:
         _check_pool(pool)
     _check_unique("layout.pools.name", (pool.name for pool in layout.pools))
@@ -137,7 +138,7 @@ def _check_endpoint(role: Role, endpoint: RankEndpoint) -> None:
     if role is Role.PREFILL:
         check_address(field, endpoint.kv_link_address)
     elif endpoint.kv_link_address:
-        raise invalid(field, endpoint.kv_link_address, "empty on decode ranks, which dial and never listen")
+        raise invalid(field, endpoint.kv_link_address, f"empty on {role.value} ranks, which never listen")
 
 
 def check_protocol(protocol: Protocol, who: str) -> None:
@@ -148,11 +149,14 @@ def check_protocol(protocol: Protocol, who: str) -> None:
 def check_fit(info: WorkerInfo, others: Iterable[WorkerInfo]) -> None:
     """Raises LAYOUT_MISMATCH with both values unless the worker fits every one that it may be paired with.
 
-    Those are the workers of the other role that serve one of its models.
+    Those are the workers of the other role of a pair that serve one of its models.
     """
+    if info.role not in PAIR:
+        return
     for other in others:
         if (
             other.worker_id != info.worker_id
+            and other.role in PAIR
             and other.role is not info.role
             and not set(other.models).isdisjoint(info.models)
         ):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from types import MappingProxyType
 
-from tandem.core.ids import RankId, Role, WorkerId, WorkerLife
+from tandem.core.ids import RankId, Role, WorkerId, WorkerLife, can_serve
 from tandem.core.layout import KvLayout
 from tandem.core.version import Protocol
 
@@ -22,7 +22,7 @@ class RankEndpoint:
 
     rank: RankId
     kv_link_address: str
-    """host:port; empty on decode ranks, which dial and never listen."""
+    """host:port; empty on decode ranks, which dial and never listen, and on unified ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +146,13 @@ class ClusterView:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Models that have a worker of each role that takes new rooms, in order of name."""
-        names = [{model for info in self.of_role(role) if not info.draining for model in info.models} for role in Role]
-        return tuple(sorted(set.intersection(*names)))
+        """Models that have workers which can serve a new room together, in order of name."""
+        names = {model for info in self.workers.values() for model in info.models}
+        return tuple(sorted(model for model in names if self.serves(model)))
+
+    def serves(self, model: str) -> bool:
+        """Whether there are workers which can serve a new room of a model together."""
+        return can_serve(lambda role: self.routable(role, model))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import Enum
-from typing import NewType
+from typing import Final, NewType
 
 RoomId = NewType("RoomId", int)
 """One attempt of one sequence: random, 1..2^63-1, never reused."""
@@ -44,6 +45,20 @@ class Role(Enum):
 
     PREFILL = "prefill"
     DECODE = "decode"
+    UNIFIED = "unified"
+    """Both, without a peer."""
+
+
+PAIR: Final = (Role.PREFILL, Role.DECODE)
+"""Roles that share a room, and move its KV."""
+ALONE: Final = (Role.UNIFIED,)
+TEAMS: Final = (PAIR, ALONE)
+"""Whose workers can serve a room: one of each of these roles."""
+
+
+def can_serve(workers: Callable[[Role], Collection[object]]) -> bool:
+    """Whether there is a whole team. workers: those of a role."""
+    return any(all(map(workers, team)) for team in TEAMS)
 
 
 @dataclass(frozen=True, slots=True, order=True)

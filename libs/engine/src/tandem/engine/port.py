@@ -23,7 +23,7 @@ class RankInfo:
 
     rank: RankId
     kv_link_address: str
-    """host:port; empty on decode ranks."""
+    """host:port; empty on decode and unified ranks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +113,9 @@ class Job:
     room: RoomId
     nonce: Nonce
     peer: WorkerLife
+    """Of an empty name on a unified worker, which has none."""
     peer_addresses: dict[RankId, str]
-    """KvLink address of the peer's rank for each of ours; empty on prefill."""
+    """KvLink address of the peer's rank for each of ours; empty but on decode."""
     deadline: float
     """Monotonic seconds."""
     input_ids: list[int]
@@ -124,7 +125,7 @@ class Job:
     peer_dp_rank: int = 0
     traceparent: str = ""
     early_first_token: bool = False
-    """Prefill: say the first token as soon as it is computed. Decode says it in any case."""
+    """Prefill: say the first token as soon as it is computed. Others say it in any case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +258,7 @@ class Engine(Protocol):
         """Tells the ranks the worker's name and life, once it is registered; links open only after that."""
 
     async def submit(self, job: Job, sink: Sink) -> None:
-        """Opens the room's ticket on its ranks, then hands the prompt to the engine.
+        """Opens the room's ticket on its ranks, if it has a peer, then hands the prompt to the engine.
 
         Returns once that is done; news come through `sink`, the last with a Finish, in every case: if submit raises
         TandemError, no Finish follows.

@@ -28,17 +28,17 @@ from tandem.v1 import session_pb2 as tandem_dot_v1_dot_session__pb2
 from tandem.v1 import trace_pb2 as tandem_dot_v1_dot_trace__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15tandem/v1/admin.proto\x12\ttandem.v1\x1a\x19tandem/v1/bootstrap.proto\x1a\x16tandem/v1/common.proto\x1a\x17tandem/v1/session.proto\x1a\x15tandem/v1/trace.proto\"\x1b\n\x19ListClusterWorkersRequest\"G\n\x1aListClusterWorkersResponse\x12)\n\x07workers\x18\x01 \x03(\x0b\x32\x18.tandem.v1.ClusterWorker\"\x9a\x01\n\rClusterWorker\x12#\n\x04info\x18\x01 \x01(\x0b\x32\x15.tandem.v1.WorkerInfo\x12\'\n\x06status\x18\x02 \x01(\x0b\x32\x17.tandem.v1.WorkerStatus\x12\x11\n\tin_flight\x18\x03 \x01(\r\x12(\n\x07\x62reaker\x18\x04 \x01(\x0e\x32\x17.tandem.v1.BreakerState\"A\n\x10SetPolicyRequest\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x1d\n\x04role\x18\x02 \x01(\x0e\x32\x0f.tandem.v1.Role\"T\n\x11SetPolicyResponse\x12\x10\n\x08previous\x18\x01 \x01(\t\x12\x16\n\x0eprefill_before\x18\x02 \x01(\t\x12\x15\n\rdecode_before\x18\x03 \x01(\t\"\'\n\x12\x44rainWorkerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\"\x15\n\x13\x44rainWorkerResponse\")\n\x14UndrainWorkerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\"\x17\n\x15UndrainWorkerResponse\"G\n\x14\x41\x64minGetTraceRequest\x12\x14\n\nrequest_id\x18\x01 \x01(\tH\x00\x12\x12\n\x08trace_id\x18\x02 \x01(\tH\x00\x42\x05\n\x03key\"\x8e\x01\n\x15\x41\x64minGetTraceResponse\x12\x10\n\x08trace_id\x18\x01 \x01(\t\x12#\n\x05spans\x18\x02 \x03(\x0b\x32\x14.tandem.v1.TraceSpan\x12\x15\n\rdropped_spans\x18\x03 \x01(\r\x12\'\n\x06silent\x18\x04 \x03(\x0b\x32\x17.tandem.v1.SilentWorker\"2\n\x0cSilentWorker\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0f\n\x07problem\x18\x02 \x01(\t\"4\n\x10ListRoomsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x04\"]\n\x11ListRoomsResponse\x12%\n\x05rooms\x18\x01 \x03(\x0b\x32\x16.tandem.v1.GatewayRoom\x12\x12\n\nnext_after\x18\x02 \x01(\x04\x12\r\n\x05total\x18\x03 \x01(\r\"\xd3\x01\n\x0bGatewayRoom\x12\x0c\n\x04room\x18\x01 \x01(\x06\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12#\n\x05phase\x18\x04 \x01(\x0e\x32\x14.tandem.v1.RoomPhase\x12%\n\x07prefill\x18\x05 \x01(\x0b\x32\x14.tandem.v1.WorkerRef\x12$\n\x06\x64\x65\x63ode\x18\x06 \x01(\x0b\x32\x14.tandem.v1.WorkerRef\x12\x0e\n\x06\x61ge_ms\x18\x07 \x01(\x04\x12\x0f\n\x07left_ms\x18\x08 \x01(\x04\" \n\x10\x41\x62ortRoomRequest\x12\x0c\n\x04room\x18\x01 \x01(\x06\"9\n\x11\x41\x62ortRoomResponse\x12$\n\x04room\x18\x01 \x01(\x0b\x32\x16.tandem.v1.GatewayRoom\"*\n\x13WatchClusterRequest\x12\x13\n\x0binterval_ms\x18\x01 \x01(\r\"\xa2\x02\n\x14WatchClusterResponse\x12\r\n\x05\x61t_ms\x18\x01 \x01(\x04\x12)\n\x07workers\x18\x02 \x03(\x0b\x32\x18.tandem.v1.WorkerNumbers\x12$\n\x05rooms\x18\x03 \x03(\x0b\x32\x15.tandem.v1.PhaseCount\x12\x10\n\x08requests\x18\x04 \x01(\x04\x12\x0e\n\x06\x65rrors\x18\x05 \x01(\x04\x12\x0f\n\x07retries\x18\x06 \x01(\x04\x12\x14\n\x0c\x66irst_tokens\x18\x07 \x01(\x04\x12\x17\n\x0f\x66irst_tokens_ms\x18\x08 \x01(\x01\x12\x19\n\x11\x63ompletion_tokens\x18\t \x01(\x04\x12\x16\n\x0eprefill_policy\x18\n \x01(\t\x12\x15\n\rdecode_policy\x18\x0b \x01(\t\"@\n\nPhaseCount\x12#\n\x05phase\x18\x01 \x01(\x0e\x32\x14.tandem.v1.RoomPhase\x12\r\n\x05rooms\x18\x02 \x01(\r\"\x9b\x03\n\rWorkerNumbers\x12$\n\x06worker\x18\x01 \x01(\x0b\x32\x14.tandem.v1.WorkerRef\x12\x1d\n\x04role\x18\x02 \x01(\x0e\x32\x0f.tandem.v1.Role\x12\n\n\x02up\x18\x03 \x01(\x08\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\x12\x11\n\tin_flight\x18\x05 \x01(\r\x12\x13\n\x0bmax_running\x18\x06 \x01(\r\x12\r\n\x05known\x18\x07 \x01(\x08\x12\x0f\n\x07running\x18\x08 \x01(\r\x12\x0f\n\x07waiting\x18\t \x01(\r\x12\x13\n\x0bpages_total\x18\n \x01(\r\x12\x12\n\npages_free\x18\x0b \x01(\r\x12\x15\n\rpages_granted\x18\x0c \x01(\r\x12\x10\n\x08kv_bytes\x18\r \x01(\x04\x12\x17\n\x0frooms_succeeded\x18\x0e \x01(\x04\x12\x14\n\x0crooms_failed\x18\x0f \x01(\x04\x12#\n\x05links\x18\x10 \x03(\x0b\x32\x14.tandem.v1.LinkCount\x12(\n\x07\x62reaker\x18\x11 \x01(\x0e\x32\x17.tandem.v1.BreakerState\",\n\tLinkCount\x12\x10\n\x08provider\x18\x01 \x01(\t\x12\r\n\x05links\x18\x02 \x01(\r*|\n\x0c\x42reakerState\x12\x1d\n\x19\x42REAKER_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x42REAKER_STATE_CLOSED\x10\x01\x12\x16\n\x12\x42REAKER_STATE_OPEN\x10\x02\x12\x1b\n\x17\x42REAKER_STATE_HALF_OPEN\x10\x03*v\n\tRoomPhase\x12\x1a\n\x16ROOM_PHASE_UNSPECIFIED\x10\x00\x12\x18\n\x14ROOM_PHASE_SUBMITTED\x10\x01\x12\x1a\n\x16ROOM_PHASE_FIRST_TOKEN\x10\x02\x12\x17\n\x13ROOM_PHASE_DECODING\x10\x03\x32\x8d\x05\n\x0c\x41\x64minService\x12\x61\n\x12ListClusterWorkers\x12$.tandem.v1.ListClusterWorkersRequest\x1a%.tandem.v1.ListClusterWorkersResponse\x12\x46\n\tSetPolicy\x12\x1b.tandem.v1.SetPolicyRequest\x1a\x1c.tandem.v1.SetPolicyResponse\x12L\n\x0b\x44rainWorker\x12\x1d.tandem.v1.DrainWorkerRequest\x1a\x1e.tandem.v1.DrainWorkerResponse\x12R\n\rUndrainWorker\x12\x1f.tandem.v1.UndrainWorkerRequest\x1a .tandem.v1.UndrainWorkerResponse\x12M\n\x08GetTrace\x12\x1f.tandem.v1.AdminGetTraceRequest\x1a .tandem.v1.AdminGetTraceResponse\x12\x46\n\tListRooms\x12\x1b.tandem.v1.ListRoomsRequest\x1a\x1c.tandem.v1.ListRoomsResponse\x12\x46\n\tAbortRoom\x12\x1b.tandem.v1.AbortRoomRequest\x1a\x1c.tandem.v1.AbortRoomResponse\x12Q\n\x0cWatchCluster\x12\x1e.tandem.v1.WatchClusterRequest\x1a\x1f.tandem.v1.WatchClusterResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15tandem/v1/admin.proto\x12\ttandem.v1\x1a\x19tandem/v1/bootstrap.proto\x1a\x16tandem/v1/common.proto\x1a\x17tandem/v1/session.proto\x1a\x15tandem/v1/trace.proto\"\x1b\n\x19ListClusterWorkersRequest\"G\n\x1aListClusterWorkersResponse\x12)\n\x07workers\x18\x01 \x03(\x0b\x32\x18.tandem.v1.ClusterWorker\"\x9a\x01\n\rClusterWorker\x12#\n\x04info\x18\x01 \x01(\x0b\x32\x15.tandem.v1.WorkerInfo\x12\'\n\x06status\x18\x02 \x01(\x0b\x32\x17.tandem.v1.WorkerStatus\x12\x11\n\tin_flight\x18\x03 \x01(\r\x12(\n\x07\x62reaker\x18\x04 \x01(\x0e\x32\x17.tandem.v1.BreakerState\"A\n\x10SetPolicyRequest\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x1d\n\x04role\x18\x02 \x01(\x0e\x32\x0f.tandem.v1.Role\"l\n\x11SetPolicyResponse\x12\x10\n\x08previous\x18\x01 \x01(\t\x12\x16\n\x0eprefill_before\x18\x02 \x01(\t\x12\x15\n\rdecode_before\x18\x03 \x01(\t\x12\x16\n\x0eunified_before\x18\x04 \x01(\t\"\'\n\x12\x44rainWorkerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\"\x15\n\x13\x44rainWorkerResponse\")\n\x14UndrainWorkerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\"\x17\n\x15UndrainWorkerResponse\"G\n\x14\x41\x64minGetTraceRequest\x12\x14\n\nrequest_id\x18\x01 \x01(\tH\x00\x12\x12\n\x08trace_id\x18\x02 \x01(\tH\x00\x42\x05\n\x03key\"\x8e\x01\n\x15\x41\x64minGetTraceResponse\x12\x10\n\x08trace_id\x18\x01 \x01(\t\x12#\n\x05spans\x18\x02 \x03(\x0b\x32\x14.tandem.v1.TraceSpan\x12\x15\n\rdropped_spans\x18\x03 \x01(\r\x12\'\n\x06silent\x18\x04 \x03(\x0b\x32\x17.tandem.v1.SilentWorker\"2\n\x0cSilentWorker\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0f\n\x07problem\x18\x02 \x01(\t\"4\n\x10ListRoomsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x04\"]\n\x11ListRoomsResponse\x12%\n\x05rooms\x18\x01 \x03(\x0b\x32\x16.tandem.v1.GatewayRoom\x12\x12\n\nnext_after\x18\x02 \x01(\x04\x12\r\n\x05total\x18\x03 \x01(\r\"\xfa\x01\n\x0bGatewayRoom\x12\x0c\n\x04room\x18\x01 \x01(\x06\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12#\n\x05phase\x18\x04 \x01(\x0e\x32\x14.tandem.v1.RoomPhase\x12%\n\x07prefill\x18\x05 \x01(\x0b\x32\x14.tandem.v1.WorkerRef\x12$\n\x06\x64\x65\x63ode\x18\x06 \x01(\x0b\x32\x14.tandem.v1.WorkerRef\x12\x0e\n\x06\x61ge_ms\x18\x07 \x01(\x04\x12\x0f\n\x07left_ms\x18\x08 \x01(\x04\x12%\n\x07unified\x18\t \x01(\x0b\x32\x14.tandem.v1.WorkerRef\" \n\x10\x41\x62ortRoomRequest\x12\x0c\n\x04room\x18\x01 \x01(\x06\"9\n\x11\x41\x62ortRoomResponse\x12$\n\x04room\x18\x01 \x01(\x0b\x32\x16.tandem.v1.GatewayRoom\"*\n\x13WatchClusterRequest\x12\x13\n\x0binterval_ms\x18\x01 \x01(\r\"\xba\x02\n\x14WatchClusterResponse\x12\r\n\x05\x61t_ms\x18\x01 \x01(\x04\x12)\n\x07workers\x18\x02 \x03(\x0b\x32\x18.tandem.v1.WorkerNumbers\x12$\n\x05rooms\x18\x03 \x03(\x0b\x32\x15.tandem.v1.PhaseCount\x12\x10\n\x08requests\x18\x04 \x01(\x04\x12\x0e\n\x06\x65rrors\x18\x05 \x01(\x04\x12\x0f\n\x07retries\x18\x06 \x01(\x04\x12\x14\n\x0c\x66irst_tokens\x18\x07 \x01(\x04\x12\x17\n\x0f\x66irst_tokens_ms\x18\x08 \x01(\x01\x12\x19\n\x11\x63ompletion_tokens\x18\t \x01(\x04\x12\x16\n\x0eprefill_policy\x18\n \x01(\t\x12\x15\n\rdecode_policy\x18\x0b \x01(\t\x12\x16\n\x0eunified_policy\x18\x0c \x01(\t\"@\n\nPhaseCount\x12#\n\x05phase\x18\x01 \x01(\x0e\x32\x14.tandem.v1.RoomPhase\x12\r\n\x05rooms\x18\x02 \x01(\r\"\x9b\x03\n\rWorkerNumbers\x12$\n\x06worker\x18\x01 \x01(\x0b\x32\x14.tandem.v1.WorkerRef\x12\x1d\n\x04role\x18\x02 \x01(\x0e\x32\x0f.tandem.v1.Role\x12\n\n\x02up\x18\x03 \x01(\x08\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\x12\x11\n\tin_flight\x18\x05 \x01(\r\x12\x13\n\x0bmax_running\x18\x06 \x01(\r\x12\r\n\x05known\x18\x07 \x01(\x08\x12\x0f\n\x07running\x18\x08 \x01(\r\x12\x0f\n\x07waiting\x18\t \x01(\r\x12\x13\n\x0bpages_total\x18\n \x01(\r\x12\x12\n\npages_free\x18\x0b \x01(\r\x12\x15\n\rpages_granted\x18\x0c \x01(\r\x12\x10\n\x08kv_bytes\x18\r \x01(\x04\x12\x17\n\x0frooms_succeeded\x18\x0e \x01(\x04\x12\x14\n\x0crooms_failed\x18\x0f \x01(\x04\x12#\n\x05links\x18\x10 \x03(\x0b\x32\x14.tandem.v1.LinkCount\x12(\n\x07\x62reaker\x18\x11 \x01(\x0e\x32\x17.tandem.v1.BreakerState\",\n\tLinkCount\x12\x10\n\x08provider\x18\x01 \x01(\t\x12\r\n\x05links\x18\x02 \x01(\r*|\n\x0c\x42reakerState\x12\x1d\n\x19\x42REAKER_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x42REAKER_STATE_CLOSED\x10\x01\x12\x16\n\x12\x42REAKER_STATE_OPEN\x10\x02\x12\x1b\n\x17\x42REAKER_STATE_HALF_OPEN\x10\x03*v\n\tRoomPhase\x12\x1a\n\x16ROOM_PHASE_UNSPECIFIED\x10\x00\x12\x18\n\x14ROOM_PHASE_SUBMITTED\x10\x01\x12\x1a\n\x16ROOM_PHASE_FIRST_TOKEN\x10\x02\x12\x17\n\x13ROOM_PHASE_DECODING\x10\x03\x32\x8d\x05\n\x0c\x41\x64minService\x12\x61\n\x12ListClusterWorkers\x12$.tandem.v1.ListClusterWorkersRequest\x1a%.tandem.v1.ListClusterWorkersResponse\x12\x46\n\tSetPolicy\x12\x1b.tandem.v1.SetPolicyRequest\x1a\x1c.tandem.v1.SetPolicyResponse\x12L\n\x0b\x44rainWorker\x12\x1d.tandem.v1.DrainWorkerRequest\x1a\x1e.tandem.v1.DrainWorkerResponse\x12R\n\rUndrainWorker\x12\x1f.tandem.v1.UndrainWorkerRequest\x1a .tandem.v1.UndrainWorkerResponse\x12M\n\x08GetTrace\x12\x1f.tandem.v1.AdminGetTraceRequest\x1a .tandem.v1.AdminGetTraceResponse\x12\x46\n\tListRooms\x12\x1b.tandem.v1.ListRoomsRequest\x1a\x1c.tandem.v1.ListRoomsResponse\x12\x46\n\tAbortRoom\x12\x1b.tandem.v1.AbortRoomRequest\x1a\x1c.tandem.v1.AbortRoomResponse\x12Q\n\x0cWatchCluster\x12\x1e.tandem.v1.WatchClusterRequest\x1a\x1f.tandem.v1.WatchClusterResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tandem.v1.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_BREAKERSTATE']._serialized_start=2268
-  _globals['_BREAKERSTATE']._serialized_end=2392
-  _globals['_ROOMPHASE']._serialized_start=2394
-  _globals['_ROOMPHASE']._serialized_end=2512
+  _globals['_BREAKERSTATE']._serialized_start=2355
+  _globals['_BREAKERSTATE']._serialized_end=2479
+  _globals['_ROOMPHASE']._serialized_start=2481
+  _globals['_ROOMPHASE']._serialized_end=2599
   _globals['_LISTCLUSTERWORKERSREQUEST']._serialized_start=135
   _globals['_LISTCLUSTERWORKERSREQUEST']._serialized_end=162
   _globals['_LISTCLUSTERWORKERSRESPONSE']._serialized_start=164
@@ -48,41 +48,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SETPOLICYREQUEST']._serialized_start=394
   _globals['_SETPOLICYREQUEST']._serialized_end=459
   _globals['_SETPOLICYRESPONSE']._serialized_start=461
-  _globals['_SETPOLICYRESPONSE']._serialized_end=545
-  _globals['_DRAINWORKERREQUEST']._serialized_start=547
-  _globals['_DRAINWORKERREQUEST']._serialized_end=586
-  _globals['_DRAINWORKERRESPONSE']._serialized_start=588
-  _globals['_DRAINWORKERRESPONSE']._serialized_end=609
-  _globals['_UNDRAINWORKERREQUEST']._serialized_start=611
-  _globals['_UNDRAINWORKERREQUEST']._serialized_end=652
-  _globals['_UNDRAINWORKERRESPONSE']._serialized_start=654
-  _globals['_UNDRAINWORKERRESPONSE']._serialized_end=677
-  _globals['_ADMINGETTRACEREQUEST']._serialized_start=679
-  _globals['_ADMINGETTRACEREQUEST']._serialized_end=750
-  _globals['_ADMINGETTRACERESPONSE']._serialized_start=753
-  _globals['_ADMINGETTRACERESPONSE']._serialized_end=895
-  _globals['_SILENTWORKER']._serialized_start=897
-  _globals['_SILENTWORKER']._serialized_end=947
-  _globals['_LISTROOMSREQUEST']._serialized_start=949
-  _globals['_LISTROOMSREQUEST']._serialized_end=1001
-  _globals['_LISTROOMSRESPONSE']._serialized_start=1003
-  _globals['_LISTROOMSRESPONSE']._serialized_end=1096
-  _globals['_GATEWAYROOM']._serialized_start=1099
-  _globals['_GATEWAYROOM']._serialized_end=1310
-  _globals['_ABORTROOMREQUEST']._serialized_start=1312
-  _globals['_ABORTROOMREQUEST']._serialized_end=1344
-  _globals['_ABORTROOMRESPONSE']._serialized_start=1346
-  _globals['_ABORTROOMRESPONSE']._serialized_end=1403
-  _globals['_WATCHCLUSTERREQUEST']._serialized_start=1405
-  _globals['_WATCHCLUSTERREQUEST']._serialized_end=1447
-  _globals['_WATCHCLUSTERRESPONSE']._serialized_start=1450
-  _globals['_WATCHCLUSTERRESPONSE']._serialized_end=1740
-  _globals['_PHASECOUNT']._serialized_start=1742
-  _globals['_PHASECOUNT']._serialized_end=1806
-  _globals['_WORKERNUMBERS']._serialized_start=1809
-  _globals['_WORKERNUMBERS']._serialized_end=2220
-  _globals['_LINKCOUNT']._serialized_start=2222
-  _globals['_LINKCOUNT']._serialized_end=2266
-  _globals['_ADMINSERVICE']._serialized_start=2515
-  _globals['_ADMINSERVICE']._serialized_end=3168
+  _globals['_SETPOLICYRESPONSE']._serialized_end=569
+  _globals['_DRAINWORKERREQUEST']._serialized_start=571
+  _globals['_DRAINWORKERREQUEST']._serialized_end=610
+  _globals['_DRAINWORKERRESPONSE']._serialized_start=612
+  _globals['_DRAINWORKERRESPONSE']._serialized_end=633
+  _globals['_UNDRAINWORKERREQUEST']._serialized_start=635
+  _globals['_UNDRAINWORKERREQUEST']._serialized_end=676
+  _globals['_UNDRAINWORKERRESPONSE']._serialized_start=678
+  _globals['_UNDRAINWORKERRESPONSE']._serialized_end=701
+  _globals['_ADMINGETTRACEREQUEST']._serialized_start=703
+  _globals['_ADMINGETTRACEREQUEST']._serialized_end=774
+  _globals['_ADMINGETTRACERESPONSE']._serialized_start=777
+  _globals['_ADMINGETTRACERESPONSE']._serialized_end=919
+  _globals['_SILENTWORKER']._serialized_start=921
+  _globals['_SILENTWORKER']._serialized_end=971
+  _globals['_LISTROOMSREQUEST']._serialized_start=973
+  _globals['_LISTROOMSREQUEST']._serialized_end=1025
+  _globals['_LISTROOMSRESPONSE']._serialized_start=1027
+  _globals['_LISTROOMSRESPONSE']._serialized_end=1120
+  _globals['_GATEWAYROOM']._serialized_start=1123
+  _globals['_GATEWAYROOM']._serialized_end=1373
+  _globals['_ABORTROOMREQUEST']._serialized_start=1375
+  _globals['_ABORTROOMREQUEST']._serialized_end=1407
+  _globals['_ABORTROOMRESPONSE']._serialized_start=1409
+  _globals['_ABORTROOMRESPONSE']._serialized_end=1466
+  _globals['_WATCHCLUSTERREQUEST']._serialized_start=1468
+  _globals['_WATCHCLUSTERREQUEST']._serialized_end=1510
+  _globals['_WATCHCLUSTERRESPONSE']._serialized_start=1513
+  _globals['_WATCHCLUSTERRESPONSE']._serialized_end=1827
+  _globals['_PHASECOUNT']._serialized_start=1829
+  _globals['_PHASECOUNT']._serialized_end=1893
+  _globals['_WORKERNUMBERS']._serialized_start=1896
+  _globals['_WORKERNUMBERS']._serialized_end=2307
+  _globals['_LINKCOUNT']._serialized_start=2309
+  _globals['_LINKCOUNT']._serialized_end=2353
+  _globals['_ADMINSERVICE']._serialized_start=2602
+  _globals['_ADMINSERVICE']._serialized_end=3255
 # @@protoc_insertion_point(module_scope)

@@ -60,11 +60,11 @@ class _RoomPhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RoomPhase.V
     ROOM_PHASE_UNSPECIFIED: _RoomPhase.ValueType  # 0
     """Never sent."""
     ROOM_PHASE_SUBMITTED: _RoomPhase.ValueType  # 1
-    """Sent to both legs; neither has brought anything: it waits, prefill computes, or the KV moves."""
+    """Sent to every leg; none has brought anything: it waits, its prompt is computed, or the KV moves."""
     ROOM_PHASE_FIRST_TOKEN: _RoomPhase.ValueType  # 2
     """Prefill has said the first token; nothing tells yet that the KV has arrived."""
     ROOM_PHASE_DECODING: _RoomPhase.ValueType  # 3
-    """The KV has arrived: prefill has handed over, or decode has spoken."""
+    """The KV is there: prefill has handed over, or decode or the unified worker has spoken."""
 
 class RoomPhase(_RoomPhase, metaclass=_RoomPhaseEnumTypeWrapper):
     """How far a room is, as its gateway knows from what the legs said."""
@@ -72,11 +72,11 @@ class RoomPhase(_RoomPhase, metaclass=_RoomPhaseEnumTypeWrapper):
 ROOM_PHASE_UNSPECIFIED: RoomPhase.ValueType  # 0
 """Never sent."""
 ROOM_PHASE_SUBMITTED: RoomPhase.ValueType  # 1
-"""Sent to both legs; neither has brought anything: it waits, prefill computes, or the KV moves."""
+"""Sent to every leg; none has brought anything: it waits, its prompt is computed, or the KV moves."""
 ROOM_PHASE_FIRST_TOKEN: RoomPhase.ValueType  # 2
 """Prefill has said the first token; nothing tells yet that the KV has arrived."""
 ROOM_PHASE_DECODING: RoomPhase.ValueType  # 3
-"""The KV has arrived: prefill has handed over, or decode has spoken."""
+"""The KV is there: prefill has handed over, or decode or the unified worker has spoken."""
 Global___RoomPhase: _TypeAlias = RoomPhase  # noqa: Y015
 
 @_typing.final
@@ -169,7 +169,7 @@ class SetPolicyRequest(_message.Message):
     policy: _builtins.str
     """Name of a policy, e.g. "least_load"."""
     role: _common_pb2.Role.ValueType
-    """The role whose workers it chooses. ROLE_UNSPECIFIED: both."""
+    """The role whose workers it chooses. ROLE_UNSPECIFIED: every role."""
     def __init__(
         self,
         *,
@@ -193,22 +193,26 @@ class SetPolicyResponse(_message.Message):
     PREVIOUS_FIELD_NUMBER: _builtins.int
     PREFILL_BEFORE_FIELD_NUMBER: _builtins.int
     DECODE_BEFORE_FIELD_NUMBER: _builtins.int
+    UNIFIED_BEFORE_FIELD_NUMBER: _builtins.int
     previous: _builtins.str
-    """The policy that was in force before: of `role`, or of decode where both were set."""
+    """The policy that was in force before: of `role`, or of decode where all were set."""
     prefill_before: _builtins.str
     """Prefill's policy before the call."""
     decode_before: _builtins.str
     """Decode's policy before the call."""
+    unified_before: _builtins.str
+    """The unified workers' policy before the call."""
     def __init__(
         self,
         *,
         previous: _builtins.str = ...,
         prefill_before: _builtins.str = ...,
         decode_before: _builtins.str = ...,
+        unified_before: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_before", b"decode_before", "prefill_before", b"prefill_before", "previous", b"previous"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_before", b"decode_before", "prefill_before", b"prefill_before", "previous", b"previous", "unified_before", b"unified_before"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -456,6 +460,7 @@ class GatewayRoom(_message.Message):
     DECODE_FIELD_NUMBER: _builtins.int
     AGE_MS_FIELD_NUMBER: _builtins.int
     LEFT_MS_FIELD_NUMBER: _builtins.int
+    UNIFIED_FIELD_NUMBER: _builtins.int
     room: _builtins.int
     """The room."""
     request_id: _builtins.str
@@ -470,11 +475,15 @@ class GatewayRoom(_message.Message):
     """Time left until its deadline, in milliseconds; 0 = it is over."""
     @_builtins.property
     def prefill(self) -> _common_pb2.WorkerRef:
-        """Worker of the prefill leg."""
+        """Worker of the prefill leg; not set where there is none."""
 
     @_builtins.property
     def decode(self) -> _common_pb2.WorkerRef:
-        """Worker of the decode leg."""
+        """Worker of the decode leg; not set where there is none."""
+
+    @_builtins.property
+    def unified(self) -> _common_pb2.WorkerRef:
+        """The unified worker, if it has all of the room."""
 
     def __init__(
         self,
@@ -487,10 +496,11 @@ class GatewayRoom(_message.Message):
         decode: _common_pb2.WorkerRef | None = ...,
         age_ms: _builtins.int = ...,
         left_ms: _builtins.int = ...,
+        unified: _common_pb2.WorkerRef | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["decode", b"decode", "prefill", b"prefill"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decode", b"decode", "prefill", b"prefill", "unified", b"unified"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "attempt", b"attempt", "decode", b"decode", "left_ms", b"left_ms", "phase", b"phase", "prefill", b"prefill", "request_id", b"request_id", "room", b"room"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "attempt", b"attempt", "decode", b"decode", "left_ms", b"left_ms", "phase", b"phase", "prefill", b"prefill", "request_id", b"request_id", "room", b"room", "unified", b"unified"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -581,6 +591,7 @@ class WatchClusterResponse(_message.Message):
     COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
     PREFILL_POLICY_FIELD_NUMBER: _builtins.int
     DECODE_POLICY_FIELD_NUMBER: _builtins.int
+    UNIFIED_POLICY_FIELD_NUMBER: _builtins.int
     at_ms: _builtins.int
     """The gateway's monotonic clock, in milliseconds; of use only against other messages of the same stream."""
     requests: _builtins.int
@@ -599,6 +610,8 @@ class WatchClusterResponse(_message.Message):
     """How prefill workers are chosen."""
     decode_policy: _builtins.str
     """How decode workers are chosen."""
+    unified_policy: _builtins.str
+    """How unified workers are chosen."""
     @_builtins.property
     def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerNumbers]:
         """The workers in the gateway's view, in order of worker_id."""
@@ -621,10 +634,11 @@ class WatchClusterResponse(_message.Message):
         completion_tokens: _builtins.int = ...,
         prefill_policy: _builtins.str = ...,
         decode_policy: _builtins.str = ...,
+        unified_policy: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ms", b"at_ms", "completion_tokens", b"completion_tokens", "decode_policy", b"decode_policy", "errors", b"errors", "first_tokens", b"first_tokens", "first_tokens_ms", b"first_tokens_ms", "prefill_policy", b"prefill_policy", "requests", b"requests", "retries", b"retries", "rooms", b"rooms", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ms", b"at_ms", "completion_tokens", b"completion_tokens", "decode_policy", b"decode_policy", "errors", b"errors", "first_tokens", b"first_tokens", "first_tokens_ms", b"first_tokens_ms", "prefill_policy", b"prefill_policy", "requests", b"requests", "retries", b"retries", "rooms", b"rooms", "unified_policy", b"unified_policy", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

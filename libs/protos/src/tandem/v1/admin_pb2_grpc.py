@@ -109,7 +109,7 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetPolicy(self, request, context):
-        """Swaps the routing policy of one role, or of both. INVALID_ARGUMENT: names the policies that exist.
+        """Swaps the routing policy of one role, or of all. INVALID_ARGUMENT: names the policies that exist.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

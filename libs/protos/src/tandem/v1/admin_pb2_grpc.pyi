@@ -47,7 +47,7 @@ class AdminServiceStub:
     ListClusterWorkers: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListClusterWorkersRequest, _admin_pb2.ListClusterWorkersResponse]
     """Workers in the gateway's view."""
     SetPolicy: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SetPolicyRequest, _admin_pb2.SetPolicyResponse]
-    """Swaps the routing policy of one role, or of both. INVALID_ARGUMENT: names the policies that exist."""
+    """Swaps the routing policy of one role, or of all. INVALID_ARGUMENT: names the policies that exist."""
     DrainWorker: _grpc.UnaryUnaryMultiCallable[_admin_pb2.DrainWorkerRequest, _admin_pb2.DrainWorkerResponse]
     """Stops new rooms for a worker. NOT_FOUND: no such worker."""
     UndrainWorker: _grpc.UnaryUnaryMultiCallable[_admin_pb2.UndrainWorkerRequest, _admin_pb2.UndrainWorkerResponse]
@@ -80,7 +80,7 @@ class AdminServiceAsyncStub(AdminServiceStub):
     ListClusterWorkers: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListClusterWorkersRequest, _admin_pb2.ListClusterWorkersResponse]  # type: ignore[assignment]
     """Workers in the gateway's view."""
     SetPolicy: _aio.UnaryUnaryMultiCallable[_admin_pb2.SetPolicyRequest, _admin_pb2.SetPolicyResponse]  # type: ignore[assignment]
-    """Swaps the routing policy of one role, or of both. INVALID_ARGUMENT: names the policies that exist."""
+    """Swaps the routing policy of one role, or of all. INVALID_ARGUMENT: names the policies that exist."""
     DrainWorker: _aio.UnaryUnaryMultiCallable[_admin_pb2.DrainWorkerRequest, _admin_pb2.DrainWorkerResponse]  # type: ignore[assignment]
     """Stops new rooms for a worker. NOT_FOUND: no such worker."""
     UndrainWorker: _aio.UnaryUnaryMultiCallable[_admin_pb2.UndrainWorkerRequest, _admin_pb2.UndrainWorkerResponse]  # type: ignore[assignment]
@@ -122,7 +122,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.SetPolicyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.SetPolicyResponse, _abc.Awaitable[_admin_pb2.SetPolicyResponse]]:
-        """Swaps the routing policy of one role, or of both. INVALID_ARGUMENT: names the policies that exist."""
+        """Swaps the routing policy of one role, or of all. INVALID_ARGUMENT: names the policies that exist."""
 
     @_abc_1.abstractmethod
     def DrainWorker(

@@ -69,7 +69,7 @@ class WorkerInfo(_message.Message):
     role: _common_pb2.Role.ValueType
     """What it does."""
     address: _builtins.str
-    """host:port of its PrefillService or DecodeService. Set by the worker."""
+    """host:port of its PrefillService, DecodeService or UnifiedService. Set by the worker."""
     context_tokens: _builtins.int
     """Longest prompt plus answer it takes, in tokens. Range 1..2^31-1. Set by the engine adapter."""
     max_running: _builtins.int

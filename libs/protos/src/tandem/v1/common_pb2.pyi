@@ -31,6 +31,8 @@ class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType],
     """Computes the prompt's KV and pushes it."""
     ROLE_DECODE: _Role.ValueType  # 2
     """Receives the prompt's KV and generates."""
+    ROLE_UNIFIED: _Role.ValueType  # 3
+    """Computes the prompt and generates, without a peer."""
 
 class Role(_Role, metaclass=_RoleEnumTypeWrapper):
     """What a worker does with a request."""
@@ -41,6 +43,8 @@ ROLE_PREFILL: Role.ValueType  # 1
 """Computes the prompt's KV and pushes it."""
 ROLE_DECODE: Role.ValueType  # 2
 """Receives the prompt's KV and generates."""
+ROLE_UNIFIED: Role.ValueType  # 3
+"""Computes the prompt and generates, without a peer."""
 Global___Role: _TypeAlias = Role  # noqa: Y015
 
 @_typing.final
@@ -165,7 +169,7 @@ class KvLayout(_message.Message):
     """Pipeline parallel size. Range 1..1024. Must be equal on both sides of a pair, for now."""
     @_builtins.property
     def pools(self) -> _containers.RepeatedCompositeFieldContainer[Global___PoolLayout]:
-        """Every pool that moves, in an order that both sides share."""
+        """Every pool that moves, in an order that both sides share. Empty on a unified worker, which moves none."""
 
     def __init__(
         self,
@@ -203,7 +207,7 @@ class RankAddress(_message.Message):
     tp_rank: _builtins.int
     """Tensor parallel rank. Range 0..1023."""
     kv_link_address: _builtins.str
-    """host:port of the rank's KvLinkService. Empty on decode ranks, which dial and never listen."""
+    """host:port of the rank's KvLinkService. Empty on decode ranks, which dial and never listen, and on unified ones."""
     def __init__(
         self,
         *,

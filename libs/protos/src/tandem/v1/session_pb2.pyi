@@ -361,7 +361,7 @@ Global___LogprobOptions: _TypeAlias = LogprobOptions  # noqa: Y015
 
 @_typing.final
 class Submit(_message.Message):
-    """Asks a worker to do its half of one room. The same message goes to both legs. A prompt that does not
+    """Asks a worker to do its half of one room, or all of it if the worker is unified. The same message goes to both legs. A prompt that does not
     fit one message goes on in the next Submit; no other Submit comes between its parts, and a Cancel of
     its room ends it early.
     """
@@ -389,7 +389,7 @@ class Submit(_message.Message):
     room: _builtins.int
     """This attempt of this sequence. Random, 1..2^63-1, never reused. Minted by the gateway."""
     nonce: _builtins.bytes
-    """The room's token, 16 random bytes. Minted by the gateway; known to both legs and to nobody else."""
+    """The room's token, 16 random bytes. Minted by the gateway; known to its legs and to nobody else."""
     timeout_ms: _builtins.int
     """Time left for the whole room, in milliseconds. Range 1..86400000. Set by the gateway."""
     traceparent: _builtins.str
@@ -399,7 +399,7 @@ class Submit(_message.Message):
     prefill_dp_rank: _builtins.int
     """Data parallel rank of the prefill leg. Range 0..1023. Set by the gateway."""
     decode_dp_rank: _builtins.int
-    """Data parallel rank of the decode leg. Range 0..1023. Set by the gateway."""
+    """Data parallel rank of the decode leg, or of the only one. Range 0..1023. Set by the gateway."""
     part: _builtins.int
     """Number of this part of the Submit, from 0, without gaps. Range 0..63. Set by the gateway. A part
     from 1 on has only `room`, `input_ids`, which continue those of the part before, `part` and `more`.
@@ -419,7 +419,7 @@ class Submit(_message.Message):
     """
     @_builtins.property
     def peer(self) -> _common_pb2.WorkerRef:
-        """The worker of the other leg, and its life."""
+        """The worker of the other leg, and its life. Not set on the way to a unified worker, which has none."""
 
     @_builtins.property
     def input_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:

@@ -17,7 +17,11 @@ from tandem.v1 import bootstrap_pb2, common_pb2
 MAX_MESSAGE_CHARS: Final = 2000
 """Longest text of a failure, in characters."""
 
-_ROLES: Final = {Role.PREFILL: common_pb2.ROLE_PREFILL, Role.DECODE: common_pb2.ROLE_DECODE}
+_ROLES: Final = {
+    Role.PREFILL: common_pb2.ROLE_PREFILL,
+    Role.DECODE: common_pb2.ROLE_DECODE,
+    Role.UNIFIED: common_pb2.ROLE_UNIFIED,
+}
 _LEAVE_REASONS: Final = {
     LeaveReason.DEREGISTERED: bootstrap_pb2.LEAVE_REASON_DEREGISTERED,
     LeaveReason.EXPIRED: bootstrap_pb2.LEAVE_REASON_EXPIRED,
@@ -46,9 +50,8 @@ def role_from_proto(value: common_pb2.Role.ValueType) -> Role:
     for role, number in _ROLES.items():
         if number == value:
             return role
-    raise TandemError(
-        ErrorReason.INVALID_ARGUMENT, f"role is {value}, allowed are ROLE_PREFILL and ROLE_DECODE", field="role"
-    )
+    allowed = ", ".join(map(common_pb2.Role.Name, _ROLES.values()))
+    raise TandemError(ErrorReason.INVALID_ARGUMENT, f"role is {value}, allowed are {allowed}", field="role")
 
 
 def layout_to_proto(layout: KvLayout) -> common_pb2.KvLayout:

@@ -25,6 +25,7 @@ CHANGES: Final = frozenset(
         "/tandem.v1.ControlService/SetLogLevel",
         "/tandem.v1.PrefillService/Abort",
         "/tandem.v1.DecodeService/Abort",
+        "/tandem.v1.UnifiedService/Abort",
     }
 )
 """Methods that change something and that no service calls: they are for operators."""

@@ -64,7 +64,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     async def SetPolicy(  # noqa: N802
         self, request: admin_pb2.SetPolicyRequest, context: _Context
     ) -> admin_pb2.SetPolicyResponse:
-        """Swaps the policy of one role, or of both."""
+        """Swaps the policy of one role, or of all."""
         del context
         policy, before = policy_named(request.policy), self._router.policies
         role = convert.role_from_proto(request.role) if request.role else None
@@ -75,6 +75,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             previous=before[role or Role.DECODE].value,
             prefill_before=before[Role.PREFILL].value,
             decode_before=before[Role.DECODE].value,
+            unified_before=before[Role.UNIFIED].value,
         )
 
     async def DrainWorker(  # noqa: N802

@@ -20,7 +20,7 @@ from tandem.core.errors import TandemError
 from tandem.core.fair_queue import QueueLimits
 from tandem.core.ids import Role
 from tandem.core.outliers import OutlierSettings
-from tandem.core.policies import policy_named
+from tandem.core.policies import PolicyName, policy_named
 from tandem.core.retry_budget import BudgetSettings
 from tandem.gateway import token_endpoints
 from tandem.gateway.admin import AdminServicer
@@ -119,7 +119,7 @@ class Gateway:
         router = Router(
             self._pool,
             _routing(settings),
-            {Role.PREFILL: policy_named(settings.prefill_policy), Role.DECODE: policy_named(settings.decode_policy)},
+            _policies(settings),
             self._tracing,
             on_retry=counted.count_retry,
             on_resume=counted.resumed.inc,
@@ -217,7 +217,7 @@ class Gateway:
             return "The gateway is shutting down."
         if self._pool.ready():
             return ""
-        return "The gateway waits for a prefill and a decode worker of one model."
+        return "The gateway waits for a prefill and a decode worker of one model, or a unified one."
 
     def _knows(self) -> bool:
         """Whether bootstrap confirms the view of the cluster."""
@@ -315,6 +315,14 @@ async def main(stop: Stop) -> int:
     return await serve(GatewaySettings.load(), TlsSettings.load(), stop)
 
 
+def _policies(settings: GatewaySettings) -> dict[Role, PolicyName]:
+    return {
+        Role.PREFILL: policy_named(settings.prefill_policy),
+        Role.DECODE: policy_named(settings.decode_policy),
+        Role.UNIFIED: policy_named(settings.unified_policy),
+    }
+
+
 def _routing(settings: GatewaySettings) -> RouterSettings:
     """What the router needs of them."""
     return RouterSettings(
@@ -324,4 +332,5 @@ def _routing(settings: GatewaySettings) -> RouterSettings:
         settings.load_cap,
         settings.prefix_tokens,
         BudgetSettings(settings.retry_burst, settings.retry_ratio),
+        settings.unified_max_prompt_tokens,
     )

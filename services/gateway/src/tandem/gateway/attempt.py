@@ -8,7 +8,7 @@ then on prefill cannot fail the room any more.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Protocol
 
@@ -30,6 +30,10 @@ class RoomPhase(Enum):
     """Prefill has said the first token."""
     DECODING = "decoding"
     """The KV has arrived."""
+
+
+Legs = Mapping[Role, WorkerLife]
+"""Who has which part of a room."""
 
 
 class Worker(Protocol):
@@ -99,6 +103,18 @@ class Attempt:
     def failure(self) -> TandemError | None:
         """Why it failed; None if it did not, or was cancelled."""
         return self._done.result() if self._ended else None
+
+    @property
+    def suspects(self) -> tuple[WorkerLife, ...]:
+        """Workers that another attempt should do without."""
+        decode = () if self.blamed is Role.PREFILL else (self._decode.life,)
+        prefill = () if self.blamed is Role.DECODE or self.delivered else (self._prefill.life,)
+        return (*decode, *prefill)
+
+    @property
+    def teller(self) -> Role:
+        """Whose token came last."""
+        return Role.DECODE if self.delivered else Role.PREFILL
 
     @property
     def _ended(self) -> bool:

@@ -107,6 +107,7 @@ def cluster_numbers(
         completion_tokens=totals.completion_tokens,
         prefill_policy=policies[Role.PREFILL].value,
         decode_policy=policies[Role.DECODE].value,
+        unified_policy=policies[Role.UNIFIED].value,
     )
 
 
@@ -150,8 +151,7 @@ def room_message(entry: Entry, now: float) -> admin_pb2.GatewayRoom:
         request_id=facts.request_id,
         attempt=facts.attempt,
         phase=_PHASES[entry.running.phase],
-        prefill=convert.life_to_proto(facts.prefill),
-        decode=convert.life_to_proto(facts.decode),
+        **{role.value: convert.life_to_proto(life) for role, life in facts.legs.items()},
         age_ms=max(0, int((now - entry.started) * 1000)),
         left_ms=max(0, int((facts.deadline - now) * 1000)),
     )

@@ -13,6 +13,7 @@ from tandem.core.breaker import SICK, Breaker, BreakerSettings, Event, State
 from tandem.core.errors import TandemError
 from tandem.core.ids import Role, WorkerLife
 from tandem.core.outliers import EITHERS, MOST_OUT, Outliers, OutlierSettings
+from tandem.gateway.attempt import Legs
 
 log = logging.getLogger(__name__)
 
@@ -68,25 +69,23 @@ class HealthBook:
         return max(1, round(max_running * self._of(life).share(self._clock(), self._settings)))
 
     @contextmanager
-    def watching(self, room: WatchedRoom, prefill: WorkerLife, decode: WorkerLife) -> Iterator[None]:
-        """A room runs on two workers inside of this, and how it ends counts for each."""
-        sent = {role: self._sent(life) for role, life in ((Role.PREFILL, prefill), (Role.DECODE, decode))}
+    def watching(self, room: WatchedRoom, legs: Legs) -> Iterator[None]:
+        """A room runs on these workers inside of this, and how it ends counts for each."""
+        sent = {role: self._sent(life) for role, life in legs.items()}
         arrived = False
 
         def note_kv() -> None:
             nonlocal arrived
             arrived = True
-            self._ended(Role.PREFILL, prefill, sent[Role.PREFILL], Event.WELL)
+            if (prefill := legs.get(Role.PREFILL)) is not None:
+                self._ended(Role.PREFILL, prefill, sent[Role.PREFILL], Event.WELL)
 
         room.on_kv_arrived(note_kv)
         try:
             yield
         finally:
-            self._ended(
-                Role.PREFILL, prefill, sent[Role.PREFILL], _told_of(Role.PREFILL, room), _eithers(room, arrived)
-            )
-            well = Event.WELL if room.complete else _told_of(Role.DECODE, room)
-            self._ended(Role.DECODE, decode, sent[Role.DECODE], well, _eithers(room, arrived))
+            for role, life in legs.items():
+                self._ended(role, life, sent[role], _told_of(role, room), _eithers(room, arrived))
 
     def _of(self, life: WorkerLife) -> Breaker:
         breaker = self._breakers.get(life)
@@ -137,7 +136,9 @@ class HealthBook:
 
 
 def _told_of(role: Role, room: WatchedRoom) -> Event:
-    """What a room that did not end well tells of the worker of one leg."""
+    """What the end of a room tells of the worker of one leg; prefill has had its praise before."""
+    if room.complete and role is not Role.PREFILL:
+        return Event.WELL
     sick = room.blamed is role and room.failure is not None and room.failure.reason in SICK
     return Event.FAILED if sick else Event.NEITHER
 

@@ -8,13 +8,14 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Final
 
 import grpc
 
 from tandem.core.cluster import ClusterView, WorkerInfo
 from tandem.core.errors import TandemError
-from tandem.core.ids import Role, WorkerId, WorkerLife
+from tandem.core.ids import Role, WorkerId, WorkerLife, can_serve
 from tandem.gateway.sessions import Session, StatusFollower
 from tandem.rpc.tasks import TaskSupervisor
 
@@ -144,8 +145,8 @@ class SessionPool:
         return [member.session for member in routable if member is not None and member.session.up]
 
     def known(self, model: str) -> bool:
-        """Whether the view has workers of both roles that take rooms of a model, with or without a Session."""
-        return all(self.view.routable(role, model) for role in Role)
+        """Whether the view has workers that can serve a room of a model, with or without a Session."""
+        return self.view.serves(model)
 
     def models(self) -> tuple[str, ...]:
         """Every model that some worker serves, in order of name."""
@@ -166,8 +167,8 @@ class SessionPool:
         return tuple(dict.fromkeys(info.tokenizer_path for info in serving))
 
     def ready(self) -> bool:
-        """Whether some model has a prefill and a decode worker that we have Sessions with."""
-        return any(all(self.sessions(role, model) for role in Role) for model in self.models())
+        """Whether some model has workers that can serve it, and that we have Sessions with."""
+        return any(can_serve(partial(self.sessions, model=model)) for model in self.models())
 
     def member_of(self, worker_id: WorkerId) -> tuple[Session, StatusFollower] | None:
         """What we hold of a worker."""

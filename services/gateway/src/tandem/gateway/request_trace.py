@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
-from typing import Final
+from typing import Final, Protocol
 
 import orjson
 from opentelemetry.trace import Span, SpanKind
 
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.core.ids import WorkerLife
-from tandem.gateway.attempt import Attempt
+from tandem.core.ids import Role
+from tandem.gateway.attempt import Legs
 from tandem.gateway.calls import Api, ChatPrompt, GenerateCall, Item, Sequence, TextPrompt
 from tandem.gateway.transcript import Transcript
 from tandem.rpc.tracing import names
@@ -25,6 +25,19 @@ _OPERATIONS: Final = {
     Api.GENERATE: "text_completion",
     Api.MESSAGES: "chat",
 }
+
+
+_WORKERS: Final = {
+    Role.PREFILL: names.PREFILL_WORKER,
+    Role.DECODE: names.DECODE_WORKER,
+    Role.UNIFIED: names.UNIFIED_WORKER,
+}
+CANDIDATES: Final = {
+    Role.PREFILL: names.PREFILL_CANDIDATES,
+    Role.DECODE: names.DECODE_CANDIDATES,
+    Role.UNIFIED: names.UNIFIED_CANDIDATES,
+}
+"""Attribute that says from how many workers of a role one was chosen."""
 
 
 def note_call(span: Span, call: GenerateCall) -> None:
@@ -90,15 +103,27 @@ def _message(role: str, text: str) -> dict[str, object]:
     return {"role": role, "parts": [{"type": "text", "content": text}]}
 
 
+class Telling(Protocol):
+    """The part of an attempt that its trace looks at; see tandem.gateway.attempt.Attempt."""
+
+    @property
+    def teller(self) -> Role:
+        """Whose token came last."""
+
+
+def _workers(legs: Legs) -> dict[str, Value]:
+    return {_WORKERS[role]: str(life) for role, life in legs.items()}
+
+
 class RouteTrace:
     """The span of one choice of workers, and of the wait for some."""
 
     def __init__(self, tracing: Tracing, request: Span, sequence: Sequence, avoided: int) -> None:
         self._span = tracing.start(names.ROUTE, request, {names.SEQUENCE: sequence.index, names.AVOIDED: avoided})
 
-    def chose(self, decode: WorkerLife, prefill: WorkerLife, facts: dict[str, Value]) -> None:
+    def chose(self, legs: Legs, facts: dict[str, Value]) -> None:
         """Workers were found."""
-        self._span.set_attributes({names.DECODE_WORKER: str(decode), names.PREFILL_WORKER: str(prefill), **facts})
+        self._span.set_attributes(_workers(legs) | facts)
         self._span.end()
 
     def failed(self, error: TandemError) -> None:
@@ -117,17 +142,16 @@ class AttemptTrace:
         self._recorded = sampled(self._span)
         self._began_ns = time.time_ns()
         self._first_ns = 0
-        self._attempt: Attempt | None = None
+        self._attempt: Telling | None = None
 
-    def submit(self, submit: session_pb2.Submit, decode: WorkerLife, prefill: WorkerLife, resumed_tokens: int) -> None:
+    def submit(self, submit: session_pb2.Submit, legs: Legs, resumed_tokens: int) -> None:
         """Puts the trace into the room's Submit, and the room into the trace."""
         submit.traceparent = traceparent_of(self._span)
         submit.tracestate = tracestate_of(self._span)
         if self._recorded:
             facts: dict[str, Value] = {
                 names.ROOM: str(submit.room),
-                names.DECODE_WORKER: str(decode),
-                names.PREFILL_WORKER: str(prefill),
+                **_workers(legs),
                 names.INPUT_TOKENS: len(submit.input_ids),
             }
             if resumed_tokens:
@@ -146,15 +170,14 @@ class AttemptTrace:
 
         return note
 
-    def follow(self, attempt: Attempt) -> None:
+    def follow(self, attempt: Telling) -> None:
         """This is the attempt."""
         self._attempt = attempt
 
     def _saw_first(self) -> None:
         self._first_ns = time.time_ns()
-        of_decode = self._attempt is not None and self._attempt.delivered
-        source = "decode" if of_decode else "prefill"
-        self._record(names.FIRST_TOKEN, self._began_ns, self._first_ns, {names.SOURCE: source})
+        assert self._attempt is not None, "it runs once it is followed"
+        self._record(names.FIRST_TOKEN, self._began_ns, self._first_ns, {names.SOURCE: self._attempt.teller.value})
 
     def ended(self, failure: TandemError | None) -> None:
         """It is over."""

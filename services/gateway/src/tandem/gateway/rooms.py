@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.core.ids import RequestId, RoomId, WorkerLife
-from tandem.gateway.attempt import RoomPhase
+from tandem.core.ids import RequestId, Role, RoomId
+from tandem.gateway.attempt import Legs, RoomPhase
 
 MAX_PAGE: Final = 1_000
 
@@ -25,7 +25,7 @@ class RunningRoom(Protocol):
         """How far it is."""
 
     def give_up(self, error: TandemError) -> bool:
-        """Ends both legs. False if it had ended."""
+        """Ends every leg. False if it had ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +36,13 @@ class RoomFacts:
     request_id: RequestId
     attempt: int
     """Number of the attempt at its sequence, from 1."""
-    prefill: WorkerLife
-    decode: WorkerLife
+    legs: Legs
     deadline: float
     """Monotonic seconds, of the event loop's clock."""
+
+    def worker_of(self, role: Role) -> str:
+        """Name of the worker that does the part of PREFILL or DECODE."""
+        return (self.legs.get(role) or self.legs[Role.UNIFIED]).worker_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +110,7 @@ class RoomBook:
         return entry
 
     def abort(self, room: RoomId) -> Entry:
-        """Ends a room on both legs with CANCELLED; its client gets that. Raises UNKNOWN_ROOM."""
+        """Ends a room on every leg with CANCELLED; its client gets that. Raises UNKNOWN_ROOM."""
         entry = self.find(room)
         if not entry.running.give_up(TandemError(ErrorReason.CANCELLED, "An operator gave the request up.")):
             raise TandemError(ErrorReason.UNKNOWN_ROOM, f"room {room} has just ended")

@@ -7,7 +7,7 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from collections.abc import Sequence as SequenceOf
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,19 +20,21 @@ from tandem.core.affinity import NO_KEY, AffinityKey, key_of_prefix
 from tandem.core.breaker import State
 from tandem.core.cluster import WorkerInfo
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.core.ids import NONCE_BYTES, RequestId, Role, RoomId, WorkerLife, room_from_random
+from tandem.core.ids import ALONE, NONCE_BYTES, RequestId, Role, RoomId, WorkerLife, room_from_random
 from tandem.core.layout import KvLayout, mismatches
+from tandem.core.placement import DEFAULT_UNIFIED_MAX_PROMPT_TOKENS, teams_for
 from tandem.core.policies import DEFAULT_LOAD_CAP, DEFAULT_PREFIX_TOKENS, Candidate, PolicyName, Turn, choose
 from tandem.core.retry_budget import BudgetSettings, RetryBudget
 from tandem.gateway.attempt import Attempt, Worker
 from tandem.gateway.calls import Sequence
 from tandem.gateway.first_token import FirstToken
 from tandem.gateway.health import HealthBook
-from tandem.gateway.request_trace import AttemptTrace, RouteTrace
+from tandem.gateway.lone_attempt import LoneAttempt
+from tandem.gateway.request_trace import CANDIDATES, AttemptTrace, RouteTrace
 from tandem.gateway.resume import Told
 from tandem.gateway.rooms import RoomBook, RoomFacts
 from tandem.rpc.tracing import names
-from tandem.rpc.tracing.provider import Tracing
+from tandem.rpc.tracing.provider import Tracing, Value
 from tandem.v1 import session_pb2
 
 log = logging.getLogger(__name__)
@@ -42,6 +44,15 @@ MAX_COUNTS: Final = 1024
 
 Deliver = Callable[[session_pb2.Delta | None], bool]
 """Takes news for the client; None makes void what came before. False if the client is too far behind."""
+
+Tell = Callable[[session_pb2.Delta], bool]
+
+_DP_RANKS: Final = {
+    Role.PREFILL: "prefill_dp_rank",
+    Role.DECODE: "decode_dp_rank",
+    Role.UNIFIED: "decode_dp_rank",
+}
+"""Field of Submit that names the rank of each leg."""
 
 
 class RoutableWorker(Worker, Protocol):
@@ -61,7 +72,7 @@ class Workers(Protocol):
         """Those that can take a room of a model now."""
 
     def known(self, model: str) -> bool:
-        """Whether there are workers of both roles, though we may have no Session with them at the moment."""
+        """Whether there are workers that can serve it, though we may have no Session with them at the moment."""
 
     async def wait_changed(self) -> None:
         """Returns when `sessions` may have others to offer."""
@@ -92,6 +103,8 @@ class RouterSettings:
     """How many tokens of a prompt are its beginning."""
     retries: BudgetSettings = field(default_factory=BudgetSettings)
     """Of all sequences together."""
+    unified_max_prompt_tokens: int = DEFAULT_UNIFIED_MAX_PROMPT_TOKENS
+    """See tandem.core.placement.teams_for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +127,14 @@ class _Wish:
     model: str
     avoid: Collection[WorkerLife]
     """Others, where there are any."""
+    new_tokens: int
+    """Tokens of the prompt that are still to be computed, as far as the gateway knows: all of them."""
     session: AffinityKey
     prefix: AffinityKey
+
+
+Team = Mapping[Role, RoutableWorker]
+"""Who serves one room: a worker of each role of a pair, or a unified one."""
 
 
 @dataclass(slots=True)
@@ -173,7 +192,7 @@ class Router:
         return {role: chooser.policy for role, chooser in self._choosers.items()}
 
     def set_policy(self, policy: PolicyName, role: Role | None = None) -> None:
-        """Takes another policy from now on, for one role or for both."""
+        """Takes another policy from now on, for one role or for all."""
         for each in Role if role is None else (role,):
             self._choosers[each].policy = policy
 
@@ -184,7 +203,7 @@ class Router:
     async def run(self, sequence: Sequence, journey: Journey, deliver: Deliver) -> None:
         """Returns when the sequence is complete; its news went to `deliver`. Raises TandemError where it failed.
 
-        Cancelling it, and the deadline, end both legs of the room that runs.
+        Cancelling it, and the deadline, end every leg of the room that runs.
         """
         try:
             async with asyncio.timeout_at(journey.deadline):
@@ -198,21 +217,20 @@ class Router:
         asked = sequence
         self._budget.began(time.monotonic())
         for number in range(1, self._settings.max_attempts + 1):
-            decode, prefill = await self._route(sequence, journey, avoid)
-            submit = self._submit(asked, journey, decode, prefill)
+            team = await self._route(sequence, journey, avoid)
+            legs = {role: worker.life for role, worker in team.items()}
+            submit = self._submit(asked, journey, team)
             trace = AttemptTrace(self._tracing, journey.span, sequence, number)
-            trace.submit(submit, decode.life, prefill.life, len(asked.input_ids) - len(sequence.input_ids))
+            trace.submit(submit, legs, len(asked.input_ids) - len(sequence.input_ids))
             pass_on = trace.noting(lambda delta: deliver(told.add(delta)))
-            attempt = Attempt(submit, prefill, decode, pass_on, first_token)
-            facts = RoomFacts(
-                RoomId(submit.room), journey.request_id, number, prefill.life, decode.life, journey.deadline
-            )
-            with self._rooms.running(facts, attempt), self._health.watching(attempt, prefill.life, decode.life):
+            attempt = _attempt(submit, team, pass_on, first_token)
+            facts = RoomFacts(RoomId(submit.room), journey.request_id, number, legs, journey.deadline)
+            with self._rooms.running(facts, attempt), self._health.watching(attempt, legs):
                 failure = await _run(attempt, trace, journey.deadline)
             if failure is None:
                 return
             cause = cause or failure
-            log.warning("attempt %d on %s and %s failed: %s", number, prefill.life, decode.life, failure)
+            log.warning("attempt %d on %s failed: %s", number, " and ".join(map(str, legs.values())), failure)
             if attempt.final:
                 raise cause
             if not failure.spec.retryable or number == self._settings.max_attempts:
@@ -220,10 +238,7 @@ class Router:
             if not self._budget.take(time.monotonic()):
                 self._on_no_budget()
                 raise failure
-            if attempt.blamed is not Role.PREFILL:
-                avoid.add(decode.life)
-            if attempt.blamed is not Role.DECODE and not attempt.delivered:
-                avoid.add(prefill.life)
+            avoid.update(attempt.suspects)
             if told.can_go_on():
                 asked, first_token, cause = told.rest(), FirstToken(), failure
                 self._on_resume()
@@ -240,31 +255,25 @@ class Router:
             finally:
                 backoff.end()
 
-    async def _route(
-        self, sequence: Sequence, journey: Journey, avoid: set[WorkerLife]
-    ) -> tuple[RoutableWorker, RoutableWorker]:
+    async def _route(self, sequence: Sequence, journey: Journey, avoid: set[WorkerLife]) -> Team:
         trace = RouteTrace(self._tracing, journey.span, sequence, len(avoid))
         prefix = key_of_prefix(sequence.input_ids, self._settings.prefix_tokens)
         try:
-            decode, prefill = await self._pick_in_time(_Wish(sequence.model, avoid, journey.session, prefix))
+            wish = _Wish(sequence.model, avoid, len(sequence.input_ids), journey.session, prefix)
+            team = await self._pick_in_time(wish)
         except TandemError as error:
             trace.failed(error)
             raise
         except asyncio.CancelledError:
             trace.failed(TandemError(ErrorReason.CANCELLED, "The request ended while it waited for workers."))
             raise
-        trace.chose(
-            decode.life,
-            prefill.life,
-            {
-                names.DECODE_CANDIDATES: len(self._workers.sessions(Role.DECODE, sequence.model)),
-                names.PREFILL_CANDIDATES: len(self._workers.sessions(Role.PREFILL, sequence.model)),
-                names.POLICY: self._choosers[Role.DECODE].policy.value,
-            },
-        )
-        return decode, prefill
+        generates = Role.UNIFIED if Role.UNIFIED in team else Role.DECODE
+        facts: dict[str, Value] = {names.POLICY: self._choosers[generates].policy.value}
+        facts |= {CANDIDATES[role]: len(self._workers.sessions(role, sequence.model)) for role in team}
+        trace.chose({role: worker.life for role, worker in team.items()}, facts)
+        return team
 
-    async def _pick_in_time(self, wish: _Wish) -> tuple[RoutableWorker, RoutableWorker]:
+    async def _pick_in_time(self, wish: _Wish) -> Team:
         """As `_pick`; but what failed an attempt, or came just before the first, may have hit every Session, so it
         waits for them a while.
         """
@@ -283,22 +292,53 @@ class Router:
                 async with asyncio.timeout_at(until):
                     await self._workers.wait_changed()
 
-    def _pick(self, wish: _Wish) -> tuple[RoutableWorker, RoutableWorker]:
+    def _pick(self, wish: _Wish) -> Team:
+        """The best team that is whole; of workers that are trusted and have not failed the request, if there is one.
+
+        Raises NO_WORKER.
+        """
+        unified = self._workers.sessions(Role.UNIFIED, wish.model)
+        has_place = any(worker.in_flight < worker.info.max_running for worker in unified)
+        short = self._settings.unified_max_prompt_tokens
+        teams = teams_for(wish.new_tokens, short, unified_has_place=has_place)
+        for only_good in (True, False):
+            for roles in teams:
+                team = self._alone(unified, wish, only_good) if roles == ALONE else self._pair(wish, only_good)
+                if team is not None:
+                    return team
+        empty = (role for role in (Role.DECODE, Role.PREFILL) if not self._workers.sessions(role, wish.model))
+        lacking = next(empty, Role.DECODE)
+        raise TandemError(ErrorReason.NO_WORKER, f"no {lacking.value} worker can take the request now")
+
+    def _alone(self, unified: SequenceOf[RoutableWorker], wish: _Wish, only_good: bool) -> Team | None:
+        worker = self._choose(Role.UNIFIED, unified, wish, only_good)
+        return None if worker is None else {Role.UNIFIED: worker}
+
+    def _pair(self, wish: _Wish, only_good: bool) -> Team | None:
         """A decode and a prefill worker whose layouts fit."""
         prefills = self._workers.sessions(Role.PREFILL, wish.model)
         decodes = self._workers.sessions(Role.DECODE, wish.model)
-        decodes = [d for d in decodes if not prefills or any(_fit(d.info.layout, p.info.layout) for p in prefills)]
-        decode = self._choose(Role.DECODE, decodes, wish)
+        decodes = [d for d in decodes if any(_fit(d.info.layout, p.info.layout) for p in prefills)]
+        decode = self._choose(Role.DECODE, decodes, wish, only_good)
+        if decode is None:
+            return None
         fitting = [p for p in prefills if _fit(decode.info.layout, p.info.layout)]
-        return decode, self._choose(Role.PREFILL, fitting, wish)
+        prefill = self._choose(Role.PREFILL, fitting, wish, only_good)
+        return None if prefill is None else {Role.PREFILL: prefill, Role.DECODE: decode}
 
-    def _choose(self, role: Role, workers: SequenceOf[RoutableWorker], wish: _Wish) -> RoutableWorker:
+    def _choose(
+        self, role: Role, workers: SequenceOf[RoutableWorker], wish: _Wish, only_good: bool
+    ) -> RoutableWorker | None:
+        """None if there is none. only_good: rather none than one that has failed the request or is not trusted."""
         by_life = {worker.life: worker for worker in workers}
-        healthy = [life for life in by_life if self._health.takes(life)] or list(by_life)
-        fresh = [life for life in healthy if life not in wish.avoid] or healthy
+        healthy = [life for life in by_life if self._health.takes(life)]
+        fresh = [life for life in healthy if life not in wish.avoid]
+        lives = fresh if only_good else fresh or healthy or list(by_life)
+        if not lives:
+            return None
         candidates = [
             Candidate(life, by_life[life].in_flight, self._health.places(life, by_life[life].info.max_running))
-            for life in fresh
+            for life in lives
         ]
         chooser = self._choosers[role]
         count, cap = chooser.counts[wish.model], self._settings.load_cap
@@ -307,14 +347,12 @@ class Router:
         chooser.chose(wish.model)
         return by_life[chosen.life]
 
-    def _submit(
-        self, sequence: Sequence, journey: Journey, decode: RoutableWorker, prefill: RoutableWorker
-    ) -> session_pb2.Submit:
+    def _submit(self, sequence: Sequence, journey: Journey, team: Team) -> session_pb2.Submit:
         room = room_from_random(self._dice.bits(63))
         left_ms = (journey.deadline - asyncio.get_running_loop().time()) * 1000
         if left_ms <= 0:
             raise TandemError(ErrorReason.DEADLINE_EXCEEDED, "The request ran out of time.")
-        return session_pb2.Submit(
+        submit = session_pb2.Submit(
             request_id=journey.request_id,
             room=room,
             nonce=self._dice.nonce(),
@@ -324,12 +362,19 @@ class Router:
             sampling=sequence.sampling,
             logprobs=sequence.item.logprobs,
             early_first_token=sequence.early_first_token,
-            prefill_dp_rank=room % prefill.info.dp_size,
-            decode_dp_rank=room % decode.info.dp_size,
         )
+        for role, worker in team.items():
+            setattr(submit, _DP_RANKS[role], room % worker.info.dp_size)
+        return submit
 
 
-async def _run(attempt: Attempt, trace: AttemptTrace, deadline: float) -> TandemError | None:
+def _attempt(submit: session_pb2.Submit, team: Team, deliver: Tell, first_token: FirstToken) -> Attempt | LoneAttempt:
+    if (unified := team.get(Role.UNIFIED)) is not None:
+        return LoneAttempt(submit, unified, deliver, first_token)
+    return Attempt(submit, team[Role.PREFILL], team[Role.DECODE], deliver, first_token)
+
+
+async def _run(attempt: Attempt | LoneAttempt, trace: AttemptTrace, deadline: float) -> TandemError | None:
     trace.follow(attempt)
     try:
         failure = await attempt.run()

@@ -10,11 +10,11 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any
+from typing import Any, Final
 
 import grpc
 
@@ -27,9 +27,16 @@ from tandem.rpc import convert
 from tandem.rpc.backoff import Backoff, BackoffPolicy
 from tandem.rpc.continued import PART_BYTES
 from tandem.rpc.errors import from_rpc_error
-from tandem.v1 import decode_pb2_grpc, prefill_pb2_grpc, session_pb2
+from tandem.v1 import decode_pb2_grpc, prefill_pb2_grpc, session_pb2, unified_pb2_grpc
 
 log = logging.getLogger(__name__)
+
+STUBS: Final[Mapping[Role, Callable[[grpc.aio.Channel], Any]]] = {
+    Role.PREFILL: prefill_pb2_grpc.PrefillServiceStub,
+    Role.DECODE: decode_pb2_grpc.DecodeServiceStub,
+    Role.UNIFIED: unified_pb2_grpc.UnifiedServiceStub,
+}
+"""What each worker is called by; all of them speak alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +87,7 @@ class Session:
     ) -> None:
         """channel: to the worker; stays the caller's. max_outbox: messages that may wait to be sent."""
         self.info = info
-        kind = prefill_pb2_grpc.PrefillServiceStub if info.role is Role.PREFILL else decode_pb2_grpc.DecodeServiceStub
-        self._stub: Any = kind(channel)
+        self._stub: Any = STUBS[info.role](channel)
         self._gateway_id = gateway_id
         self._max_outbox = max_outbox
         self._backoff = Backoff(BackoffPolicy(), rng)
@@ -219,8 +225,7 @@ class StatusFollower:
     """Keeps what one worker last said of itself."""
 
     def __init__(self, info: WorkerInfo, channel: grpc.aio.Channel, *, interval_ms: int, rng: random.Random) -> None:
-        kind = prefill_pb2_grpc.PrefillServiceStub if info.role is Role.PREFILL else decode_pb2_grpc.DecodeServiceStub
-        self._stub: Any = kind(channel)
+        self._stub: Any = STUBS[info.role](channel)
         self._interval_ms = interval_ms
         self._backoff = Backoff(BackoffPolicy(max_ms=5000), rng)
         self.latest: session_pb2.WorkerStatus | None = None

@@ -9,6 +9,7 @@ from typing import Annotated, Final
 from pydantic import BeforeValidator, Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
+from tandem.core.placement import DEFAULT_UNIFIED_MAX_PROMPT_TOKENS
 from tandem.core.policies import DEFAULT_LOAD_CAP, DEFAULT_PREFIX_TOKENS
 from tandem.rpc.logs import LogFormat
 from tandem.rpc.settings import Settings
@@ -35,6 +36,14 @@ class GatewaySettings(Settings):
     )
     prefill_policy: str = Field(default="least_load", description="how a prefill worker is chosen: docs/routing.md")
     decode_policy: str = Field(default="least_load", description="how a decode worker is chosen: docs/routing.md")
+    unified_policy: str = Field(default="least_load", description="how a unified worker is chosen: docs/routing.md")
+    unified_max_prompt_tokens: int = Field(
+        default=DEFAULT_UNIFIED_MAX_PROMPT_TOKENS,
+        ge=0,
+        le=1 << 22,
+        description="longest prompt that goes to a unified worker with a free place rather than to a pair; "
+        "0 = none but what no pair can take",
+    )
     load_cap: float = Field(
         default=DEFAULT_LOAD_CAP,
         ge=1,

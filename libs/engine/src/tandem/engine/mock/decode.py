@@ -1,38 +1,26 @@
-"""Decode: admits rooms by pages, checks what landed, and hands out one token per step to every running room."""
+"""Decode: admits rooms by pages, checks what landed, and lets the rooms generate."""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 
-from tandem.core.errors import ErrorReason, TandemError
+from tandem.core.errors import ErrorReason
 from tandem.core.room.events import Why
-from tandem.engine.mock import answer as answers
 from tandem.engine.mock import arithmetic
-from tandem.engine.mock.answer import Answer
+from tandem.engine.mock.batch import Batch, check_whole, whole_tokens
 from tandem.engine.mock.leases import Lease, Leases
 from tandem.engine.mock.legs import Leg, LegBook, Stage
 from tandem.engine.mock.memory import Metadata, RankMemory, digest_over
 from tandem.engine.mock.rank_port import ReceiverPort
 from tandem.engine.mock.settings import MockSettings
 from tandem.engine.mock.vocabulary import Vocabulary
-from tandem.engine.port import Delta, Finish, Job, TokenLogprob
+from tandem.engine.port import Job
 
 _Leg = Leg[ReceiverPort]
 
 
-@dataclass(frozen=True, slots=True)
-class _Sequence:
-    """A room that generates."""
-
-    leg: _Leg
-    answer: Answer
-    chain: int
-    cached_tokens: int
-
-
 class DecodeScheduler:
-    """Continuous batching: rooms join and leave the batch between two steps."""
+    """Gives rooms their pages, waits for what lands on them, and lets them into the batch."""
 
     def __init__(
         self, settings: MockSettings, leases: Leases, memories: tuple[RankMemory, ...], vocabulary: Vocabulary
@@ -44,41 +32,21 @@ class DecodeScheduler:
         self._vocabulary = vocabulary
         self._powers = arithmetic.powers(arithmetic.P, settings.context_tokens)
         self._queue: dict[int, _Leg] = {}
-        self._batch: dict[int, _Sequence] = {}
-        self._work = asyncio.Event()
+        self._batch = Batch(settings, vocabulary, self.book, self._keep)
         self._admitting = False
 
     @property
     def running(self) -> int:
         """Rooms that generate."""
-        return len(self._batch)
+        return self._batch.running
 
     def check(self, job: Job) -> None:
         """Raises TandemError(POOL_EXHAUSTED) for a room that can never have enough pages."""
-        need = self._leases.pages_for(self._tokens(job))
-        if need > self._leases.pages.total:
-            raise TandemError(
-                ErrorReason.POOL_EXHAUSTED,
-                f"prompt and answer need {need} pages, the pool has {self._leases.pages.total}",
-                field="max_new_tokens",
-            )
-
-    def _tokens(self, job: Job) -> int:
-        return min(len(job.input_ids) + job.sampling.max_new_tokens, self._settings.context_tokens)
+        check_whole(job, self._leases, self._settings)
 
     async def run(self) -> None:
         """Steps for as long as the engine lives; sleeps while nothing runs."""
-        loop = asyncio.get_running_loop()
-        due = 0.0
-        while True:
-            if not self._batch:
-                self._work.clear()
-                await self._work.wait()
-            cost_us = self._settings.decode_us_per_step + len(self._batch) * self._settings.decode_us_per_sequence
-            due = max(due, loop.time()) + cost_us / 1e6
-            await asyncio.sleep(due - loop.time())
-            for sequence in tuple(self._batch.values()):
-                self._emit(sequence)
+        await self._batch.run()
 
     def _changed(self, leg: _Leg) -> None:
         if leg.stage is Stage.CONNECTING and leg.handles.ready:
@@ -90,7 +58,7 @@ class DecodeScheduler:
 
     def _gone(self, leg: _Leg) -> None:
         self._queue.pop(leg.room, None)
-        self._batch.pop(leg.room, None)
+        self._batch.drop(leg)
         self._admit_soon()
 
     def _admit_soon(self) -> None:
@@ -103,7 +71,7 @@ class DecodeScheduler:
         self._admitting = False
         while self._queue:
             leg = next(iter(self._queue.values()))
-            lease = self._leases.take(self._tokens(leg.job), leg.job.input_ids)
+            lease = self._leases.take(whole_tokens(leg.job, self._settings), leg.job.input_ids)
             if lease is None:
                 return
             del self._queue[leg.room]
@@ -128,14 +96,7 @@ class DecodeScheduler:
         prompt = len(leg.job.input_ids)
         digest = digest_over(self._memories, lease.pages[: self._leases.pages_for(prompt)])
         leg.handles.clear()
-        chain = arithmetic.chain_of(digest, metadata.first_token)
-        later = arithmetic.later_tokens(chain, self._tokens(leg.job) - prompt - 1, self._vocabulary.choices)
-        answer = answers.compose([metadata.first_token, *later], leg.job.sampling, self._vocabulary)
-        sequence = _Sequence(leg, answer, chain, metadata.cached_tokens)
-        leg.stage = Stage.RUNNING
-        self._batch[leg.room] = sequence
-        self._work.set()
-        self._emit(sequence)
+        self._batch.begin(leg, digest, metadata.first_token, metadata.cached_tokens)
 
     def _read_rows(self, leg: _Leg, lease: Lease) -> tuple[Metadata, Why | None]:
         rows = [memory.read_row(lease.row) for memory in self._memories]
@@ -145,34 +106,7 @@ class DecodeScheduler:
                 return row, Why(ErrorReason.TRANSFER_FAILED, f"metadata of room {row.room} came for room {leg.room}")
         return rows[0], None
 
-    def _emit(self, sequence: _Sequence) -> None:
-        leg, answer = sequence.leg, sequence.answer
-        if leg.stage is not Stage.RUNNING:
-            return  # another room's sink has just aborted it
-        place = leg.emitted
-        leg.emitted += 1
-        token, options = answer.tokens[place], leg.job.logprobs
-        logprobs: tuple[TokenLogprob, ...] = ()
-        prompt_logprobs: tuple[TokenLogprob, ...] = ()
-        if options is not None:
-            logprobs = (answers.logprob_of(sequence.chain, place, token, options, self._vocabulary),)
-            if place == 0:
-                prompt_logprobs = answers.prompt_logprobs(leg.job.input_ids, options, self._vocabulary)
-        if leg.emitted < len(answer.tokens):
-            leg.sink(Delta(leg.room, (token,), answer.texts[place], logprobs, prompt_logprobs))
-            return
-        finish = Finish(
-            answer.kind,
-            len(leg.job.input_ids),
-            leg.emitted,
-            sequence.cached_tokens,
-            answer.matched_text,
-            answer.matched_token_id,
-        )
-        self._compute(leg, answer.tokens)
-        self.book.end(leg, Delta(leg.room, (token,), answer.texts[place], logprobs, prompt_logprobs, finish))
-
-    def _compute(self, leg: _Leg, answer: list[int]) -> None:
+    def _keep(self, leg: _Leg, answer: list[int]) -> None:
         """Where KV is kept: that of the answer, as of a prompt that goes on with it; its last token was never fed."""
         lease, prompt = leg.lease, leg.job.input_ids
         if lease is None or not self._settings.keep_prefixes:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.core.ids import RankId, Role, RoomId, WorkerLife
+from tandem.core.ids import PAIR, RankId, Role, RoomId, WorkerLife
 from tandem.core.room.events import Why
 from tandem.engine.measures import traffic_of
 from tandem.engine.mock import vocabulary as vocabularies
@@ -20,6 +20,7 @@ from tandem.engine.mock.memory import RankMemory, layout_of
 from tandem.engine.mock.prefill import PrefillScheduler
 from tandem.engine.mock.rank_port import MakeRank, RankPort, RoomPort, agents
 from tandem.engine.mock.settings import MockSettings
+from tandem.engine.mock.unified import UnifiedScheduler
 from tandem.engine.port import (
     EngineFacts,
     EngineStatus,
@@ -52,12 +53,26 @@ _MAX_TOKEN: Final = 2**32 - 1
 """Largest token id on the wire. The mock hashes prompts, so any tokenizer's ids will do."""
 
 
+Scheduler = PrefillScheduler | DecodeScheduler | UnifiedScheduler
+_SCHEDULERS: Final[dict[Role, type[Scheduler]]] = {
+    Role.PREFILL: PrefillScheduler,
+    Role.DECODE: DecodeScheduler,
+    Role.UNIFIED: UnifiedScheduler,
+}
+HandleOf = Callable[[RankPort, RoomId], RoomPort]
+_HANDLES: Final[dict[Role, HandleOf]] = {
+    Role.PREFILL: lambda rank, room: rank.sender(room),
+    Role.DECODE: lambda rank, room: rank.receiver(room),
+}
+"""How a room is held on a rank; a unified engine's ranks know no rooms."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Running:
     """What there is once the engine has started."""
 
     ranks: dict[RankId, RankPort]
-    scheduler: PrefillScheduler | DecodeScheduler
+    scheduler: Scheduler
     tasks: TaskSupervisor
     memories: tuple[RankMemory, ...]
     """Held for as long as the ranks may touch them."""
@@ -87,10 +102,10 @@ class MockEngine:
         settings = self._settings
         memories = tuple(RankMemory(settings, tp) for tp in range(settings.tp_size))
         scheduler = self._make_scheduler(memories)
-        layout = layout_of(settings, memories[0].pools())
+        pools = [memory.pools() if self._role in PAIR else () for memory in memories]
+        layout = layout_of(settings, pools[0])
         ranks = {
-            RankId(tp=tp): self._make_rank(self._role, RankId(tp=tp), layout, memory.pools())
-            for tp, memory in enumerate(memories)
+            RankId(tp=tp): self._make_rank(self._role, RankId(tp=tp), layout, moved) for tp, moved in enumerate(pools)
         }
         infos = await _start_all(ranks)
         tasks = TaskSupervisor(on_crash=self._crashed, max_tasks=1)
@@ -128,7 +143,10 @@ class MockEngine:
         self._check(job)
         running.scheduler.check(job)
         leg = running.book.add(job, sink)
-        await self._open(running, leg)
+        if (handle_of := _HANDLES.get(self._role)) is None:
+            running.book.opened(leg, RoomGroup(()))
+        else:
+            await self._open(running, leg, handle_of)
 
     async def abort(self, room: RoomId, why: Why) -> bool:
         """Ends a room early. False if it is not known or has ended."""
@@ -156,7 +174,7 @@ class MockEngine:
         return EngineStatus(
             running=active,
             waiting=len(book) - active,
-            open_rooms=sum(each.open_rooms for each in counters),
+            open_rooms=sum(each.open_rooms for each in counters) if self._role in PAIR else len(book),
             pools=(
                 PoolStatus("kv", pages.total, pages.free, kept, max(each.granted_pages for each in counters)),
                 PoolStatus("metadata", rows.total, rows.free, 0, max(each.granted_rows for each in counters)),
@@ -204,7 +222,7 @@ class MockEngine:
             raise TandemError(ErrorReason.ENGINE_FAILED, "the engine has not been started")
         return self._started
 
-    def _make_scheduler(self, memories: tuple[RankMemory, ...]) -> PrefillScheduler | DecodeScheduler:
+    def _make_scheduler(self, memories: tuple[RankMemory, ...]) -> Scheduler:
         settings = self._settings
         if settings.tokenizer_path is not None:
             vocabulary = vocabularies.from_tokenizer(settings.tokenizer_path)
@@ -214,8 +232,7 @@ class MockEngine:
         leases = Leases(
             settings.pages, settings.metadata_rows, settings.page_size, settings.max_running, keep_prefixes=keep
         )
-        kind = PrefillScheduler if self._role is Role.PREFILL else DecodeScheduler
-        return kind(settings, leases, memories, vocabulary)
+        return _SCHEDULERS[self._role](settings, leases, memories, vocabulary)
 
     def _check(self, job: Job) -> None:
         if self._closing is not None:
@@ -241,9 +258,8 @@ class MockEngine:
             if getattr(job.sampling, name) not in neutral:
                 raise TandemError(ErrorReason.NOT_SUPPORTED, f"the mock engine does not follow '{name}'", field=name)
 
-    async def _open(self, running: _Running, leg: Leg[Any]) -> None:
+    async def _open(self, running: _Running, leg: Leg[Any], handle_of: HandleOf) -> None:
         job, opened = leg.job, list[RoomPort]()
-        handle_of = _handle_of(self._role)
         try:
             for rank_id, rank in running.ranks.items():
                 address = job.peer_addresses.get(rank_id, "")
@@ -294,12 +310,6 @@ class MockEngine:
         # What did not get quiet in time is quiet now: the ranks are gone.
         for leg in tuple(running.book.legs.values()):
             running.book.end_badly(leg)
-
-
-def _handle_of(role: Role) -> Callable[[RankPort, RoomId], RoomPort]:
-    if role is Role.PREFILL:
-        return lambda rank, room: rank.sender(room)
-    return lambda rank, room: rank.receiver(room)
 
 
 async def _start_all(ranks: dict[RankId, RankPort]) -> tuple[RankInfo, ...]:

@@ -8,13 +8,14 @@ from typing import Protocol
 import numpy.typing as npt
 
 from tandem.core.errors import ErrorReason
-from tandem.core.ids import RankId, Role, RoomId, WorkerLife
+from tandem.core.ids import PAIR, RankId, Role, RoomId, WorkerLife
 from tandem.core.layout import KvLayout
 from tandem.core.room.events import Phase, Why
 from tandem.engine.measures import RankReport
 from tandem.engine.port import OpenRooms, RankInfo, Ticket
 from tandem.engine.rank.agent import RankAgent, RankSetup, RoomReport
 from tandem.engine.rank.counters import RankCounters
+from tandem.engine.rank.lone import LoneRank
 from tandem.engine.rank.pools import Pool
 from tandem.engine.rank.settings import RankSettings
 
@@ -94,6 +95,8 @@ def agents(settings: RankSettings, on_room_ended: Callable[[RoomReport], None] =
     """Makes real ranks with these settings. on_room_ended: called once for each room of each of them."""
 
     def make(role: Role, rank: RankId, layout: KvLayout, pools: tuple[Pool, ...]) -> RankPort:
+        if role not in PAIR:
+            return LoneRank(rank, layout)
         return RankAgent(RankSetup(role, rank, layout, pools, settings), on_room_ended=on_room_ended)
 
     return make

@@ -33,12 +33,13 @@ class LegTraces:
             names.REQUEST_ID: submit.request_id,
             names.ROOM: str(submit.room),
             names.WORKER: self._worker_id,
-            names.PEER: str(convert.life_from_proto(submit.peer)),
             names.REQUEST_MODEL: submit.model,
             names.INPUT_TOKENS: len(submit.input_ids),
         }
+        if submit.HasField("peer"):
+            attributes[names.PEER] = str(convert.life_from_proto(submit.peer))
         span = self._tracing.enter(self._role.value, caller, attributes)
-        leg = LegTrace(self, self._tracing, span, submit.request_id, generates=self._role is Role.DECODE)
+        leg = LegTrace(self, self._tracing, span, submit.request_id, generates=self._role is not Role.PREFILL)
         self._open[RoomId(submit.room)] = leg
         return leg
 

@@ -122,7 +122,7 @@ class Session:
         try:
             if self._host.draining:
                 raise TandemError(ErrorReason.DRAINING, f"worker {self._host.life.worker_id} is shutting down")
-            submit.check(message, self._host.facts)
+            submit.check(message, self._host.facts, self._host.role)
             self._host.take_room()
         except TandemError as error:
             leg.ended(room, Finish(FinishKind.FAILED, why=wire.why_from(error)))
@@ -142,7 +142,8 @@ class Session:
         now = asyncio.get_running_loop().time()
         prefill = host.role is Role.PREFILL
         try:
-            addresses = {} if prefill else await host.peer_addresses(submit.peer_of(message))
+            dials = host.role is Role.DECODE
+            addresses = await host.peer_addresses(submit.peer_of(message)) if dials else {}
             job = submit.job_of(
                 message,
                 now,

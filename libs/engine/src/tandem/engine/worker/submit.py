@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.core.ids import MAX_ID, NONCE_BYTES, Nonce, RankId, RequestId, RoomId, WorkerLife
+from tandem.core.ids import MAX_ID, NONCE_BYTES, PAIR, Nonce, RankId, RequestId, Role, RoomId, WorkerLife
 from tandem.engine.port import EngineFacts, Job, LogprobOptions, Sampling
 from tandem.rpc import continued, convert
 from tandem.v1 import session_pb2
@@ -68,13 +68,16 @@ def _violation(message: str) -> TandemError:
     return TandemError(ErrorReason.PROTOCOL_VIOLATION, message)
 
 
-def check(message: session_pb2.Submit, facts: EngineFacts) -> None:
+def check(message: session_pb2.Submit, facts: EngineFacts, role: Role) -> None:
     """Raises TandemError: INVALID_ARGUMENT naming the field, UNKNOWN_MODEL, CONTEXT_TOO_LONG."""
     _require(1 <= message.room <= MAX_ID, "room", "1..2^63-1")
     _require(len(message.nonce) == NONCE_BYTES, "nonce", f"{NONCE_BYTES} bytes")
     _require(1 <= len(message.request_id) <= 128, "request_id", "1..128 characters")
     _require(1 <= message.timeout_ms <= MAX_TIMEOUT_MS, "timeout_ms", f"1..{MAX_TIMEOUT_MS}")
-    _require(bool(message.peer.worker_id) and message.peer.incarnation > 0, "peer", "a worker and its incarnation")
+    if role in PAIR:
+        _require(bool(message.peer.worker_id) and message.peer.incarnation > 0, "peer", "a worker and its incarnation")
+    else:
+        _require(not message.HasField("peer"), "peer", f"left out: a {role.value} worker has none")
     _require(len(message.tracestate) <= MAX_TRACESTATE, "tracestate", f"at most {MAX_TRACESTATE} characters")
     _require(len(message.input_ids) > 0, "input_ids", "one token or more")
     _require(message.logprobs.top <= MAX_TOP_LOGPROBS, "logprobs.top", f"0..{MAX_TOP_LOGPROBS}")
@@ -123,7 +126,7 @@ def job_of(
 
 
 def peer_of(message: session_pb2.Submit) -> WorkerLife:
-    """The worker of the other leg."""
+    """The worker of the other leg; of an empty name if there is none."""
     return convert.life_from_proto(message.peer)
 
 

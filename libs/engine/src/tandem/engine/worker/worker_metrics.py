@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Final
 
-from tandem.core.ids import Role
+from tandem.core.ids import PAIR, Role
 from tandem.core.room.receiver import TERMINAL as RECEIVER_TERMINAL
 from tandem.core.room.receiver import ReceiverState
 from tandem.core.room.sender import TERMINAL as SENDER_TERMINAL
@@ -99,6 +99,9 @@ FENCE: Final = Family(
 REPLACED: Final = Family(
     "tandem_rdma_queue_pairs_replaced", COUNTER, "Provider verbs: queue pairs that broke or were fenced, and made anew."
 )
+UNIFIED: Final = Family(
+    "tandem_unified_rooms", COUNTER, "Rooms that a unified worker has ended, well or badly.", ("outcome",)
+)
 LAG: Final = Family(
     "tandem_rank_event_loop_lag_seconds",
     HISTOGRAM,
@@ -108,13 +111,19 @@ LAG: Final = Family(
 CPU: Final = Family("tandem_rank_cpu_seconds", COUNTER, "Processor time that the rank's process has used.", ("rank",))
 MEMORY: Final = Family("tandem_rank_resident_memory_bytes", GAUGE, "Resident memory of the rank's process.", ("rank",))
 FDS: Final = Family("tandem_rank_open_fds", GAUGE, "File descriptors that the rank's process has open.", ("rank",))
-BOTH: Final = (
-    *(ANSWERS, SEQUENCES, POOL, GRANTED, ROOMS, OVERDUE, OLDEST, SUCCEEDED, FAILED, QUEUE, ROOM),
-    *(BYTES, CHUNKS, LINKS, OPENED, ABORTS, STALE, FENCE, REPLACED, LAG, CPU, MEMORY, FDS),
+ALL: Final = (ANSWERS, SEQUENCES, POOL, LAG, CPU, MEMORY, FDS)
+"""Of an engine in any role."""
+PAIRED: Final = (
+    *(GRANTED, ROOMS, OVERDUE, OLDEST, SUCCEEDED, FAILED, QUEUE, ROOM),
+    *(BYTES, CHUNKS, LINKS, OPENED, ABORTS, STALE, FENCE, REPLACED),
 )
-"""Of an engine in either role."""
-OF_ROLE: Final = {Role.PREFILL: (CHUNK,), Role.DECODE: (CHECKSUMS, REVOKED, PREFIX)}
-"""And in one only."""
+"""Of an engine that moves KV."""
+OF_ROLE: Final = {
+    Role.PREFILL: (*PAIRED, CHUNK),
+    Role.DECODE: (*PAIRED, CHECKSUMS, REVOKED, PREFIX),
+    Role.UNIFIED: (UNIFIED,),
+}
+"""And in some roles only."""
 STATES: Final = {
     Role.PREFILL: tuple(state.value for state in SenderState if state not in SENDER_TERMINAL),
     Role.DECODE: tuple(state.value for state in ReceiverState if state not in RECEIVER_TERMINAL),
@@ -153,7 +162,7 @@ class WorkerMetrics:
             "tandem_worker_heartbeats_missed", "Heartbeats that bootstrap did not answer in time."
         )
         metrics.read(WORKER, lambda: _of_worker(self._facts))
-        metrics.read((*BOTH, *OF_ROLE[role]), lambda: of_engine(self._role, self._measured))
+        metrics.read((*ALL, *OF_ROLE[role]), lambda: of_engine(self._role, self._measured))
 
     def told(self, facts: WorkerFacts, measured: Measured | None) -> bytes:
         """The text of a scrape. measured: None if the engine does not answer."""
@@ -172,20 +181,29 @@ def of_engine(role: Role, measured: Measured | None) -> Iterator[Sample]:
     yield Sample(ANSWERS, int(measured is not None))
     if measured is None:
         return
-    yield from _of_status(role, measured.status)
-    yield from _of_rooms(role, measured.ranks)
-    yield from _of_links(role, measured.ranks)
+    yield from _of_status(measured.status)
+    if role in PAIR:
+        yield from _of_transfers(role, measured.status)
+        yield from _of_rooms(role, measured.ranks)
+        yield from _of_links(role, measured.ranks)
+    else:
+        yield Sample(UNIFIED, measured.status.rooms_succeeded, ("succeeded",))
+        yield Sample(UNIFIED, measured.status.rooms_failed, ("failed",))
     for report in measured.ranks:
         yield from _of_rank(report)
 
 
-def _of_status(role: Role, status: EngineStatus) -> Iterator[Sample]:
+def _of_status(status: EngineStatus) -> Iterator[Sample]:
     yield Sample(SEQUENCES, status.running, ("running",))
     yield Sample(SEQUENCES, status.waiting, ("waiting",))
     for pool in status.pools:
         yield Sample(POOL, pool.free, (pool.name, "free"))
         yield Sample(POOL, pool.evictable, (pool.name, "evictable"))
         yield Sample(POOL, pool.total - pool.free - pool.evictable, (pool.name, "used"))
+
+
+def _of_transfers(role: Role, status: EngineStatus) -> Iterator[Sample]:
+    for pool in status.pools:
         yield Sample(GRANTED, pool.granted, (pool.name,))
     yield Sample(STALE, status.stale_messages)
     if role is Role.DECODE:

@@ -24,6 +24,7 @@ _FACTS: Final[tuple[tuple[str, Callable[[Value], str]], ...]] = (
     ("tandem.outcome", str),
     ("tandem.decode.worker", lambda value: str(value).partition("@")[0]),
     ("tandem.prefill.worker", lambda value: str(value).partition("@")[0]),
+    ("tandem.unified.worker", lambda value: str(value).partition("@")[0]),
     ("tandem.chunk", lambda value: f"#{value}"),
     ("tandem.pages", lambda value: f"{value} pages"),
     ("tandem.prefix_tokens", lambda value: f"held {value} tokens"),

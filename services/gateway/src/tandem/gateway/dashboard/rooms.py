@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from tandem.core.ids import Role
 from tandem.gateway.attempt import RoomPhase
 from tandem.gateway.rooms import Entry
 
@@ -28,6 +29,7 @@ class RoomRow:
     attempt: int
     phase: str
     prefill: str
+    """A unified worker is both."""
     decode: str
     age_ms: int
 
@@ -64,7 +66,7 @@ def _row(room: Entry, phase: str, now: float) -> RoomRow:
         request_id=facts.request_id,
         attempt=facts.attempt,
         phase=phase,
-        prefill=facts.prefill.worker_id,
-        decode=facts.decode.worker_id,
+        prefill=facts.worker_of(Role.PREFILL),
+        decode=facts.worker_of(Role.DECODE),
         age_ms=max(0, round((now - room.started) * 1000)),
     )

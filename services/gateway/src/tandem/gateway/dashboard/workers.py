@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from tandem.core.cluster import WorkerInfo
-from tandem.core.ids import WorkerId
+from tandem.core.ids import Role, WorkerId
 from tandem.gateway.dashboard.roster import LostWorker
 from tandem.gateway.pool import State
 from tandem.v1 import session_pb2
 
 KV_POOL: Final = "kv"
+_ROLES: Final = [role.value for role in Role]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +71,12 @@ class WorkerRow:
 def worker_rows(
     known: Iterable[KnownWorker], lost: Iterable[LostWorker], rates: Mapping[WorkerId, float], now: float
 ) -> list[WorkerRow]:
-    """Workers in the view and those that were lost, prefill first, by id.
+    """Workers in the view and those that were lost, by role, by id.
 
     rates: KV bytes per second, as far as they are known. now: monotonic seconds.
     """
     rows = [_known_row(one, rates, now) for one in known] + [_lost_row(one, now) for one in lost]
-    return sorted(rows, key=lambda row: (row.role != "prefill", row.id))
+    return sorted(rows, key=lambda row: (_ROLES.index(row.role), row.id))
 
 
 def _known_row(one: KnownWorker, rates: Mapping[WorkerId, float], now: float) -> WorkerRow:

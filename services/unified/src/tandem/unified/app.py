@@ -1,0 +1,29 @@
+"""Builds the unified service: the only place that makes its objects."""
+
+from __future__ import annotations
+
+import logging
+
+from tandem.core.ids import Role
+from tandem.engine.choose import controlled, make_engine
+from tandem.engine.worker.host import WorkerHost
+from tandem.rpc.control import add_control
+from tandem.rpc.run import Stop
+from tandem.rpc.server import GrpcServer
+from tandem.unified.servicer import add_service
+from tandem.unified.settings import UnifiedSettings
+
+log = logging.getLogger(__name__)
+
+
+async def serve(settings: UnifiedSettings, stop: Stop) -> int:
+    """The service's whole life; returns its exit code."""
+    engine = make_engine(Role.UNIFIED, settings)
+    shown = controlled(Role.UNIFIED, settings)
+    log.info("settings:\n%s", shown.describe())
+
+    def add_services(server: GrpcServer, host: WorkerHost) -> None:
+        add_service(server, host)
+        add_control(server, shown)
+
+    return await WorkerHost(Role.UNIFIED, settings, engine, add_services).run(stop)

@@ -14,6 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from tandem.cli import completion, operate
+from tandem.cli.bench_serve import command as bench_serve
 from tandem.cli.board import read_state
 from tandem.cli.plan import (
     MAX_WORKERS,
@@ -276,6 +277,7 @@ def bench_gateway(context: typer.Context) -> None:
 
 
 operate.register(app)
+bench_serve.register(bench)
 
 
 def _mark(worker_id: str, bootstrap: str, admin: str, *, draining: bool, as_json: bool) -> None:

@@ -57,13 +57,19 @@ class GatewayClient:
                     for text in _event_text(line):
                         show(text)
 
+    def first_model(self) -> str:
+        """The first model that it serves. Raises TandemError."""
+        with self._errors():
+            return self._first_model()
+
+    def _first_model(self) -> str:
+        listed = self._client.get("/v1/models")
+        _check(listed)
+        model: str = listed.json()["data"][0]["id"]
+        return model
+
     def _body(self, question: Question) -> dict[str, Any]:
-        model = question.model
-        if not model:
-            listed = self._client.get("/v1/models")
-            _check(listed)
-            model = listed.json()["data"][0]["id"]
-        body: dict[str, Any] = {"model": model}
+        body: dict[str, Any] = {"model": question.model or self._first_model()}
         if question.chat:
             body["messages"] = [{"role": "user", "content": question.prompt}]
         else:

@@ -56,6 +56,7 @@ def test_no_invariant_breaks_under_any_fault() -> None:
     assert set(campaign.providers) == {provider.value for provider in Provider}
     assert {name for name, count in campaign.faults.items() if count} == set(FAULTS), "a kind of fault never happened"
     assert set(campaign.outcomes) >= OUTCOMES, "a kind of outcome never showed"
+    assert campaign.not_moved > 0.05 * ROOMS, "hardly a prompt began as one that decode held"
 
 
 def test_without_faults_requests_are_answered() -> None:
@@ -241,6 +242,22 @@ def test_a_page_that_is_given_out_twice_is_found(monkeypatch: pytest.MonkeyPatch
     campaign = run_seeds(1, HUNTED_ROOMS)
     assert campaign.violation is not None
     assert campaign.violation.invariant is Invariant.ONE_WRITER
+    assert campaign.seeds <= PLANTED_SEEDS
+
+
+def test_a_kept_page_that_is_given_out_while_a_room_reads_it_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pool, "idle", lambda pool: list(pool._kept))
+    campaign = run_seeds(1, HUNTED_ROOMS)
+    assert campaign.violation is not None
+    assert campaign.violation.invariant in (Invariant.ONE_WRITER, Invariant.TRUE_TOKENS), campaign.report()
+    assert campaign.seeds <= PLANTED_SEEDS
+
+
+def test_pages_that_are_kept_of_a_room_that_failed_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DecodeSide, "may_keep", lambda side, why: True)
+    campaign = run_seeds(1, HUNTED_ROOMS)
+    assert campaign.violation is not None
+    assert campaign.violation.invariant in (Invariant.ONE_WRITER, Invariant.TRUE_TOKENS), campaign.report()
     assert campaign.seeds <= PLANTED_SEEDS
 
 

@@ -26,6 +26,7 @@ class Campaign:
     outcomes: Counter[str] = field(default_factory=Counter)
     providers: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
+    not_moved: int = 0
     last: Outcome | None = None
     story: Story | None = None
     """What ended the campaign, in its last run."""
@@ -48,6 +49,7 @@ class Campaign:
             self.rooms += outcome.rooms
             self.outcomes.update(outcome.outcomes)
             self.faults.update(outcome.faults)
+            self.not_moved += outcome.not_moved
             self.providers[outcome.provider.value] += 1
 
     def report(self, *, trace: bool = False) -> str:

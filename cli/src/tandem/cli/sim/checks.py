@@ -19,7 +19,7 @@ class Invariant(Enum):
     TRUE_TOKENS = "I5"
     """What is answered was made from the KV of this prompt, all of it."""
     POOLS_BALANCE = "I6"
-    """When all is over, every page and every metadata row is free."""
+    """When all is over, every page is free or kept for later prompts, and every metadata row is free."""
     NO_SURPRISE = "the model"
     """Nothing else is raised, such as by a machine that makes a move which its table does not have."""
 

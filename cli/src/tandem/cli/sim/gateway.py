@@ -10,7 +10,7 @@ from typing import Final
 
 from tandem.cli.sim.agenda import Agenda
 from tandem.cli.sim.checks import Invariant, ViolationError
-from tandem.cli.sim.memory import Kv
+from tandem.cli.sim.memory import Kv, Prompt
 from tandem.cli.sim.network import Network
 from tandem.cli.sim.sides import Ticket
 from tandem.cli.sim.worker import Worker
@@ -32,6 +32,7 @@ class Request:
     """One prompt of a client."""
 
     number: int
+    prompt: Prompt
     chunks: tuple[int, ...]
     deadline: float
     attempts: int = 0
@@ -73,9 +74,9 @@ class Gateway:
             if request.pair and gone & set(request.pair):
                 self._failed(room, ev.Why(ErrorReason.PEER_LOST, "a worker is gone"))
 
-    def ask(self, number: int, chunks: tuple[int, ...]) -> Request:
+    def ask(self, number: int, prompt: Prompt, chunks: tuple[int, ...]) -> Request:
         """A client's request."""
-        request = Request(number, chunks, self._agenda.now + TIMEOUT_S)
+        request = Request(number, prompt, chunks, self._agenda.now + TIMEOUT_S)
         self._open.append(request)
         if not self.up:
             self._end(request, f"error {ErrorReason.LINK_LOST.value}")
@@ -110,7 +111,7 @@ class Gateway:
         room = request.room = room_from_random(self._agenda.dice.getrandbits(63))
         self._running[room] = request
         self._tally.rooms += 1
-        ticket = Ticket(room, request.number, request.chunks, request.deadline, *pair)
+        ticket = Ticket(room, request.prompt, request.chunks, request.deadline, *pair)
         for life in pair:
             worker = self._workers[life.worker_id]
             note = f"room {room} Submit of request {request.number}"
@@ -137,8 +138,7 @@ class Gateway:
         if why is not None:
             self._failed(room, why)
             return
-        right = [Kv(request.number, index) for index in range(sum(request.chunks))]
-        if list(answer) != right:
+        if tuple(answer) != request.prompt:
             raise ViolationError(Invariant.TRUE_TOKENS, f"request {request.number} was answered from {answer}")
         self._end(request, "answered" if request.attempts == 1 else "answered after a retry")
 

@@ -164,4 +164,4 @@ class Mover:
 
 def checksum(content: list[Kv | None]) -> int:
     """Of pages in order."""
-    return hash(tuple((page.request, page.index) if page else (-2, -2) for page in content))
+    return hash(tuple(page or (-2, -2) for page in content))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -11,11 +12,12 @@ from tandem.cli.sim.agenda import Agenda
 from tandem.cli.sim.checks import Invariant, ViolationError
 from tandem.cli.sim.landing import Chunk, Grant, Mover
 from tandem.cli.sim.life import Life
-from tandem.cli.sim.memory import Kv
+from tandem.cli.sim.memory import Kv, Prompt
 from tandem.cli.sim.network import Network
 from tandem.cli.sim.weather import Faults
-from tandem.core.errors import ErrorReason
+from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import ChunkIndex, GrantId, RoomId, WorkerId, WorkerLife
+from tandem.core.pages import rest_of_prompt
 from tandem.core.room import events as ev
 from tandem.core.room.receiver import Receiver
 from tandem.core.room.sender import Sender
@@ -43,6 +45,8 @@ class Offered:
     """Decode's offer on its way: the machine's input, and what the shell needs besides."""
 
     grant: Grant
+    prefix: int = 0
+    """First pages of the prompt that decode holds already."""
 
 
 class Post(Protocol):
@@ -63,6 +67,8 @@ class Surroundings:
     post: Post
     succeeded: set[RoomId] = field(default_factory=set)
     """Rooms whose decode side has ended well."""
+    not_moved: Counter[WorkerId] = field(default_factory=Counter)
+    """Pages that needed no move, by the decode worker that held them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +76,12 @@ class Ticket:
     """One attempt, as both legs get it."""
 
     room: RoomId
-    request: int
+    prompt: Prompt
     chunks: tuple[int, ...]
     """Pages of each chunk."""
     deadline: float
     prefill: WorkerLife
     decode: WorkerLife
-
-    @property
-    def pages(self) -> int:
-        """Pages of the prompt."""
-        return sum(self.chunks)
 
     def pages_of(self, chunk: int) -> range:
         """Which pages of the prompt a chunk has."""
@@ -195,18 +196,23 @@ class PrefillSide(Side):
     """Computes chunk by chunk, and moves what is finished."""
 
     grant: Grant | None = None
+    prefix: int = 0
     source: tuple[int, ...] = ()
+    parts: list[list[int]] = field(default_factory=list)
+    """Pages of the prompt in each chunk that is moved: those behind the prefix."""
     moving: list[Chunk] = field(default_factory=list)
 
-    def offered(self, grant: Grant) -> None:
+    def offered(self, offer: Offered) -> None:
         """Decode's offer has come."""
         if self.grant is None:
-            self.grant = grant
-        self.step(ev.Offer(grant.grant_id))
+            self.grant, self.prefix = offer.grant, offer.prefix
+            if rest_of_prompt(len(self.ticket.prompt), offer.prefix, page_size=1) != len(offer.grant.pages):
+                raise TandemError(ErrorReason.PROTOCOL_VIOLATION, f"{offer} is not the rest of {self.ticket.prompt}")
+        self.step(ev.Offer(offer.grant.grant_id))
 
     def engine_goes_on(self) -> None:
         """Takes pages and computes; without pages the room fails."""
-        source = self.life.pool.reserve(self.ticket.room, self.ticket.pages)
+        source = self.life.pool.reserve(self.ticket.room, len(self.ticket.prompt))
         if source is None:
             self.step(ev.Broken(ev.Why(ErrorReason.POOL_EXHAUSTED, "prefill has no pages")))
             return
@@ -218,9 +224,11 @@ class PrefillSide(Side):
             if self.ended or self.machine.phase in (ev.Phase.SUCCESS, ev.Phase.FAILED):
                 return
             for index in self.ticket.pages_of(number):
-                self.life.pool.write(self.source[index], Kv(self.ticket.request, index))
+                self.life.pool.write(self.source[index], self.ticket.prompt[index])
             last = number == len(self.ticket.chunks) - 1
-            self.step(ev.ChunkReady(ChunkIndex(number), last))
+            if part := [index for index in self.ticket.pages_of(number) if index >= self.prefix]:
+                self.parts.append(part)
+                self.step(ev.ChunkReady(ChunkIndex(len(self.parts) - 1), last))
             if not last:
                 self._compute(number + 1)
 
@@ -248,7 +256,7 @@ class PrefillSide(Side):
     def _move(self, index: ChunkIndex) -> None:
         grant = self.grant
         assert grant is not None, "a transfer before the offer"
-        pairs = [(self.source[number], grant.pages[number]) for number in self.ticket.pages_of(index)]
+        pairs = [(self.source[number], grant.pages[number - self.prefix]) for number in self.parts[index]]
         if self.around.faults.happens("stray_write"):
             outside = [page for page in range(grant.life.pool.total) if page not in grant.pages]
             pairs[-1] = (pairs[-1][0], self.around.agenda.dice.choice(outside))
@@ -281,6 +289,8 @@ class DecodeSide(Side):
     """Reserves pages, waits for the KV, and answers from it."""
 
     grant: Grant | None = None
+    prefix: tuple[int, ...] = ()
+    """Kept pages that the prompt begins with."""
     waits_for_pages: Callable[[DecodeSide], None] = lambda side: None
     """Asks the worker to call `reserve` again when pages were given back."""
 
@@ -294,9 +304,12 @@ class DecodeSide(Side):
             return
         room, life = self.ticket.room, self.life
         row = life.rows.reserve(room, 1)
-        pages = life.pool.reserve(room, self.ticket.pages) if row else None
+        # The last page is moved in any case: that stands for the first token, which always is.
+        prefix = life.pool.hold(room, self.ticket.prompt[:-1]) if row else ()
+        pages = life.pool.reserve(room, len(self.ticket.prompt) - len(prefix)) if row else None
         if pages is None:
             life.rows.release(room)
+            life.pool.release(room)
             self.waits_for_pages(self)
             return
         grant_id = GrantId(self.around.agenda.dice.getrandbits(62) + 1)
@@ -304,6 +317,7 @@ class DecodeSide(Side):
         def seen(index: ChunkIndex, size: int, checksum: int) -> None:
             self.step(ev.ChunkSeen(grant_id, index, size, checksum))
 
+        self.prefix = prefix
         self.grant = Grant(grant_id, room, life, pages, seen)
         self.step(ev.PagesReserved(self.grant.grant_id, len(pages)))
 
@@ -312,7 +326,7 @@ class DecodeSide(Side):
         match effect:
             case ev.SendOffer():
                 assert self.grant is not None, "an offer of nothing"
-                self.tell(Offered(self.grant))
+                self.tell(Offered(self.grant, len(self.prefix)))
             case ev.SendLanded(grant_id):
                 self.tell(ev.LandedByPeer(grant_id))
             case ev.Fence():
@@ -338,8 +352,17 @@ class DecodeSide(Side):
         answer: list[Kv | None] = []
         if self.grant is not None and not self.ended:
             self.grant.ended = True
-            answer = [self.life.pool.read(self.ticket.room, page) for page in self.grant.pages]
+            pages = (*self.prefix, *self.grant.pages)
+            answer = [self.life.pool.read(self.ticket.room, page) for page in pages]
+            if self.may_keep(why):
+                self.life.pool.keep(self.ticket.room, self.ticket.prompt, pages)
         if why is None:
             self.around.succeeded.add(self.ticket.room)
+            self.around.not_moved[self.life.worker_id] += len(self.prefix)
         self.end(why)
         self.report(self.ticket.room, why, answer if why is None else ())
+
+    @staticmethod
+    def may_keep(why: ev.Why | None) -> bool:
+        """Whether later prompts that begin alike get these pages: not of a room that failed."""
+        return why is None

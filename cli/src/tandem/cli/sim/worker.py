@@ -59,7 +59,7 @@ class Worker:
         side = self._rooms.get(room)
         if isinstance(message, Offered):
             if isinstance(side, PrefillSide):
-                side.offered(message.grant)
+                side.offered(message)
             elif self.life is not None and len(self._parked) < MAX_PARKED:
                 self._parked[room] = message
         elif side is not None:
@@ -84,7 +84,7 @@ class Worker:
             self._rooms[ticket.room] = prefill
             prefill.begin()
             if (parked := self._parked.pop(ticket.room, None)) is not None:
-                prefill.offered(parked.grant)
+                prefill.offered(parked)
             return
         receiver = around.machines.receiver(ticket.deadline)
         decode = DecodeSide(around, life, ticket, receiver, report, self._close, waits_for_pages=self._queue.append)

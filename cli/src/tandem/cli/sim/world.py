@@ -14,6 +14,7 @@ from tandem.cli.sim.checks import Invariant, ViolationError
 from tandem.cli.sim.gateway import OUTCOME_S, TIMEOUT_S, Gateway, Tally
 from tandem.cli.sim.landing import Mover, Provider
 from tandem.cli.sim.membership import BOOTSTRAP, Bootstrap
+from tandem.cli.sim.memory import Kv, Prompt
 from tandem.cli.sim.network import Network
 from tandem.cli.sim.sides import GRACE_S, Machines, Offered, Surroundings
 from tandem.cli.sim.weather import FAULTS, Faults, Weather
@@ -72,6 +73,8 @@ class Outcome:
     """How many requests ended in which way."""
     faults: Counter[str]
     """How often each kind of fault happened."""
+    not_moved: int
+    """Pages of prompts that decode held already."""
     fingerprint: str
     """Of everything that happened; equal for equal seeds."""
     trace: tuple[str, ...]
@@ -91,6 +94,8 @@ class World:
         self._network = Network(agenda, self._faults)
         mover = plan.mover(agenda, self._network, self._faults, provider)
         around = Surroundings(agenda, self._network, mover, self._faults, plan.machines, self._deliver)
+        self._around = around
+        self._prompts: list[Prompt] = []
         counts = {role: dice.randint(1, 3) for role in PAIR}
         self._workers = {
             name: Worker(name, role, around)
@@ -121,6 +126,7 @@ class World:
             rooms=self._tally.rooms,
             outcomes=self._tally.outcomes,
             faults=self._faults.counts,
+            not_moved=self._around.not_moved.total(),
             fingerprint=self.agenda.fingerprint,
             trace=tuple(self.agenda.recent),
             violation=violation,
@@ -151,11 +157,20 @@ class World:
         dice = self.agenda.dice
         chunks = tuple(dice.randint(1, MAX_CHUNK_PAGES) for _ in range(dice.randint(1, MAX_CHUNKS)))
         gateway = dice.choice(self._gateways)
-        request = gateway.ask(number, chunks)
+        request = gateway.ask(number, self._prompt(number, sum(chunks)), chunks)
         if request.outcome:
             return
         if self._faults.happens("cancel"):
             self.agenda.soon(TIMEOUT_S, f"client {number} leaves", lambda: gateway.leave(request))
+
+    def _prompt(self, number: int, pages: int) -> Prompt:
+        """Half of the prompts begin as an earlier one does."""
+        dice, start = self.agenda.dice, Prompt()
+        if self._prompts and dice.random() < 0.5:
+            start = dice.choice(self._prompts)[: dice.randint(1, pages)]
+        prompt = start + tuple(Kv(number, index) for index in range(len(start), pages))
+        self._prompts.append(prompt)
+        return prompt
 
     def _plan_faults(self) -> None:
         kinds: dict[str, Callable[[], None]] = {

@@ -35,6 +35,7 @@ What the gateway takes and what it refuses, field by field. The same is served a
   `TANDEM_GATEWAY_MAX_TOKENIZE_SIZE`; a body has `TANDEM_GATEWAY_MAX_BODY_BYTES` at most ([settings.md](settings.md)).
 - `n` answers and prompts of a list are rooms of their own: they are streamed as they come, each with its `index`; their
   tokens are summed, each prompt's once. If one fails, the request fails with its error, and the others are ended.
+- What `tools` and reasoning need and do: [tools.md](tools.md).
 - The mock engine has no grammars, penalties and biases: a request with one fails with 501.
 
 Written by `python -m tools.api_doc` from the schemas of `gateway/api_fields.py`; tests hold those against what the

@@ -19,6 +19,7 @@ from tandem.bootstrap.store import MemoryStore
 from tandem.core.ids import Role
 from tandem.core.registry import RegistryLimits
 from tandem.gateway.app import Gateway
+from tandem.gateway.parsers import load_parsers
 from tandem.gateway.settings import GatewaySettings
 from tandem.gateway.tokenizer import HuggingFaceEncoder
 from tandem.rpc.client import open_channel
@@ -108,7 +109,7 @@ async def cluster(
         stub = bootstrap_pb2_grpc.BootstrapServiceStub(channel)
         async with workers_at(stub, prefill, decode) as (prefills, decodes):
             loaded = GatewaySettings.load(bootstrap_address=address, **(given | settings))
-            gateway = Gateway(loaded, TlsSettings(), encoder())
+            gateway = Gateway(loaded, TlsSettings(), encoder(), parsers=load_parsers(loaded, encoder()))
             await gateway.start()
             base = f"http://{gateway.http_address}"
             async with (

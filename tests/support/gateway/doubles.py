@@ -25,6 +25,7 @@ from tandem.gateway.prepare import Catalog, Preparer
 from tandem.gateway.router import Router, RouterSettings
 from tandem.gateway.sessions import Leg
 from tandem.gateway.slots import Slots
+from tandem.gateway.speech import Parsers
 from tandem.gateway.token_endpoints import TokenEndpoints
 from tandem.gateway.tokenizer import PromptTokenizer
 from tandem.gateway.waiting_room import WaitingRoom
@@ -45,8 +46,9 @@ class LetterEncoder:
     vocabulary = 1000
 
     def render(self, prompt: ChatPrompt) -> str:
-        """`role:content;` for each message."""
-        return "".join(f"{message.role}:{message.content};" for message in prompt.messages)
+        """`role:content;` for each message, after the names of the tools, if there are any."""
+        tools = "".join(f"[{tool.name}]" for tool in prompt.tools)
+        return tools + "".join(f"{message.role}:{message.content};" for message in prompt.messages)
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Code points."""
@@ -217,6 +219,7 @@ class AppLimits:
     max_tokenize_size: int = 300
     token_slots: Slots = field(default_factory=lambda: Slots(2))
     policy: PolicyName = PolicyName.ROUND_ROBIN
+    parsers: Parsers | None = None
 
 
 def http_client(workers: NotingWorkers, limits: AppLimits | None = None) -> httpx.AsyncClient:
@@ -234,6 +237,7 @@ def http_client(workers: NotingWorkers, limits: AppLimits | None = None) -> http
         counted,
         GenerationLimits(limits.max_body_bytes, 60_000, 1000, 1),
         untraced(),
+        limits.parsers,
     )
     schema = SchemaLimits(max_n=4, max_batch=4, max_tokenize_size=limits.max_tokenize_size)
     parts = HttpParts(

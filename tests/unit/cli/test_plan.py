@@ -31,6 +31,14 @@ def test_a_bad_ratio_is_refused_with_an_example(text: str) -> None:
     assert (caught.value.reason, caught.value.field) == (ErrorReason.INVALID_ARGUMENT, "ratio")
 
 
+def test_parsers_are_the_gateways_and_workers_know_where_reasoning_ends(laptop: Machine) -> None:
+    plan = make_plan(UpOptions(tool_call_parser="qwen25", reasoning_parser="qwen3"), laptop, {})
+    assert plan.gateway.env["TANDEM_GATEWAY_TOOL_CALL_PARSER"] == "qwen25"
+    assert plan.gateway.env["TANDEM_GATEWAY_REASONING_PARSER"] == "qwen3"
+    for worker in plan.workers:
+        assert json.loads(worker.env["TANDEM_SGLANG_ENGINE_ARGS"]) == ["reasoning_parser=qwen3"]
+
+
 def test_processes_are_named_by_role_and_number(laptop: Machine) -> None:
     plan = make_plan(UpOptions(prefill=2, decode=3), laptop, {})
     names = [process.name for process in plan.processes]

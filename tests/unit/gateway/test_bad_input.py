@@ -30,9 +30,9 @@ class Bad:
     method: str = "POST"
 
 
-def chat(name: str, says: str, param: str, **fields: Any) -> Bad:
+def chat(name: str, says: str, param: str, status: int = 400, **fields: Any) -> Bad:
     """A chat with one bad field."""
-    return Bad(name, CHAT, {"model": "tiny", "messages": HELLO, **fields}, says, param)
+    return Bad(name, CHAT, {"model": "tiny", "messages": HELLO, **fields}, says, param, status)
 
 
 def text(name: str, says: str, param: str, **fields: Any) -> Bad:
@@ -46,6 +46,8 @@ def generate(name: str, says: str, param: str, **fields: Any) -> Bad:
 
 
 TOO_LONG = "x" * 200
+TOOL = {"type": "function", "function": {"name": "cook"}}
+NAMED = {"type": "function", "function": {"name": "clean"}}
 CASES = [
     Bad("wrong json", CHAT, b"{'a': 1", "not valid JSON"),
     Bad("json but no object", CHAT, [1], "one JSON object, not a list"),
@@ -83,7 +85,19 @@ CASES = [
     chat("an empty stop", "each of 1..1024 characters", "stop", stop=""),
     chat("seed too large", "whole number of 0..", "seed", seed=2**63),
     chat("a typo", "Did you mean 'max_tokens'?", "max_token", max_token=7),
-    chat("tools", "Tools are not offered", "tools", tools=[{"type": "function"}]),
+    chat("tools", "'tools[0].function' must be an object", "tools[0].function", tools=[{"type": "function"}]),
+    chat("no parser", "TANDEM_GATEWAY_TOOL_CALL_PARSER", "tools", 501, tools=[TOOL]),
+    chat("type of tool", "no other type of tool", "tools[0]", tools=[{"type": "web_search"}]),
+    chat("choice", "must be 'none', 'auto', 'required' or", "tool_choice", tools=[TOOL], tool_choice="any"),
+    chat("choice of nothing", "there are no 'tools'", "tool_choice", tool_choice="required"),
+    chat("choice of another", "not among 'tools'", "tool_choice", tools=[TOOL], tool_choice=NAMED),
+    chat("effort", "must be one of none, minimal", "reasoning_effort", reasoning_effort="some"),
+    chat(
+        "arguments",
+        "must be a JSON object, given as text",
+        "messages[0].tool_calls[0].function.arguments",
+        messages=[{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]}],
+    ),
     chat(
         "response format",
         "'text', 'json_object' or 'json_schema'",

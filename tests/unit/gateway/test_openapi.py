@@ -14,16 +14,21 @@ import pytest
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.gateway import generate_schema, messages_schema, openai_schema, openapi, token_schema
 from tandem.gateway.api_fields import REFUSED
+from tandem.gateway.chat_schema import CHAT_PROMPT_FIELDS
 from tandem.gateway.fields import Unsupported
 from tandem.gateway.http import ENDPOINTS
 from tandem.gateway.openai_schema import SchemaLimits
+from tandem.gateway.tool_schema import TOOL_FIELDS
 from tests.support.gateway.doubles import http_client, one_each
+from tests.support.gateway.plain_parsers import PlainParsers
 
 LIMITS = SchemaLimits(max_n=4, max_batch=4, max_tokenize_size=300)
 BODIES = openapi.bodies(LIMITS)
 PARAMS = BODIES["/generate"]["properties"]["sampling_params"]["anyOf"][0]
 LAST = [{"role": "assistant", "content": "I like"}]
 LONG = "x" * 1025
+TOOLS = [{"type": "function", "function": {"name": "cook", "parameters": {"type": "object"}}}]
+CALL = {"id": "1", "type": "function", "function": {"name": "cook", "arguments": "{}"}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,16 @@ class Reader:
         return not (name in self.each and isinstance(value, list) and len(value) != 1)
 
 
+def said(*calls: object, content: object = None) -> list[dict[str, Any]]:
+    """An assistant's message with tool calls."""
+    return [{"role": "assistant", "content": content, "tool_calls": list(calls)}]
+
+
+def tool(**function: object) -> list[dict[str, Any]]:
+    """One tool."""
+    return [{"type": "function", "function": function}]
+
+
 def params(value: dict[str, Any]) -> object:
     """Reads `sampling_params`."""
     return generate_schema.read_generate({"text": "a", "sampling_params": value}, LIMITS)
@@ -58,8 +73,8 @@ EACH = frozenset({"sampling_params", "rid", "return_logprob", "logprob_start_len
 READERS = {
     "chat": Reader(
         BODIES["/v1/chat/completions"],
-        lambda body: openai_schema.read_chat(body, LIMITS),
-        {"messages": LAST, "stream": True, "logprobs": True},
+        lambda body: openai_schema.read_chat(body, LIMITS, PlainParsers()),
+        {"messages": LAST, "stream": True, "logprobs": True, "tools": TOOLS},
         openai_schema.CHAT_FIELDS,
         openai_schema.CHAT_UNSUPPORTED,
         frozenset({"stream", "logprobs"}),
@@ -120,13 +135,13 @@ READERS = {
         {"prompt": "a"},
         token_schema.TOKENIZE_FIELDS,
         token_schema.TOKENIZE_UNSUPPORTED,
-        frozenset({"messages", "chat_template_kwargs", "continue_final_message"}),
+        CHAT_PROMPT_FIELDS | TOOL_FIELDS,
         frozenset({"prompt"}),
     ),
     "tokenize a chat": Reader(
         BODIES["/v1/tokenize"],
         lambda body: token_schema.read_tokenize(body, LIMITS),
-        {"messages": LAST},
+        {"messages": LAST, "tools": TOOLS},
         token_schema.TOKENIZE_FIELDS,
         token_schema.TOKENIZE_UNSUPPORTED,
         frozenset({"prompt", "add_special_tokens"}),
@@ -153,6 +168,14 @@ VALUES: list[Any] = [
     *([{"role": "user", "content": [part]}] for part in ({"type": "image_url"}, {"type": "text"}, "a")),
     *(["text"], {"temperature": 0}, {"temperature": 9}, [{"temperature": 0}], [{"temperature": 9}], [{"n": 5}]),
     *({"role": "user", "content": "a"}, [{"role": "assistant", "content": "a", "tool_calls": [{}]}]),
+    *(said(CALL), said({**CALL, "id": 1}), said({**CALL, "function": {"name": "cook"}}), said()),
+    *(said(CALL, content="a"), said(content="a"), said(1)),
+    *([{"role": "tool", "content": text, "tool_call_id": of}] for text in ("a", None) for of in ("1", 1, None)),
+    *([{"role": "assistant", "content": "a", "reasoning_content": thought}] for thought in ("b", 1, None)),
+    *(TOOLS, TOOLS * 2, TOOLS * 129, tool(), tool(name="cook"), tool(name=1), tool(name="cook", strict=None)),
+    *(tool(name="cook", strict=1), tool(name="cook", parameters=[]), tool(name="cook", description=1)),
+    *([{"type": "custom"}], [{"type": "function"}], "required", "high", 0.5, 0.99),
+    *({"type": "function", "function": value} for value in ({"name": "cook"}, {"name": 1}, {}, "cook")),
 ]
 
 

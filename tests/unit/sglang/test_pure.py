@@ -97,7 +97,15 @@ def test_request_ids_are_no_prefix_of_each_other():
 
 
 def test_every_field_of_sampling_has_a_name_at_sglang():
-    assert set(translate.SAMPLING_NAMES) == set(Sampling.__dataclass_fields__)
+    assert {*translate.SAMPLING_NAMES, "reasoning_first"} == set(Sampling.__dataclass_fields__)
+
+
+def test_reasoning_that_a_grammar_leaves_free_is_a_matter_of_the_request():
+    for free in (True, False):
+        sampling = Sampling(max_new_tokens=5, structural_tag="{}", reasoning_first=free)
+        request = translate.request_of(job(sampling=sampling), Role.DECODE)
+        assert request.get("require_reasoning", False) == free
+        assert request["sampling_params"]["structural_tag"] == "{}"
 
 
 def test_sampling_leaves_out_what_is_not_set():

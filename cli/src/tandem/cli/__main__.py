@@ -65,6 +65,8 @@ def up(
         bool,
         typer.Option("--keep-prefixes", help="Decode keeps KV of past prompts, and gets the rest of new ones only."),
     ] = False,
+    tool_call_parser: Annotated[str, typer.Option(help="SGLang's parser of the model's tool calls.")] = "",
+    reasoning_parser: Annotated[str, typer.Option(help="SGLang's parser of the model's reasoning.")] = "",
     engine_arg: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="A server argument of SGLang, or a setting of the mock. Repeatable."),
@@ -99,6 +101,8 @@ def up(
         tp=tp,
         keep_prefixes=keep_prefixes,
         device=device,
+        tool_call_parser=tool_call_parser,
+        reasoning_parser=reasoning_parser,
         engine_args=tuple(engine_arg or ()),
         env=tuple(env or ()),
         drain_ms=drain_s * 1000,

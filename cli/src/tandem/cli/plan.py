@@ -89,6 +89,8 @@ class UpOptions:
     """Decode keeps the KV of sequences that have ended."""
     tp: int = 1
     device: DeviceChoice = DeviceChoice.AUTO
+    tool_call_parser: str = ""
+    reasoning_parser: str = ""
     engine_args: tuple[str, ...] = ()
     """"key=value" each."""
     env: tuple[str, ...] = ()
@@ -183,6 +185,8 @@ def make_plan(options: UpOptions, machine: Machine, inherited: Mapping[str, str]
         "TANDEM_GATEWAY_MODEL_PATH": options.models[0],
         **_tokenizers(served),
         "TANDEM_GATEWAY_DRAIN_TIMEOUT_MS": str(options.drain_ms),
+        "TANDEM_GATEWAY_TOOL_CALL_PARSER": options.tool_call_parser,
+        "TANDEM_GATEWAY_REASONING_PARSER": options.reasoning_parser,
         **own["gateway"],
     }
     return SystemPlan(bootstrap, workers, ProcessPlan("gateway", Kind.GATEWAY, gateway), one_by_one=share > 1)
@@ -246,6 +250,9 @@ def _sglang_environment(options: UpOptions, gpus: tuple[str, ...], share: int, t
             env["TANDEM_SGLANG_THREADS_PER_RANK"] = str(threads)
     if options.page_size is not None:
         env["TANDEM_SGLANG_PAGE_SIZE"] = str(options.page_size)
+    if options.reasoning_parser and "reasoning_parser" not in given:
+        # So that grammars leave the reasoning before an answer free.
+        args.append(f"reasoning_parser={options.reasoning_parser}")
     if args:
         env["TANDEM_SGLANG_ENGINE_ARGS"] = json.dumps(args)
     return env

@@ -62,6 +62,9 @@ class Sampling:
     skip_special_tokens: bool = True
     logit_bias: tuple[tuple[int, float], ...] = ()
     """Tokens, and what is added to their logits."""
+    structural_tag: str = ""
+    reasoning_first: bool = False
+    """The grammar leaves the model's reasoning free."""
 
 
 @dataclass(frozen=True, slots=True)

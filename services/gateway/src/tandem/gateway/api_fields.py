@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from tandem.gateway import messages_schema, sampling
-from tandem.gateway.chat_schema import MAX_MESSAGES, RESERVED_TEMPLATE_OPTIONS, ROLES
+from tandem.gateway.chat_schema import EFFORTS, MAX_MESSAGES, MOST_EFFORT, RESERVED_TEMPLATE_OPTIONS, ROLES
 from tandem.gateway.fields import Unsupported
 from tandem.gateway.openai_schema import MAX_SESSION, SchemaLimits
+from tandem.gateway.tool_schema import MAX_CALL_ID, MAX_CALLS, MAX_TOOL_NAME, MAX_TOOLS
 
 Schema = dict[str, Any]
 Fields = dict[str, Schema]
@@ -142,14 +143,94 @@ def _messages(roles: tuple[str, ...]) -> Schema:
     message = {
         "title": "messages",
         "type": "object",
-        "properties": {"role": {"enum": list(roles)}, "content": _CONTENT, "tool_calls": {"enum": [None, []]}},
+        "properties": {"role": {"enum": list(roles)}, "content": _CONTENT},
         "required": ["role", "content"],
     }
     return _list(message, 1, MAX_MESSAGES)
 
 
+_CALL: Final[Schema] = {
+    "type": "object",
+    "properties": {
+        "id": nullable(_string(0, MAX_CALL_ID)),
+        "function": {
+            "type": "object",
+            "properties": {"name": _string(1, MAX_TOOL_NAME), "arguments": {"type": ["string", "object"]}},
+            "required": ["name", "arguments"],
+        },
+    },
+    "required": ["function"],
+}
+_CALLS: Final[Schema] = _list(_CALL, None, MAX_CALLS)
+
+
+def _chat_messages() -> Schema:
+    """Messages of OpenAI's chats: an assistant's may hold tool calls, and then no content; others answer them."""
+    others = [role for role in ROLES if role not in ("assistant", "tool")]
+    spoken: Fields = {"role": {"const": "assistant"}, "reasoning_content": {"type": ["string", "null"]}}
+    call_id = nullable(_string(0, MAX_CALL_ID))
+    kinds: list[Schema] = [
+        {"properties": {"role": {"enum": others}, "content": _CONTENT}, "required": ["content"]},
+        {"properties": {**spoken, "content": _CONTENT, "tool_calls": nullable(_CALLS)}, "required": ["content"]},
+        {
+            "properties": {**spoken, "content": {"type": "null"}, "tool_calls": {**_CALLS, "minItems": 1}},
+            "required": ["tool_calls"],
+        },
+        {
+            "properties": {"role": {"const": "tool"}, "content": _CONTENT, "tool_call_id": call_id},
+            "required": ["content"],
+        },
+    ]
+    message = {"title": "messages", "type": "object", "required": ["role"], "oneOf": kinds}
+    return _list(message, 1, MAX_MESSAGES)
+
+
+_FUNCTION: Final[Schema] = {
+    "type": "object",
+    "properties": {
+        "name": _string(1, MAX_TOOL_NAME),
+        "description": nullable(_string(0, sampling.MAX_GRAMMAR_CHARACTERS)),
+        "parameters": {"type": ["object", "null"], "description": "A JSON schema."},
+        "strict": {"type": ["boolean", "null"], "description": "Whether arguments are held to `parameters`."},
+    },
+    "required": ["name"],
+}
+_TOOL: Final[Schema] = {
+    "title": '`{"type": "function", "function": {"name": "f", "parameters": {}}}`',
+    "type": "object",
+    "properties": {"type": {"const": "function"}, "function": _FUNCTION},
+    "required": ["type", "function"],
+}
+_NAMED_TOOL: Final[Schema] = {
+    "title": '`{"type": "function", "function": {"name": "f"}}`',
+    "type": "object",
+    "properties": {
+        "type": {"const": "function"},
+        "function": {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]},
+    },
+    "required": ["type", "function"],
+}
+
+
+def _words(words: tuple[str, ...]) -> Schema:
+    return {"title": ", ".join(f'`"{word}"`' for word in words), "enum": list(words)}
+
+
+TOOLS: Final[Fields] = {
+    "tools": _field(
+        "Functions that the model may call. Needs `TANDEM_GATEWAY_TOOL_CALL_PARSER`; without it 501 says so.",
+        _list(_TOOL, None, MAX_TOOLS),
+    ),
+    "tool_choice": _field(
+        "Whether the model is to call a tool, and which. `required` and a named one are enforced by a grammar.",
+        {"anyOf": [_words(("none", "auto", "required")), _NAMED_TOOL]},
+    ),
+    "parallel_tool_calls": _field("Whether an answer may hold several calls; true by default.", _BOOLEAN),
+}
+
+
 CHAT_PROMPT: Final[Fields] = {
-    "messages": _field("The chat so far.", _messages(ROLES)),
+    "messages": _field("The chat so far.", _chat_messages()),
     "chat_template_kwargs": _field(
         "Variables of the model's chat template.",
         {
@@ -157,6 +238,11 @@ CHAT_PROMPT: Final[Fields] = {
             "propertyNames": {"not": {"enum": sorted(RESERVED_TEMPLATE_OPTIONS)}},
             "additionalProperties": {"type": ["string", "number", "boolean"]},
         },
+    ),
+    "reasoning_effort": _field(
+        "How much the model is to think: the variables `reasoning_effort`, `thinking` and `enable_thinking` of its chat"
+        " template, of which the last two are false with `none`. Those of `chat_template_kwargs` go before them.",
+        {"anyOf": [_words(EFFORTS), {"type": "number", "minimum": 0, "maximum": MOST_EFFORT}]},
     ),
     "continue_final_message": _field("Whether the answer goes on with the last message, the assistant's.", _BOOLEAN),
 }
@@ -217,6 +303,15 @@ def chat(limits: SchemaLimits) -> Fields:
     """Fields of /v1/chat/completions."""
     return {
         **CHAT_PROMPT,
+        **TOOLS,
+        "separate_reasoning": _field(
+            "Whether reasoning is told apart, as `reasoning_content`, where `TANDEM_GATEWAY_REASONING_PARSER` is set;"
+            " true by default.",
+            _BOOLEAN,
+        ),
+        "stream_reasoning": _field(
+            "Whether reasoning is streamed as it comes, or once it is complete; true by default.", _BOOLEAN
+        ),
         **_openai_common(limits),
         "max_completion_tokens": _field("As `max_tokens`, and goes before it.", _integer(1, sampling.MAX_NEW_TOKENS)),
         "logprobs": _field("Whether to return log probabilities.", _BOOLEAN),
@@ -316,6 +411,7 @@ def tokenize(limits: SchemaLimits) -> Fields:
         "model": MODEL,
         "prompt": _field("A text or a list of texts.", {"anyOf": [text, _list(text, 1, limits.max_batch)]}),
         **CHAT_PROMPT,
+        **TOOLS,
         "add_special_tokens": _field(
             "With `prompt` only: whether the tokenizer adds its own tokens; true by default.", _BOOLEAN
         ),

@@ -37,12 +37,14 @@ from tandem.gateway.health import HealthBook
 from tandem.gateway.http import GENERATING, HttpParts, build_http
 from tandem.gateway.keys import KeyRing
 from tandem.gateway.openai_schema import SchemaLimits
+from tandem.gateway.parsers import load_parsers
 from tandem.gateway.pool import PoolSettings, SessionPool
 from tandem.gateway.prepare import Catalog, Preparer
 from tandem.gateway.rooms import RoomBook
 from tandem.gateway.router import Router, RouterSettings
 from tandem.gateway.settings import STATUS_INTERVAL_MS, GatewaySettings
 from tandem.gateway.slots import Slots
+from tandem.gateway.speech import Parsers
 from tandem.gateway.token_endpoints import TokenEndpoints
 from tandem.gateway.tokenizer import Encoder, HuggingFaceEncoder, PromptTokenizer
 from tandem.gateway.tokenizers import TokenizerPaths, Tokenizers, loader
@@ -86,9 +88,9 @@ class Gateway:
         encoder: Encoder,
         on_crash: Callable[[str, Exception], None] | None = None,
         trace: TraceSettings | None = None,
+        parsers: Parsers | None = None,
     ) -> None:
-        """on_crash: called if a part of the gateway stops for good, with its name and error. trace: those of the
-        environment if None."""
+        """on_crash: called if a part stops for good. trace: of the environment if None. parsers: see `load_parsers`."""
         self._settings = settings
         credentials = Credentials.from_settings(tls)
         rng = random.Random(secrets.randbits(64))
@@ -139,7 +141,7 @@ class Gateway:
         recent = RecentTraces(self._tracing.ring, traces.gather, self._looking.spawn)
         sources = Sources(clock, self._pool, rooms, recorder, roster, recent, self._missing, self._knows, room)
         self._feed = Feed(Board(sources).encoded, clock, max_viewers=settings.dashboard_viewers)
-        self._http = self._build_http(router, metrics, counted, room)
+        self._http = self._build_http(router, metrics, counted, room, parsers)
         self._tasks = TaskSupervisor(on_crash=on_crash, max_tasks=3)
         self._serving: asyncio.Task[None] | None = None
         self._draining = False
@@ -228,7 +230,9 @@ class Gateway:
             await self._admin.set_ready(not self._missing())
             await self._pool.wait_changed()
 
-    def _build_http(self, router: Router, metrics: Metrics, counted: GatewayMetrics, room: WaitingRoom) -> HttpServer:
+    def _build_http(
+        self, router: Router, metrics: Metrics, counted: GatewayMetrics, room: WaitingRoom, parsers: Parsers | None
+    ) -> HttpServer:
         settings = self._settings
         fallback = settings.served_model_name or Path(settings.model_path).name
         catalog = Catalog(self._pool, fallback, settings.served_model_name, frozenset(settings.tokenizers))
@@ -246,6 +250,7 @@ class Gateway:
                 settings.retry_after_s,
             ),
             tracing=self._tracing,
+            parsers=parsers,
         )
         parts = HttpParts(
             works=works,
@@ -293,7 +298,8 @@ async def serve(settings: GatewaySettings, tls: TlsSettings, stop: Stop) -> int:
     log.info("settings:\n%s\n%s\n%s", settings.describe(), tls.describe(), trace.describe())
     try:
         encoder = await asyncio.to_thread(HuggingFaceEncoder, settings.model_path)
-        gateway = Gateway(settings, tls, encoder, partial(_crashed, stop), trace)
+        parsers = await asyncio.to_thread(load_parsers, settings, encoder)
+        gateway = Gateway(settings, tls, encoder, partial(_crashed, stop), trace, parsers)
         await gateway.start()
     except (TandemError, OSError) as error:
         log.error("the gateway cannot start: %s", error)

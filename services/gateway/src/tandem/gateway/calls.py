@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
+from tandem.gateway.speech import Hearing, TemplateOptions
+from tandem.gateway.tools import Tool, ToolCall
 from tandem.v1 import session_pb2
 
 
@@ -25,6 +27,17 @@ class Message:
 
     role: str
     content: str
+    calls: tuple[ToolCall, ...] = ()
+    """Of the role "assistant": the tools that it called."""
+    call_id: str = ""
+    """Of the role "tool": the call that it answers."""
+    reasoning: str = ""
+    """Of the role "assistant": what it thought before."""
+
+    @property
+    def characters(self) -> int:
+        """Length of all of it."""
+        return len(self.content) + len(self.reasoning) + sum(len(call.arguments) for call in self.calls)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +45,22 @@ class ChatPrompt:
     """A chat, for the model's own template."""
 
     messages: tuple[Message, ...]
-    template_options: tuple[tuple[str, str | int | float | bool], ...] = ()
+    template_options: TemplateOptions = ()
     continue_last: bool = False
     """True: the answer goes on with the last message instead of starting a new one."""
+    tools: tuple[Tool, ...] = ()
+    """Those that the model is told of."""
+
+    @property
+    def calls(self) -> int:
+        """Tool calls so far."""
+        return sum(len(message.calls) for message in self.messages)
 
     @property
     def characters(self) -> int:
-        """Length of all messages."""
-        return sum(len(message.content) for message in self.messages)
+        """Length of all messages and tools."""
+        tools = sum(len(tool.document) for tool in self.tools)
+        return tools + sum(message.characters for message in self.messages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +116,8 @@ class GenerateCall:
     include_usage: bool = False
     session: str = ""
     """What the body names the session by; empty if it does not."""
+    hearing: Hearing | None = None
+    """How answers are taken apart; None: they are text."""
     single: bool = True
     """/generate: False if the answer is a list even where it holds one element."""
 

@@ -21,6 +21,7 @@ from tandem.core.fair_queue import Ask
 from tandem.core.refusals import Refused
 from tandem.gateway.bodies import read_body
 from tandem.gateway.calls import Api, GenerateCall, Sequence
+from tandem.gateway.chat_answers import HeardChatAnswer
 from tandem.gateway.deadlines import timeout_s
 from tandem.gateway.fields import parse_object
 from tandem.gateway.front import Visit, visit_of
@@ -28,12 +29,13 @@ from tandem.gateway.gateway_metrics import GatewayMetrics, Stopwatch
 from tandem.gateway.generate_answers import GenerateAnswer
 from tandem.gateway.mailbox import Mailbox, News
 from tandem.gateway.messages_answers import MessagesAnswer, failure_event
-from tandem.gateway.openai_answers import OpenAiAnswer, event
+from tandem.gateway.openai_answers import OpenAiAnswer, chat_head, event
 from tandem.gateway.prepare import Preparer
 from tandem.gateway.problems import ErrorShape, problem_of
 from tandem.gateway.request_trace import note_answers, note_call, note_prompts
 from tandem.gateway.router import Journey, Router
 from tandem.gateway.slots import Slots
+from tandem.gateway.speech import Parsers
 from tandem.gateway.transcript import Transcript
 from tandem.gateway.waiting_room import WaitingRoom
 from tandem.rpc.tracing import names
@@ -82,6 +84,8 @@ class Works:
     metrics: GatewayMetrics
     limits: GenerationLimits
     tracing: Tracing
+    parsers: Parsers | None = None
+    """What takes answers apart; None: they are text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +184,9 @@ class GenerationEndpoint:
         if call.api is Api.GENERATE:
             return GenerateAnswer(call, visit.request_id, transcripts, text_of, watch.elapsed)
         model = transcripts[0].sequence.model
+        if call.hearing is not None and self._works.parsers is not None:
+            head = chat_head(model, visit.request_id, int(time.time()))
+            return HeardChatAnswer(call, head, transcripts, text_of, self._works.parsers)
         if call.api is Api.MESSAGES:
             return MessagesAnswer(model, visit.request_id, transcripts[0])
         return OpenAiAnswer(call, model, visit.request_id, int(time.time()), transcripts, text_of)

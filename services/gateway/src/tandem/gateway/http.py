@@ -76,8 +76,9 @@ class HttpParts:
 def build_http(parts: HttpParts) -> Starlette:
     """The ASGI application."""
     pages, board = _Pages(parts), DashboardPages(parts.dashboard)
+    read_a_chat = partial(read_chat, limits=parts.schema, parsers=parts.works.parsers)
     endpoints: dict[str, Any] = {
-        "/v1/chat/completions": GenerationEndpoint(partial(read_chat, limits=parts.schema), parts.works),
+        "/v1/chat/completions": GenerationEndpoint(read_a_chat, parts.works),
         "/v1/completions": GenerationEndpoint(partial(read_completion, limits=parts.schema), parts.works),
         "/generate": GenerationEndpoint(partial(read_generate, limits=parts.schema), parts.works),
         "/v1/messages": GenerationEndpoint(read_message_call, parts.works),

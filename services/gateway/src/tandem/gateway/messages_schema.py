@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from tandem.gateway.calls import Api, ChatPrompt, GenerateCall, Item, Message
-from tandem.gateway.chat_schema import NO_TOOLS, read_messages, text_of_parts
+from tandem.gateway.chat_schema import read_messages, read_role, text_of_parts
 from tandem.gateway.fields import Fields, Unsupported, refuse
 from tandem.gateway.openai_schema import SchemaLimits
 from tandem.gateway.sampling import MAX_NEW_TOKENS, MAX_STOP_CHARACTERS, MAX_STOPS, read_sampling
@@ -27,12 +27,13 @@ MESSAGES_FIELDS: Final = _PROMPT_FIELDS | frozenset(
     ]
 )
 COUNT_FIELDS: Final = _PROMPT_FIELDS
+_NO_TOOLS: Final = "Tools are not offered here; use /v1/chat/completions."
 _PLAIN_TEXT: Final = "Answers are plain text; use 'response_format' of /v1/chat/completions."
 MESSAGES_UNSUPPORTED: Final = {
-    "tools": Unsupported(NO_TOOLS, ([],)),
-    "tool_choice": Unsupported(NO_TOOLS, ({"type": "none"}, {"type": "auto"})),
-    "mcp_servers": Unsupported(NO_TOOLS, ([],)),
-    "container": Unsupported(NO_TOOLS),
+    "tools": Unsupported(_NO_TOOLS, ([],)),
+    "tool_choice": Unsupported(_NO_TOOLS, ({"type": "none"}, {"type": "auto"})),
+    "mcp_servers": Unsupported(_NO_TOOLS, ([],)),
+    "container": Unsupported(_NO_TOOLS),
     "thinking": Unsupported("What a model thinks is part of its answer.", ({"type": "disabled"},)),
     "context_management": Unsupported("Send the messages that the model is to see."),
     "output_config": Unsupported(_PLAIN_TEXT, ({},)),
@@ -62,8 +63,12 @@ def read_count(body: dict[str, Any], limits: SchemaLimits) -> TokenizeCall:
     return TokenizeCall(fields.text("model", 1, 1024) or "", (prompt,), single=True)
 
 
+def _message(field: str, value: dict[str, Any]) -> Message:
+    return Message(read_role(field, value, ROLES), text_of_parts(f"{field}.content", value.get("content")))
+
+
 def _prompt(fields: Fields) -> ChatPrompt:
-    messages = read_messages(fields, ROLES)
+    messages = read_messages(fields, _message)
     system = fields.raw("system")
     # An assistant's message at the end is the beginning of the answer.
     prompt = ChatPrompt(messages, continue_last=messages[-1].role == "assistant")

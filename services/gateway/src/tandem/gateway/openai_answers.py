@@ -36,6 +36,25 @@ def usage(transcripts: SequenceOf[Transcript]) -> dict[str, Any]:
     }
 
 
+def chat_head(model: str, name: str, created: int) -> dict[str, Any]:
+    """What the document of a chat's answer begins with. name: the request's id. created: seconds since 1970."""
+    return {"id": f"chatcmpl-{name}", "object": "chat.completion", "created": created, "model": model}
+
+
+def chat_logprobs(tokens: SequenceOf[session_pb2.TokenLogprob], text_of: TokenText) -> dict[str, Any]:
+    """Log probabilities in the shape of chats."""
+
+    def shown(token_id: int, logprob: float) -> dict[str, Any]:
+        text = text_of(token_id)
+        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+
+    content = []
+    for token in tokens:
+        top = [shown(one.token_id, one.logprob) for one in token.top]
+        content.append({**shown(token.token_id, token.logprob), "top_logprobs": top})
+    return {"content": content, "refusal": None}
+
+
 class OpenAiAnswer:
     """The answer of one call, in either of OpenAI's two shapes."""
 
@@ -114,7 +133,7 @@ class OpenAiAnswer:
         if one.sequence.item.logprobs is None:
             return None
         if self._chat:
-            return {"content": [self._chat_token(token) for token in tokens], "refusal": None}
+            return chat_logprobs(tokens, self._text_of)
         texts = [self._text_of(token.token_id) for token in tokens]
         offsets = []
         for text in texts:
@@ -133,11 +152,3 @@ class OpenAiAnswer:
         for top in token.top:
             found.setdefault(self._text_of(top.token_id), top.logprob)
         return found
-
-    def _chat_token(self, token: session_pb2.TokenLogprob) -> dict[str, Any]:
-        top = [self._token(alternative.token_id, alternative.logprob) for alternative in token.top]
-        return {**self._token(token.token_id, token.logprob), "top_logprobs": top}
-
-    def _token(self, token_id: int, logprob: float) -> dict[str, Any]:
-        text = self._text_of(token_id)
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}

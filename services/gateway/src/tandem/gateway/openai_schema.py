@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from tandem.gateway.calls import Api, GenerateCall, IdsPrompt, Item, Prompt, TextPrompt
-from tandem.gateway.chat_schema import CHAT_PROMPT_FIELDS, NO_TOOLS, read_chat_prompt
+from tandem.gateway.chat_schema import CHAT_PROMPT_FIELDS, read_chat_prompt
 from tandem.gateway.fields import Fields, Unsupported, is_list_of, kind_of, refuse, shown, token_ids
+from tandem.gateway.hearing import heard
 from tandem.gateway.sampling import (
     MAX_NEW_TOKENS,
     MAX_SEED,
@@ -16,6 +17,8 @@ from tandem.gateway.sampling import (
     read_sampling,
     schema_text,
 )
+from tandem.gateway.speech import Parsers
+from tandem.gateway.tool_schema import TOOL_FIELDS, read_tool_use
 from tandem.v1 import session_pb2
 
 MAX_SESSION: Final = 4096
@@ -42,30 +45,38 @@ _COMMON: Final = SAMPLING_FIELDS | frozenset(
     ]
 )
 """The last four are accepted and mean nothing here."""
-CHAT_FIELDS: Final = _COMMON | CHAT_PROMPT_FIELDS | frozenset(["max_completion_tokens", "top_logprobs"])
+CHAT_FIELDS: Final = (
+    _COMMON
+    | CHAT_PROMPT_FIELDS
+    | TOOL_FIELDS
+    | frozenset(["max_completion_tokens", "top_logprobs", "separate_reasoning", "stream_reasoning"])
+)
 COMPLETION_FIELDS: Final = _COMMON | {"prompt", "echo", "best_of"}
 
 _UNSUPPORTED: Final = {
-    "tools": Unsupported(NO_TOOLS, ([],)),
-    "tool_choice": Unsupported(NO_TOOLS, ("none", "auto")),
-    "parallel_tool_calls": Unsupported(NO_TOOLS, (True, False)),
-    "functions": Unsupported(NO_TOOLS, ([],)),
-    "function_call": Unsupported(NO_TOOLS, ("none", "auto")),
     "audio": Unsupported("Answers are text only."),
     "modalities": Unsupported("Answers are text only.", (["text"],)),
     "web_search_options": Unsupported("Leave it out."),
     "prediction": Unsupported("Leave it out."),
-    "reasoning_effort": Unsupported("Use 'chat_template_kwargs' as the model's template has it."),
 }
 
 
 _ONLY_COMPLETIONS: Final = "Only /v1/completions has it."
+_ONLY_CHATS: Final = "Only /v1/chat/completions has it."
 CHAT_UNSUPPORTED: Final = _UNSUPPORTED | {
+    "functions": Unsupported("Use 'tools'.", ([],)),
+    "function_call": Unsupported("Use 'tool_choice'.", ("none", "auto")),
     "suffix": Unsupported("Put all of the text into 'messages'.", ("",)),
     "echo": Unsupported(_ONLY_COMPLETIONS, (False,)),
     "best_of": Unsupported(_ONLY_COMPLETIONS, (1,)),
 }
 COMPLETION_UNSUPPORTED: Final = _UNSUPPORTED | {
+    "tools": Unsupported(_ONLY_CHATS, ([],)),
+    "tool_choice": Unsupported(_ONLY_CHATS, ("none", "auto")),
+    "parallel_tool_calls": Unsupported(_ONLY_CHATS, (True, False)),
+    "functions": Unsupported(_ONLY_CHATS, ([],)),
+    "function_call": Unsupported(_ONLY_CHATS, ("none", "auto")),
+    "reasoning_effort": Unsupported(_ONLY_CHATS),
     "suffix": Unsupported("No model here fills a gap; put all of the text into 'prompt'.", ("",)),
 }
 
@@ -80,19 +91,28 @@ class SchemaLimits:
     """Characters that /v1/tokenize takes in one request, and tokens that /v1/detokenize takes."""
 
 
-def read_chat(body: dict[str, Any], limits: SchemaLimits) -> GenerateCall:
-    """Reads a request of /v1/chat/completions."""
+def read_chat(body: dict[str, Any], limits: SchemaLimits, parsers: Parsers | None = None) -> GenerateCall:
+    """Reads a request of /v1/chat/completions. parsers: what takes answers apart, if anything does."""
     fields = Fields(body)
     fields.require_known(CHAT_FIELDS, CHAT_UNSUPPORTED)
     most = fields.integer("max_completion_tokens", 1, MAX_NEW_TOKENS) or fields.integer("max_tokens", 1, MAX_NEW_TOKENS)
+    prompt, sampling = read_chat_prompt(fields), _sampling(fields, most or 0)
+    prompt, hearing = heard(
+        prompt,
+        sampling,
+        read_tool_use(fields, prompt.calls),
+        parsers,
+        separate_reasoning=fields.boolean("separate_reasoning", default=True),
+        stream_reasoning=fields.boolean("stream_reasoning", default=True),
+    )
     item = Item(
-        read_chat_prompt(fields),
+        prompt,
         "messages",
-        _sampling(fields, most or 0),
+        sampling,
         n=fields.integer("n", 1, limits.max_n) or 1,
         logprobs=_chat_logprobs(fields),
     )
-    return _call(Api.CHAT, fields, (item,))
+    return replace(_call(Api.CHAT, fields, (item,)), hearing=hearing)
 
 
 def read_completion(body: dict[str, Any], limits: SchemaLimits) -> GenerateCall:

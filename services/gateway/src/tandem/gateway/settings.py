@@ -143,6 +143,16 @@ class GatewaySettings(Settings):
         default=4096, ge=1, le=1 << 20, description="tokens kept for a client that reads slowly, before it is dropped"
     )
     session_outbox: int = Field(default=4096, ge=16, le=1 << 20, description="messages waiting for one worker")
+    tool_call_parser: str = Field(
+        default="",
+        description="SGLang's name of how the model writes tool calls, such as qwen25 or llama3; empty = no tools. "
+        "SGLang must be installed where the gateway runs",
+    )
+    reasoning_parser: str = Field(
+        default="",
+        description="SGLang's name of how the model writes its reasoning, such as qwen3 or deepseek-r1; empty = "
+        "reasoning is part of the answer. SGLang must be installed where the gateway runs",
+    )
     dashboard_viewers: int = Field(
         default=8, ge=0, le=1024, description="browsers that may look at /dashboard at once; 0 = it is turned off"
     )

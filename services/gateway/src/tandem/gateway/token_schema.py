@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from tandem.gateway.calls import ChatPrompt, TextPrompt
-from tandem.gateway.chat_schema import CHAT_PROMPT_FIELDS, NO_TOOLS, read_chat_prompt
+from tandem.gateway.chat_schema import CHAT_PROMPT_FIELDS, read_chat_prompt
 from tandem.gateway.fields import Fields, Unsupported, is_list_of, kind_of, refuse, token_ids
 from tandem.gateway.openai_schema import SchemaLimits
+from tandem.gateway.tool_schema import TOOL_FIELDS, read_tool_use
 
-TOKENIZE_FIELDS: Final = CHAT_PROMPT_FIELDS | {"model", "prompt", "add_special_tokens"}
+TOKENIZE_FIELDS: Final = CHAT_PROMPT_FIELDS | TOOL_FIELDS | {"model", "prompt", "add_special_tokens"}
 TOKENIZE_UNSUPPORTED: Final = {
-    "tools": Unsupported(NO_TOOLS, ([],)),
-    "tool_choice": Unsupported(NO_TOOLS, ("none", "auto")),
-    "reasoning_effort": Unsupported("Use 'chat_template_kwargs' as the model's template has it."),
     "add_generation_prompt": Unsupported(
         "Messages are written as for a chat, with the beginning of an answer.", (True,)
     ),
@@ -63,9 +61,12 @@ def read_tokenize(body: dict[str, Any], limits: SchemaLimits) -> TokenizeCall:
         if special:
             refuse("add_special_tokens", "is allowed only with 'prompt'; a chat's template writes them itself.")
         chat_prompt = read_chat_prompt(fields)
+        use = read_tool_use(fields)
+        if use is not None:
+            chat_prompt = replace(chat_prompt, tools=use.shown)
         require_size("messages", chat_prompt.characters, "characters", limits)
         return TokenizeCall(model, (chat_prompt,), single=True)
-    for name in CHAT_PROMPT_FIELDS:
+    for name in sorted(CHAT_PROMPT_FIELDS | TOOL_FIELDS):
         if fields.raw(name) is not None:
             refuse(name, "is allowed only with 'messages'.")
     texts = _texts(prompt, limits)

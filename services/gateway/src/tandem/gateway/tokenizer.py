@@ -9,8 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
+import orjson
+
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.gateway.calls import ChatPrompt, IdsPrompt, Prompt, TextPrompt
+from tandem.gateway.calls import ChatPrompt, IdsPrompt, Message, Prompt, TextPrompt
 
 INLINE_SIZE: Final = 1000
 """Texts and tokens up to this many are turned where they are: that takes less time than handing them to a thread."""
@@ -65,6 +67,11 @@ class HuggingFaceEncoder:
         self.token_text: Callable[[int], str] = functools.lru_cache(TEXT_CACHE)(self._token_text)
 
     @property
+    def tokenizer(self) -> Any:
+        """What transformers loaded."""
+        return self._tokenizer
+
+    @property
     def vocabulary(self) -> int:
         """Token ids are 0..vocabulary-1."""
         return len(self._tokenizer)
@@ -74,22 +81,30 @@ class HuggingFaceEncoder:
         # Jinja is what the template runs in, and what its errors come from.
         from jinja2 import TemplateError
 
-        messages = [{"role": message.role, "content": message.content} for message in prompt.messages]
-        try:
-            text = self._tokenizer.apply_chat_template(
-                messages,
-                tokenize=False,
-                add_generation_prompt=not prompt.continue_last,
-                continue_final_message=prompt.continue_last,
-                **dict(prompt.template_options),
-            )
-        except (TemplateError, TypeError, ValueError) as error:
-            raise TandemError(
-                ErrorReason.INVALID_ARGUMENT,
-                f"The model's chat template does not take these messages: {error}",
-                field="messages",
-            ) from None
-        return str(text)
+        messages = [_message_of(message) for message in prompt.messages]
+        tools = [orjson.loads(tool.document) for tool in prompt.tools]
+        # Some templates want tools without the wrapper that OpenAI's API has around them.
+        forms = [tools, [tool["function"] for tool in tools]] if tools else [None]
+        for place, form in enumerate(forms):
+            try:
+                return str(
+                    self._tokenizer.apply_chat_template(
+                        messages,
+                        tools=form,
+                        tokenize=False,
+                        add_generation_prompt=not prompt.continue_last,
+                        continue_final_message=prompt.continue_last,
+                        **dict(prompt.template_options),
+                    )
+                )
+            except (TemplateError, TypeError, ValueError) as error:
+                if place + 1 == len(forms):
+                    raise TandemError(
+                        ErrorReason.INVALID_ARGUMENT,
+                        f"The model's chat template does not take these messages: {error}",
+                        field="messages",
+                    ) from None
+        raise AssertionError("there is no form")
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Token ids of a text."""
@@ -102,6 +117,25 @@ class HuggingFaceEncoder:
 
     def _token_text(self, token_id: int) -> str:
         return str(self._tokenizer.decode([token_id]))
+
+
+def _message_of(message: Message) -> dict[str, Any]:
+    """A message as chat templates know it."""
+    found: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.reasoning:
+        found["reasoning_content"] = message.reasoning
+    if message.call_id:
+        found["tool_call_id"] = message.call_id
+    if message.calls:
+        found["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": orjson.loads(call.arguments)},
+            }
+            for call in message.calls
+        ]
+    return found
 
 
 class PromptTokenizer:

@@ -42,6 +42,7 @@ _NOT_FOLLOWED: Final[dict[str, tuple[object, ...]]] = {
     "json_schema": ("",),
     "regex": ("",),
     "ebnf": ("",),
+    "structural_tag": ("",),
     "frequency_penalty": (None, 0.0),
     "presence_penalty": (None, 0.0),
     "repetition_penalty": (None, 1.0),

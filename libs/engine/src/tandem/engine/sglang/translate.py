@@ -31,8 +31,9 @@ SAMPLING_NAMES: Final[dict[str, str]] = {
     "ebnf": "ebnf",
     "skip_special_tokens": "skip_special_tokens",
     "logit_bias": "logit_bias",
+    "structural_tag": "structural_tag",
 }
-"""Our name of each field of Sampling, and SGLang's."""
+"""Our name of each field of Sampling that SGLang's sampling parameters have, and theirs."""
 
 REASON_OF_STATUS: Final[dict[int, ErrorReason]] = {
     HTTPStatus.BAD_REQUEST: ErrorReason.INVALID_ARGUMENT,
@@ -68,6 +69,8 @@ def request_of(job: Job, role: Role) -> dict[str, Any]:
         "bootstrap_host": BOOTSTRAP_HOST,
         "bootstrap_room": job.room,
     }
+    if job.sampling.reasoning_first:
+        request["require_reasoning"] = True
     if job.logprobs is not None:
         request["return_logprob"] = True
         request["top_logprobs_num"] = job.logprobs.top

@@ -154,4 +154,6 @@ def _sampling(message: session_pb2.Sampling) -> Sampling:
         ebnf=message.ebnf,
         skip_special_tokens=message.skip_special_tokens,
         logit_bias=tuple(message.logit_bias.items()),
+        structural_tag=message.structural_tag,
+        reasoning_first=message.reasoning_first,
     )

@@ -1,0 +1,63 @@
+"""What engines and links take, as sums with few terms. Pure.
+
+A prompt's tokens cost their share of the weights' arithmetic, and attention to every token before them; a decode step
+costs the reading of the weights once, and of each sequence's KV (DistServe, arXiv 2401.09670, appendix A).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCosts:
+    """Of one engine. All are at least 0."""
+
+    prefill_us_per_batch: float = 0.0
+    prefill_us_per_token: float = 10.0
+    prefill_ns_per_pair: float = 0.0
+    """A pair is a token and one of those before it."""
+    step_us: float = 2_000.0
+    """Of decode, whatever is in its batch."""
+    step_us_per_sequence: float = 10.0
+    step_ns_per_token: float = 0.0
+    """Per token of KV of all sequences of the batch."""
+
+    def prompt_s(self, tokens: int, before: int) -> float:
+        """What tokens of one prompt add to a batch. before: tokens of it that have KV already."""
+        pairs = tokens * (before + tokens / 2)
+        return self.prefill_us_per_token * tokens * 1e-6 + self.prefill_ns_per_pair * pairs * 1e-9
+
+    def steps_s(self, steps: int, sequences: int, context: int) -> float:
+        """So many steps of a batch in a row. context: tokens of KV at their start; each step adds one per sequence."""
+        grown = context * steps + sequences * (steps * (steps - 1) / 2)
+        step_us = self.step_us + self.step_us_per_sequence * sequences
+        return step_us * steps * 1e-6 + self.step_ns_per_token * grown * 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class LinkCosts:
+    """Of moving KV from one worker to another. A worker sends, or receives, one chunk at a time."""
+
+    gbytes_per_s: float = 12.5
+    """10^9 bytes per second; above 0."""
+    us_per_chunk: float = 100.0
+    """Messages of the protocol, until both sides know that it has landed."""
+
+    def chunk_s(self, byte_count: float) -> float:
+        """Of one chunk."""
+        return self.us_per_chunk * 1e-6 + byte_count / (self.gbytes_per_s * 1e9)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerShape:
+    """What a worker has room for."""
+
+    kv_tokens: int = 1 << 20
+    """Of all its pages."""
+    max_running: int = 256
+    chunk_tokens: int = 8192
+    """Prompt tokens that prefill computes at once."""
+    cache_tokens: int = 0
+    """Of its pages, what may be kept of prompts that are over; 0 = no prefix cache."""
+    kv_bytes_per_token: int = 131_072

@@ -1,0 +1,141 @@
+"""Workers on the virtual clock: prefill, decode, and unified ones that do both."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from tandem.cli.sim_serve.cache import PrefixCache
+from tandem.cli.sim_serve.decoder import Decoder
+from tandem.cli.sim_serve.jobs import Job
+from tandem.cli.sim_serve.pages import Room
+from tandem.cli.sim_serve.prompts import Chunk, PromptQueue
+from tandem.cli.sim_serve.setting import Setting
+from tandem.core.ids import WorkerLife
+
+
+class PrefillWorker:
+    """Computes prompts and pushes each chunk of KV as soon as it is computed."""
+
+    def __init__(self, life: WorkerLife, setting: Setting) -> None:
+        self.life = life
+        self.in_flight = 0
+        """Requests that it has, until their KV has landed."""
+        self.busy_s = 0.0
+        self._set = setting
+        self._queue = PromptQueue(setting.costs, setting.shape.chunk_tokens)
+        self._cache = PrefixCache(setting.shape.cache_tokens)
+        self._sends_until_s = 0.0
+        self._computing = False
+
+    def submit(self, job: Job) -> None:
+        """A prompt whose decode worker has reserved its pages."""
+        job.cached_tokens = min(self._cache.held(job.ask.pieces), job.prompt_tokens - 1)
+        self._queue.add(job)
+        if not self._computing:
+            self._compute()
+
+    def _compute(self) -> None:
+        seconds, chunks = self._queue.next_batch()
+        self._computing = bool(chunks)
+        if chunks:
+            self.busy_s += seconds
+            agenda = self._set.agenda
+            agenda.at(agenda.now + seconds, partial(self._computed, chunks))
+
+    def _computed(self, chunks: list[Chunk]) -> None:
+        now = self._set.agenda.now
+        for chunk in chunks:
+            job = chunk.job
+            if chunk.last:
+                job.first_token_s = now
+                self._cache.keep(job.ask.pieces)
+            # The prefix that prefill had is pushed with what it has computed.
+            tokens = chunk.tokens + (job.cached_tokens if chunk.last else 0)
+            self._push(job, tokens, last=chunk.last)
+        self._compute()
+
+    def _push(self, job: Job, tokens: int, *, last: bool) -> None:
+        agenda, target = self._set.agenda, job.target
+        assert target is not None, "prefill has somewhere to push to"
+        seconds = self._set.link.chunk_s(tokens * self._set.shape.kv_bytes_per_token)
+        landed = max(agenda.now, self._sends_until_s, target.receives_until_s) + seconds
+        self._sends_until_s = target.receives_until_s = landed
+        if last:
+            agenda.at(landed, partial(self._landed, job))
+
+    def _landed(self, job: Job) -> None:
+        self.in_flight -= 1
+        assert job.target is not None
+        job.target.land(job)
+
+
+class DecodeWorker:
+    """Decodes what prefill workers push."""
+
+    def __init__(self, life: WorkerLife, setting: Setting) -> None:
+        self.life = life
+        self.in_flight = 0
+        """Requests that it has, until they are answered."""
+        self.receives_until_s = 0.0
+        self.room = Room(setting.shape.kv_tokens)
+        self.decoder = Decoder(setting, self._ended)
+        self._set = setting
+
+    def land(self, job: Job) -> None:
+        """A prompt's KV is there."""
+        self.decoder.join(job)
+
+    def _ended(self, job: Job) -> None:
+        self.in_flight -= 1
+        self.room.release(job)
+        self._set.done(job)
+
+
+class UnifiedWorker:
+    """Computes prompts itself, and nothing decodes meanwhile: as an engine that is not disaggregated."""
+
+    def __init__(self, life: WorkerLife, setting: Setting) -> None:
+        self.life = life
+        self.in_flight = 0
+        """Requests that it has, until they are answered."""
+        self.prefill_busy_s = 0.0
+        self.room = Room(setting.shape.kv_tokens)
+        self.decoder = Decoder(setting, self._ended, self._prefill_first)
+        self._set = setting
+        self._queue = PromptQueue(setting.costs, setting.shape.chunk_tokens)
+        self._cache = PrefixCache(setting.shape.cache_tokens)
+        self._computing = False
+
+    def submit(self, job: Job) -> None:
+        """A prompt that has its pages."""
+        job.cached_tokens = min(self._cache.held(job.ask.pieces), job.prompt_tokens - 1)
+        self._queue.add(job)
+        if not self._computing:
+            self.decoder.interrupt()
+
+    def _prefill_first(self) -> bool:
+        if self._computing:
+            return True
+        seconds, chunks = (0.0, []) if self.decoder.full else self._queue.next_batch()
+        if not chunks:
+            return False
+        self._computing = True
+        self.prefill_busy_s += seconds
+        if len(self.decoder):
+            self.decoder.stall_s += seconds
+        agenda = self._set.agenda
+        agenda.at(agenda.now + seconds, partial(self._computed, chunks))
+        return True
+
+    def _computed(self, chunks: list[Chunk]) -> None:
+        for job in [chunk.job for chunk in chunks if chunk.last]:
+            job.first_token_s = self._set.agenda.now
+            self._cache.keep(job.ask.pieces)
+            self.decoder.join(job)
+        self._computing = False
+        self.decoder.go_on()
+
+    def _ended(self, job: Job) -> None:
+        self.in_flight -= 1
+        self.room.release(job)
+        self._set.done(job)

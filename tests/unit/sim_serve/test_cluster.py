@@ -1,0 +1,151 @@
+"""The simulated cluster against what queueing theory and plain sums say, and what must hold of any run."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tandem.cli.sim_serve.cluster import Cluster, ClusterPlan, Run
+from tandem.cli.sim_serve.costs import EngineCosts, LinkCosts, WorkerShape
+from tandem.cli.sim_serve.jobs import Ask
+from tandem.core.errors import ErrorReason, TandemError
+from tandem.core.ids import Role
+from tandem.core.policies import PolicyName
+
+COSTS = EngineCosts(prefill_us_per_token=10, step_us=1000, step_us_per_sequence=0)
+NO_LINK = LinkCosts(gbytes_per_s=1e9, us_per_chunk=0)
+
+
+def poisson(count: int, rate_per_s: float, prompt: int, new: int, seed: int = 1) -> Iterator[Ask]:
+    """Prompts of one length that share nothing."""
+    dice, at_s = random.Random(seed), 0.0
+    for number in range(count):
+        at_s += dice.expovariate(rate_per_s)
+        yield Ask(at_s, ((number, prompt),), new)
+
+
+def at_once(*lengths: tuple[int, int]) -> list[Ask]:
+    """Requests of (prompt, new) tokens at time 0."""
+    return [Ask(0.0, ((number, prompt),), new) for number, (prompt, new) in enumerate(lengths)]
+
+
+def test_the_wait_for_prefill_is_that_of_a_queue_with_constant_service() -> None:
+    """M/D/1: the mean wait is load * service / (2 * (1 - load))."""
+    service_s, load = 0.01, 0.7
+    plan = ClusterPlan(costs=COSTS, link=NO_LINK, shape=WorkerShape(kv_tokens=1 << 40, chunk_tokens=1000))
+    run = Cluster(plan).run(poisson(40_000, load / service_s, 1000, 1))
+    expected = service_s + load * service_s / (2 * (1 - load))
+    assert np.mean(run.ttft_s) == pytest.approx(expected, rel=0.03)
+    assert run.busy["prefill"] == pytest.approx(load, rel=0.02)
+
+
+def test_a_step_costs_what_its_batch_costs() -> None:
+    costs = EngineCosts(prefill_us_per_token=0, step_us=1000, step_us_per_sequence=100, step_ns_per_token=1000)
+    run = Cluster(ClusterPlan(costs=costs, link=NO_LINK)).run(at_once((10, 4)))
+    assert run.e2e_s[0] == pytest.approx(sum(1.1e-3 + 1e-6 * context for context in (11, 12, 13)))
+    assert run.gaps.count == 3
+
+
+def test_who_comes_in_the_middle_of_a_step_waits_for_its_end() -> None:
+    asks = [Ask(0.0, ((1, 1),), 6), Ask(0.0025, ((2, 1),), 2)]
+    costs = EngineCosts(prefill_us_per_token=0, step_us=1000, step_us_per_sequence=0)
+    run = Cluster(ClusterPlan(costs=costs, link=NO_LINK)).run(asks)
+    assert list(run.e2e_s) == pytest.approx([0.0015, 0.005])
+    assert run.longest_gap_s[0] == pytest.approx(0.0015), "half a step more than its own"
+
+
+def test_prefill_stalls_nobody_but_in_a_unified_engine() -> None:
+    asks = [Ask(0.0, ((1, 1),), 50), Ask(0.0105, ((2, 2000),), 2)]
+    apart = Cluster(ClusterPlan(costs=COSTS, link=NO_LINK)).run(asks)
+    together = Cluster(ClusterPlan(unified=1, costs=COSTS)).run(asks)
+    assert max(apart.longest_gap_s) == pytest.approx(0.001, abs=0.001)
+    assert max(together.longest_gap_s) == pytest.approx(0.021, abs=1e-6)
+    assert together.gaps.quantile_s(1) == pytest.approx(0.021, rel=0.01)
+
+
+def test_chunks_are_pushed_while_the_next_are_computed_and_a_slow_link_is_waited_for() -> None:
+    shape = WorkerShape(chunk_tokens=1000, kv_bytes_per_token=1_000_000)
+    ask = at_once((4000, 2))
+    fast, slow = (
+        Cluster(ClusterPlan(costs=COSTS, link=LinkCosts(rate, us_per_chunk=0), shape=shape)).run(ask)
+        for rate in (1000, 10)
+    )
+    assert fast.longest_gap_s[0] == pytest.approx(0.001 + 0.001), "the last chunk only, then a step"
+    assert slow.longest_gap_s[0] == pytest.approx(0.01 + 0.4 - 0.04 + 0.001), "all four, from the end of the first one"
+
+
+def test_a_worker_that_is_full_is_waited_for_and_what_never_fits_is_refused() -> None:
+    shape = WorkerShape(kv_tokens=1000)
+    run = Cluster(ClusterPlan(costs=COSTS, link=NO_LINK, shape=shape)).run(at_once((500, 101), (500, 101), (950, 51)))
+    assert run.refused == 1
+    assert sorted(run.ttft_s) == pytest.approx([0.005, 0.005 + 0.1 + 0.005])
+
+
+def test_a_prefix_that_prefill_has_is_not_computed_again_but_is_pushed() -> None:
+    turns = [Ask(10.0 * n, tuple((key, 1000) for key in range(n + 1)), 2) for n in range(3)]
+    shape = WorkerShape(cache_tokens=10_000, kv_bytes_per_token=1000)
+    run = Cluster(ClusterPlan(costs=COSTS, link=LinkCosts(0.001, us_per_chunk=0), shape=shape)).run(turns)
+    assert list(run.cached_tokens) == [0, 1000, 2000]
+    assert list(run.ttft_s) == pytest.approx([0.01] * 3)
+    assert list(run.longest_gap_s) == pytest.approx([1.001, 2.001, 3.001])
+
+
+def test_least_load_keeps_the_tail_shorter_than_dice_do() -> None:
+    def tail(policy: PolicyName) -> float:
+        plan = ClusterPlan(4, 4, costs=COSTS, link=NO_LINK, policies=dict.fromkeys(Role, policy))
+        return float(np.percentile(Cluster(plan).run(poisson(20_000, 280, 1000, 8)).ttft_s, 99))
+
+    assert tail(PolicyName.LEAST_LOAD) < 0.7 * tail(PolicyName.RANDOM)
+
+
+def test_nobody_decodes_without_workers() -> None:
+    with pytest.raises(TandemError) as refused:
+        Cluster(ClusterPlan(prefill=1, decode=0))
+    assert refused.value.reason is ErrorReason.INVALID_ARGUMENT
+
+
+LENGTHS = st.lists(st.tuples(st.floats(0, 0.3), st.integers(1, 400), st.integers(1, 40)), max_size=40)
+
+
+def played(plan: ClusterPlan, lengths: list[tuple[float, int, int]]) -> tuple[Cluster, Run]:
+    """Requests of (time, prompt, new) tokens; every third shares its prompt with others."""
+    asks = [
+        Ask(at_s, ((number % 3 and number, prompt),), new) for number, (at_s, prompt, new) in enumerate(sorted(lengths))
+    ]
+    cluster = Cluster(plan)
+    return cluster, cluster.run(asks)
+
+
+@settings(max_examples=150)
+@given(LENGTHS, st.integers(0, 2), st.integers(440, 900), st.integers(1, 6), st.integers(1, 500), st.integers(0, 500))
+def test_whatever_comes_everything_ends_and_nothing_is_kept(lengths, unified, kv_tokens, running, chunk, cache) -> None:
+    shape = WorkerShape(kv_tokens, running, chunk, cache, kv_bytes_per_token=10_000)
+    plan = ClusterPlan(2, 2, unified, COSTS, LinkCosts(1, 50), shape)
+    cluster, run = played(plan, lengths)
+    assert len(run.e2e_s) == len(lengths)
+    assert run.refused == 0
+    assert run.gaps.count == sum(run.new_tokens) - len(lengths)
+    workers = [*cluster._prefills.workers, *cluster._decodes.workers, *cluster._unified.workers]
+    assert {worker.in_flight for worker in workers} <= {0}
+    assert {worker.room._free for worker in workers if hasattr(worker, "room")} <= {kv_tokens}
+    for ttft, e2e, gap, cached, prompt in zip(
+        run.ttft_s, run.e2e_s, run.longest_gap_s, run.cached_tokens, run.prompt_tokens, strict=True
+    ):
+        assert 0 < ttft <= e2e + 1e-12
+        assert gap <= e2e - ttft + 1e-9
+        assert 0 <= cached < prompt
+    assert played(plan, lengths)[1].e2e_s == run.e2e_s, "the same again"
+
+
+@given(LENGTHS)
+def test_a_faster_engine_is_never_slower_overall(lengths) -> None:
+    slow = replace(COSTS, step_us=2000.0, prefill_us_per_token=20.0)
+    assert played(ClusterPlan(costs=COSTS, link=NO_LINK), lengths)[1].ended_s <= (
+        played(ClusterPlan(costs=slow, link=NO_LINK), lengths)[1].ended_s + 1e-9
+    )

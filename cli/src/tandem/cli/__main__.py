@@ -26,6 +26,7 @@ from tandem.cli.plan import (
     make_plan,
     parse_ratio,
 )
+from tandem.cli.sim_serve import command as sim_serve
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.rpc.exits import ExitCode
 
@@ -246,6 +247,9 @@ def sim_tell(story: Annotated[Path, typer.Argument(help="A file that `sim run --
     from tandem.cli.sim.command import tell
 
     raise typer.Exit(tell(story))
+
+
+sim_serve.register(sim)
 
 
 @bench.command("kv", context_settings=_FORWARD)

@@ -1,0 +1,143 @@
+"""`tandem sim serve`: its options. What takes long to import comes with the call."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import UTC, datetime
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tandem.cli.bench_serve.choices import Arrivals, WorkloadName
+from tandem.core.ids import Role
+from tandem.core.policies import PolicyName, policy_named
+from tandem.rpc.exits import ExitCode
+
+if TYPE_CHECKING:
+    from tandem.cli.bench_serve.document import Result
+    from tandem.cli.bench_serve.run import Load
+    from tandem.cli.sim_serve.cluster import ClusterPlan, Run
+
+
+def register(sim: typer.Typer) -> None:
+    """Adds the command."""
+    sim.command("serve")(serve)
+
+
+def serve(
+    prefill: Annotated[int, typer.Option(min=0, max=10_000, help="Prefill workers.")] = 1,
+    decode: Annotated[int, typer.Option(min=0, max=10_000, help="Decode workers.")] = 1,
+    unified: Annotated[int, typer.Option(min=0, max=10_000, help="Unified workers in place of both.")] = 0,
+    costs: Annotated[Path | None, typer.Option(help="What engines and links cost; default: as the mock.")] = None,
+    prefill_policy: Annotated[str, typer.Option(help="How a prefill worker is chosen.")] = "least_load",
+    decode_policy: Annotated[str, typer.Option(help="How a decode or unified worker is chosen.")] = "least_load",
+    workload: Annotated[WorkloadName, typer.Option(help="What is asked: docs/bench.md.")] = WorkloadName.RANDOM,
+    trace: Annotated[Path | None, typer.Option(help="Replay this instead: Mooncake's JSON lines, Azure's CSV.")] = None,
+    speed: Annotated[float, typer.Option(min=0.001, max=1000, help="How much faster to replay the trace.")] = 1.0,
+    arrivals: Annotated[Arrivals, typer.Option(help="How requests come.")] = Arrivals.POISSON,
+    rate: Annotated[float, typer.Option(min=0.001, help="Requests per second; inf: all at once.")] = 4.0,
+    requests: Annotated[int | None, typer.Option(min=1, max=1_000_000, help="Of a repeat; default: 1000.")] = None,
+    duration_s: Annotated[float, typer.Option(min=0, help="Ask for so long; 0: no bound.")] = 0,
+    prompt_tokens: Annotated[int | None, typer.Option(min=1, help="That a request adds to its context.")] = None,
+    new_tokens: Annotated[int | None, typer.Option(min=1, help="Of an answer.")] = None,
+    spread: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Lengths: mean * (1 - spread .. 1 + spread).")
+    ] = None,
+    max_prompt_tokens: Annotated[int, typer.Option(min=1, help="Longer prompts are cut.")] = 1_000_000,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longer answers are not asked for.")] = 1_000_000,
+    repeats: Annotated[int, typer.Option(min=1, max=1000, help="Of everything, each with a seed of its own.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=1 << 32, help="Of the first repeat.")] = 0,
+    slo: Annotated[str, typer.Option(help="Limits of goodput, e.g. ttft=1s,itl=50ms; tpot, e2e too.")] = "",
+    out: Annotated[Path | None, typer.Option(help="Write the result here, as `bench serve --out` does.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a report with plots here.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """How fast a cluster of any size would serve the load of `bench serve`, on a virtual clock and without engines."""
+    options = dict(locals())
+    from tandem.cli.bench_serve.numbers import parse_slo
+    from tandem.cli.bench_serve.run import planned
+    from tandem.cli.sim_serve.cluster import Cluster
+    from tandem.cli.sim_serve.report import ask_of, result_of_runs
+
+    limits, plan, load = parse_slo(slo), _plan(options), _load(options)
+    began, runs = time.perf_counter(), []
+    for number in range(seed, seed + repeats):
+        runs.append((number, Cluster(plan).run(map(ask_of, planned(load, number)[0]))))
+    took_s = time.perf_counter() - began
+    where = {"url": f"simulated: {_size(plan)}", "api": "sim", "model": options["costs"].name if costs else "mock"}
+    made = datetime.now(UTC).isoformat(timespec="seconds")
+    result = result_of_runs(where, _settings(options), made, runs, limits)
+    _keep(result, out, html)
+    _show(result, [run for _, run in runs], took_s, as_json)
+    raise typer.Exit(ExitCode.OK)
+
+
+def _plan(options: dict[str, Any]) -> ClusterPlan:
+    from tandem.cli.sim_serve.cluster import ClusterPlan
+    from tandem.cli.sim_serve.model_file import CostModel, read_model
+
+    model = read_model(options["costs"]) if options["costs"] else CostModel()
+    policies: dict[Role, PolicyName] = {
+        Role.PREFILL: policy_named(options["prefill_policy"]),
+        Role.DECODE: policy_named(options["decode_policy"]),
+    }
+    sizes = {name: options[name] for name in ("prefill", "decode", "unified")}
+    return ClusterPlan(
+        **sizes, costs=model.engine, link=model.link, shape=model.shape, policies=policies, seed=options["seed"]
+    )
+
+
+def _load(options: dict[str, Any]) -> Load:
+    from tandem.cli.bench_serve.run import MAX_REQUESTS, Load, read_trace_file
+    from tandem.cli.bench_serve.workload import shaped
+
+    bounded = options["duration_s"] or options["trace"]
+    return Load(
+        shape=shaped(options["workload"], options["prompt_tokens"], options["new_tokens"], options["spread"]),
+        trace=read_trace_file(options["trace"]) if options["trace"] else (),
+        arrivals=options["arrivals"],
+        rate_per_s=options["rate"],
+        requests=options["requests"] or (MAX_REQUESTS if bounded else 1000),
+        max_in_flight=MAX_REQUESTS,
+        timeout_s=float("inf"),
+        **{name: options[name] for name in ("speed", "duration_s", "max_prompt_tokens", "max_new_tokens")},
+    )
+
+
+def _settings(options: dict[str, Any]) -> dict[str, Any]:
+    """The load, under the names of `bench serve`."""
+    left_out = ("out", "html", "as_json", "seed", "repeats", "prefill", "decode", "unified", "costs", "trace")
+    plain = {name: value for name, value in options.items() if name not in left_out and value is not None}
+    found = {name: value.value if isinstance(value, Enum) else value for name, value in plain.items()}
+    return found | {"rate": str(options["rate"])} | ({"trace": options["trace"].name} if options["trace"] else {})
+
+
+def _size(plan: ClusterPlan) -> str:
+    return f"{plan.unified} unified" if plan.unified else f"{plan.prefill} prefill, {plan.decode} decode"
+
+
+def _keep(result: Result, out: Path | None, html: Path | None) -> None:
+    from tandem.cli.bench_serve.document import to_json
+    from tandem.cli.bench_serve.html import page
+
+    for path, text in ((out, to_json), (html, page)):
+        if path is not None:
+            path.write_text(text(result), encoding="utf-8")
+
+
+def _show(result: Result, runs: list[Run], took_s: float, as_json: bool) -> None:
+    from tandem.cli.bench_serve.document import to_json
+    from tandem.cli.bench_serve.show import show_result
+
+    if as_json:
+        print(json.dumps(json.loads(to_json(result)) | {"busy": [dict(run.busy) for run in runs]}))
+        return
+    show_result(result)
+    for run in runs:
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in run.busy.items())
+        print(f"{result.target['url']}: busy {shares}; {run.ended_s:.1f} s of virtual time")
+    requests = sum(len(run.at_s) for run in runs)
+    print(f"{requests} requests in {took_s:.1f} s: {requests / took_s * 60:,.0f} per minute")

@@ -32,10 +32,8 @@ class ClusterPlan:
     costs: EngineCosts = field(default_factory=EngineCosts)
     link: LinkCosts = field(default_factory=LinkCosts)
     shape: WorkerShape = field(default_factory=WorkerShape)
-    policies: Mapping[Role, PolicyName] = field(
-        default_factory=lambda: dict.fromkeys((Role.PREFILL, Role.DECODE), PolicyName.LEAST_LOAD)
-    )
-    """Unified workers are chosen by decode's."""
+    policies: Mapping[Role, PolicyName] = field(default_factory=lambda: dict.fromkeys(Role, PolicyName.LEAST_LOAD))
+    """Of each role that there is."""
     seed: int = 1
     """Of the policies' dice."""
 
@@ -102,7 +100,7 @@ class Cluster:
         setting = Setting(self._agenda, plan.costs, plan.link, plan.shape, self._gaps, self._done)
         unified, counts = plan.unified > 0, {"prefill": plan.prefill, "decode": plan.decode, "unified": plan.unified}
         lives = {name: [_life(name, number) for number in range(count)] for name, count in counts.items()}
-        self._unified = _Pool(Role.DECODE, [UnifiedWorker(life, setting) for life in lives["unified"]], plan)
+        self._unified = _Pool(Role.UNIFIED, [UnifiedWorker(life, setting) for life in lives["unified"]], plan)
         self._prefills = _Pool(
             Role.PREFILL, [] if unified else [PrefillWorker(life, setting) for life in lives["prefill"]], plan
         )

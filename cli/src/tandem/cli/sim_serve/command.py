@@ -83,6 +83,7 @@ def _plan(options: dict[str, Any]) -> ClusterPlan:
     policies: dict[Role, PolicyName] = {
         Role.PREFILL: policy_named(options["prefill_policy"]),
         Role.DECODE: policy_named(options["decode_policy"]),
+        Role.UNIFIED: policy_named(options["decode_policy"]),
     }
     sizes = {name: options[name] for name in ("prefill", "decode", "unified")}
     return ClusterPlan(

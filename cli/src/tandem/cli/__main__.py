@@ -16,6 +16,7 @@ import typer
 from tandem.cli import completion, operate
 from tandem.cli.bench_serve import command as bench_serve
 from tandem.cli.board import read_state
+from tandem.cli.doctor import command as doctor
 from tandem.cli.plan import (
     MAX_WORKERS,
     DeviceChoice,
@@ -286,6 +287,7 @@ def bench_gateway(context: typer.Context) -> None:
 
 operate.register(app)
 bench_serve.register(bench)
+doctor.register(app)
 
 
 def _mark(worker_id: str, bootstrap: str, admin: str, *, draining: bool, as_json: bool) -> None:

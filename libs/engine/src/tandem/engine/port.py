@@ -9,6 +9,7 @@ from typing import Final, Protocol
 
 from tandem.core.errors import TandemError
 from tandem.core.ids import Nonce, RankId, RequestId, RoomId, WorkerLife
+from tandem.core.kv_log import KvLog
 from tandem.core.layout import KvLayout
 from tandem.core.room.events import Why
 from tandem.core.room.timeline import RoomSpan
@@ -256,6 +257,10 @@ class Engine(Protocol):
 
     def on_room_traced(self, sink: RoomTraceSink) -> None:
         """Sets who takes the ranks' traces of rooms, before `start`."""
+
+    @property
+    def held_pages(self) -> KvLog:
+        """What its prefix cache holds, once it has started; of an engine that does not tell, nothing."""
 
     def identify(self, life: WorkerLife) -> None:
         """Tells the ranks the worker's name and life, once it is registered; links open only after that."""

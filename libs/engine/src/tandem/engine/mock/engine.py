@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import PAIR, RankId, Role, RoomId, WorkerLife
+from tandem.core.kv_log import KvLog
 from tandem.core.room.events import Why
 from tandem.engine.measures import traffic_of
 from tandem.engine.mock import vocabulary as vocabularies
@@ -191,6 +192,11 @@ class MockEngine:
             traffic=traffic_of(each.traffic for each in counters),
         )
 
+    @property
+    def held_pages(self) -> KvLog:
+        """What is kept of prompts, with the setting of its role: `prefix_cache` or `keep_prefixes`."""
+        return self._running().book.leases.prefixes.log
+
     async def measured(self) -> Measured:
         """The same, and what its ranks have measured."""
         reports = tuple(rank.report() for rank in self._running().ranks.values())
@@ -229,7 +235,7 @@ class MockEngine:
             vocabulary = vocabularies.from_tokenizer(settings.tokenizer_path)
         else:
             vocabulary = vocabularies.built_in(settings.vocab)
-        keep = settings.keep_prefixes and self._role is Role.DECODE
+        keep = settings.prefix_cache if self._role is Role.PREFILL else settings.keep_prefixes
         leases = Leases(
             settings.pages, settings.metadata_rows, settings.page_size, settings.max_running, keep_prefixes=keep
         )

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tandem.core.kv_index import PageHash
 from tandem.core.pages import I64
 from tandem.engine.mock.entries import Entries
-from tandem.engine.mock.prefixes import PageKey, Prefixes
+from tandem.engine.mock.prefixes import Prefixes
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +19,7 @@ class Lease:
 
     pages: I64
     row: int
-    prefix: tuple[PageKey, ...] = ()
+    prefix: tuple[PageHash, ...] = ()
     """Of the first pages: they hold the prompt's beginning already, and others may hold them too."""
 
 

@@ -20,7 +20,7 @@ _Leg = Leg[SenderPort]
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What was computed of a prompt in one go: the tokens start..end in some layers."""
+    """What is there to push at a time: the tokens start..end in some layers."""
 
     start: int
     end: int
@@ -68,7 +68,8 @@ class PrefillScheduler:
     async def _next(self) -> tuple[_Leg, Lease]:
         while True:
             leg = next(iter(self._queue.values()), None)
-            lease = self._leases.take(len(leg.job.input_ids)) if leg is not None else None
+            # A token at least is left to compute.
+            lease = self._leases.take(len(leg.job.input_ids), leg.job.input_ids[:-1]) if leg is not None else None
             if leg is not None and lease is not None:
                 del self._queue[leg.room]
                 leg.lease, leg.stage = lease, Stage.MOVING
@@ -83,7 +84,8 @@ class PrefillScheduler:
             sender.began(now)
         seeds = arithmetic.prompt_seeds(leg.job.input_ids, self._powers)
         together = settings.layers_per_push or settings.layers
-        for start in range(0, tokens, settings.chunk_tokens):
+        cached = len(lease.prefix) * settings.page_size
+        for start in range(cached, tokens, settings.chunk_tokens):
             end = min(start + settings.chunk_tokens, tokens)
             for first_layer in range(0, settings.layers, together):
                 layers = range(first_layer, min(first_layer + together, settings.layers))
@@ -98,13 +100,15 @@ class PrefillScheduler:
                 last = end == tokens and layers.stop == settings.layers
                 if last:
                     self._hand_over(leg, lease)
-                self._push(leg, lease, _Part(start, end, layers, last))
+                # What was cached goes with the first chunk.
+                self._push(leg, lease, _Part(0 if start == cached else start, end, layers, last))
 
     def _hand_over(self, leg: _Leg, lease: Lease) -> None:
         tokens = len(leg.job.input_ids)
         first = arithmetic.first_token(digest_over(self._memories, lease.pages), self._vocabulary.choices)
+        leg.computed = leg.job.input_ids
         for memory in self._memories:
-            memory.write_row(lease.row, Metadata(leg.room, first, tokens, cached_tokens=0))
+            memory.write_row(lease.row, Metadata(leg.room, first, tokens, len(lease.prefix) * self._settings.page_size))
         if leg.job.early_first_token and first != self._vocabulary.end:
             [text] = self._vocabulary.texts([first], skip_special=leg.job.sampling.skip_special_tokens)
             leg.sink(Delta(leg.room, (first,), text))
@@ -129,7 +133,9 @@ class PrefillScheduler:
             self._queue[leg.room] = leg
             self._wake.set()
         elif leg.stage is Stage.MOVING and leg.handles.landed:
-            finish = Finish(FinishKind.HANDED_OVER, prompt_tokens=len(leg.job.input_ids))
+            assert leg.lease is not None, "it moves"
+            cached = len(leg.lease.prefix) * self._settings.page_size
+            finish = Finish(FinishKind.HANDED_OVER, len(leg.job.input_ids), cached_tokens=cached)
             self.book.end(leg, Delta(leg.room, finish=finish))
 
     def _gone(self, leg: _Leg) -> None:

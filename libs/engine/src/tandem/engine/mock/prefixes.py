@@ -10,17 +10,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from itertools import takewhile
-from typing import NewType
 
 import numpy as np
 
+from tandem.core.kv_index import PageHash, page_hashes
+from tandem.core.kv_log import KvLog
 from tandem.core.pages import I64
 from tandem.engine.mock.entries import Entries
-
-PageKey = NewType("PageKey", bytes)
-"""Digest of a prompt's tokens up to the end of a page."""
 
 
 @dataclass(slots=True)
@@ -36,8 +33,10 @@ class Prefixes:
         self._pages = pages
         self._page_size = page_size
         self._enabled = enabled
-        self._kept: dict[PageKey, _Kept] = {}
-        self._idle: OrderedDict[PageKey, None] = OrderedDict()
+        self.log = KvLog(pages.total)
+        """What is kept, for who wants to know."""
+        self._kept: dict[PageHash, _Kept] = {}
+        self._idle: OrderedDict[PageHash, None] = OrderedDict()
         """Of pages that nobody holds, the least recently used first."""
 
     @property
@@ -45,7 +44,7 @@ class Prefixes:
         """Pages that are kept and that nobody holds."""
         return len(self._idle)
 
-    def hold(self, tokens: Sequence[int]) -> tuple[PageKey, ...]:
+    def hold(self, tokens: Sequence[int]) -> tuple[PageHash, ...]:
         """Holds the pages that are there of a prompt's beginning, in token order, until they come with `take_back`."""
         found = tuple(takewhile(self._kept.__contains__, self._keys(tokens)))
         for key in found:
@@ -53,7 +52,7 @@ class Prefixes:
             self._idle.pop(key, None)
         return found
 
-    def pages(self, keys: Sequence[PageKey]) -> I64:
+    def pages(self, keys: Sequence[PageHash]) -> I64:
         """Pages of keys that are held."""
         return np.array([self._kept[key].page for key in keys], dtype=np.int64)
 
@@ -62,12 +61,12 @@ class Prefixes:
         missing = count - self._pages.free
         if missing > len(self._idle):
             return False
-        for _ in range(missing):
-            key, _ = self._idle.popitem(last=False)
-            self._pages.give(np.array([self._kept.pop(key).page], dtype=np.int64))
+        evicted = [self._idle.popitem(last=False)[0] for _ in range(missing)]
+        self._pages.give(np.array([self._kept.pop(key).page for key in evicted], dtype=np.int64))
+        self.log.remove(evicted)
         return True
 
-    def take_back(self, held: Sequence[PageKey], own: I64, tokens: Sequence[int] = ()) -> None:
+    def take_back(self, held: Sequence[PageHash], own: I64, tokens: Sequence[int] = ()) -> None:
         """Takes a sequence's pages back.
 
         held: what it held of a prefix; own: its other pages, which follow those.
@@ -87,14 +86,10 @@ class Prefixes:
                 self._idle[key] = None
                 self._idle.move_to_end(key)
         self._pages.give(np.array(unused, dtype=np.int64))
+        self.log.store(keys)
 
-    def _keys(self, tokens: Sequence[int]) -> tuple[PageKey, ...]:
+    def _keys(self, tokens: Sequence[int]) -> tuple[PageHash, ...]:
         """Of the pages that these tokens fill."""
         if not self._enabled:
             return ()
-        digest, size, keys = blake2b(digest_size=16), self._page_size, []
-        ids = np.array(tokens, dtype=np.uint32)
-        for end in range(size, ids.size + 1, size):
-            digest.update(ids[end - size : end].tobytes())
-            keys.append(PageKey(digest.digest()))
-        return tuple(keys)
+        return tuple(page_hashes(tokens, self._page_size, len(tokens)))

@@ -29,6 +29,9 @@ class MockSettings(Settings, env_prefix="TANDEM_MOCK_"):
         description="decode keeps the KV of sequences that have ended, as long as nothing else needs their pages: of a "
         "prompt that begins as one of them did only the rest is moved",
     )
+    prefix_cache: bool = Field(
+        False, description="prefill keeps the pages of prompts, and computes what prompts begin with alike only once"
+    )
     max_running: int = Field(256, ge=1, le=65_536, description="rooms that hold pages at the same time")
     max_waiting: int = Field(4_096, ge=1, le=65_536, description="rooms that may wait for a peer or for pages")
     vocab: int = Field(32_768, ge=2, le=1 << 20, description="tokens of the built-in vocabulary; token 0 ends the text")

@@ -8,6 +8,7 @@ from typing import Final
 
 from tandem.bootstrap.bootstrap_metrics import BootstrapMetrics
 from tandem.core.ids import Role
+from tandem.core.kv_index import KvIndex
 from tandem.engine.worker.worker_metrics import WorkerMetrics
 from tandem.gateway.gateway_metrics import GatewayMetrics
 from tandem.rpc.metrics import Family, Kind, Metrics
@@ -87,6 +88,7 @@ def families() -> dict[str, list[Family]]:
     counted.follow(tuple, lambda: False)
     counted.follow_breakers(tuple)
     counted.follow_waiting(dict)
+    counted.follow_held(KvIndex(0))
     return {
         "gateway": gateway.families,
         "bootstrap": BootstrapMetrics(tuple, int).metrics.families,

@@ -15,6 +15,7 @@ from typing import Final
 from tandem.core.affinity import NO_KEY, AffinityKey, rank
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import Role, WorkerLife
+from tandem.core.kv_index import NOTHING_HELD, KvMatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,10 @@ class Turn:
     prefix: AffinityKey = NO_KEY
     """Of the beginning of the prompt."""
     load_cap: float = DEFAULT_LOAD_CAP
-    """Where a key decides: the most that a worker may be loaded, as a multiple of the mean; at least 1."""
+    """Where a key or what is held decides: the most that a worker may be loaded, as a multiple of the mean; at least 1.
+    """
+    held: KvMatch = NOTHING_HELD
+    """Who holds how much of the prompt; only for policies of BY_HELD_PAGES."""
 
 
 class PolicyName(Enum):
@@ -62,7 +66,11 @@ class PolicyName(Enum):
     POWER_OF_TWO = "power_of_two"
     CONSISTENT_HASH = "consistent_hash"
     PREFIX_HASH = "prefix_hash"
+    CACHE_AWARE = "cache_aware"
 
+
+BY_HELD_PAGES: Final = frozenset({PolicyName.CACHE_AWARE})
+"""Policies that look at what prefix caches hold."""
 
 Policy = Callable[[Sequence[Candidate], Turn], Candidate]
 
@@ -105,11 +113,28 @@ def _home(candidates: Sequence[Candidate], key: AffinityKey, turn: Turn) -> Cand
 
     There always is one: if each had its share of all rooms, the new one included, they would have more than there are.
     """
+    return _nearest(_below_cap(candidates, turn), key, turn) if key else _power_of_two(candidates, turn)
+
+
+def _nearest(candidates: Sequence[Candidate], key: AffinityKey, turn: Turn) -> Candidate:
     if not key:
         return _power_of_two(candidates, turn)
+    return max(candidates, key=lambda one: rank(key, one.life.worker_id, one.max_running))
+
+
+def _below_cap(candidates: Sequence[Candidate], turn: Turn) -> list[Candidate]:
     rooms, places = 1 + sum(one.in_flight for one in candidates), sum(one.max_running for one in candidates)
-    below = [one for one in candidates if one.in_flight < math.ceil(turn.load_cap * rooms * one.max_running / places)]
-    return max(below, key=lambda one: rank(key, one.life.worker_id, one.max_running))
+    return [one for one in candidates if one.in_flight < math.ceil(turn.load_cap * rooms * one.max_running / places)]
+
+
+def _cache_aware(candidates: Sequence[Candidate], turn: Turn) -> Candidate:
+    """The one that holds most of the prompt, of those below the cap; the less loaded of equals. A prompt that nobody
+    there holds anything of goes to the home of how it begins, where those that come with it are sent, too."""
+    below = {one.life: one for one in _below_cap(candidates, turn)}
+    for _, lives in turn.held.levels():
+        if holders := [below[life] for life in lives if life in below]:
+            return _least_load(holders, turn)
+    return _nearest([*below.values()], turn.prefix, turn)
 
 
 POLICIES: Final[Mapping[PolicyName, Policy]] = MappingProxyType(
@@ -120,6 +145,7 @@ POLICIES: Final[Mapping[PolicyName, Policy]] = MappingProxyType(
         PolicyName.POWER_OF_TWO: _power_of_two,
         PolicyName.CONSISTENT_HASH: _consistent_hash,
         PolicyName.PREFIX_HASH: _prefix_hash,
+        PolicyName.CACHE_AWARE: _cache_aware,
     }
 )
 

@@ -13,11 +13,12 @@ from typing import Any, Final
 
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import RankId, Role, RoomId, WorkerLife
+from tandem.core.kv_log import KvLog
 from tandem.core.layout import KvLayout
 from tandem.core.room.events import Why
 from tandem.engine.port import EngineStatus, Job, Measured, OpenRooms, RankInfo, RoomTraceSink
 from tandem.engine.rank import open_rooms, reports, status, wire
-from tandem.rpc import convert
+from tandem.rpc import convert, held_pages
 from tandem.rpc.server import GrpcServer
 from tandem.v1 import common_pb2, rank_pb2, rank_pb2_grpc
 
@@ -86,6 +87,8 @@ class RankHub(rank_pb2_grpc.RankHubServiceServicer):
         self._failed: asyncio.Future[TandemError] = asyncio.get_running_loop().create_future()
         self._failures: OrderedDict[RoomId, Why] = OrderedDict()
         self._poll_ids = itertools.count(1)
+        self.held_pages = KvLog(held_pages.MAX_HELD_PAGES)
+        """What the prefix cache holds. Ranks that share one prompt hold the same of it, and one of them tells."""
         self._directory = tempfile.TemporaryDirectory(prefix="tandem-hub-")
         self._server = GrpcServer()
         self._closing = False
@@ -264,6 +267,8 @@ class RankHub(rank_pb2_grpc.RankHubServiceServicer):
                 future = rank.tickets.get(RoomId(message.ticket_opened.room))
                 if future is not None and not future.done():
                     _settle(future, message.ticket_opened)
+            case "held_pages":
+                self.held_pages.apply(held_pages.from_proto(message.held_pages))
             case "room_ended":
                 self._room_ended(rank, message.room_ended)
             case "status":

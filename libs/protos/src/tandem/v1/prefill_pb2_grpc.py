@@ -63,6 +63,11 @@ class PrefillServiceStub:
                 request_serializer=tandem_dot_v1_dot_session__pb2.WatchStatusRequest.SerializeToString,
                 response_deserializer=tandem_dot_v1_dot_session__pb2.WatchStatusResponse.FromString,
                 _registered_method=True)
+        self.WatchHeldPages = channel.unary_stream(
+                '/tandem.v1.PrefillService/WatchHeldPages',
+                request_serializer=tandem_dot_v1_dot_session__pb2.WatchHeldPagesRequest.SerializeToString,
+                response_deserializer=tandem_dot_v1_dot_session__pb2.WatchHeldPagesResponse.FromString,
+                _registered_method=True)
         self.ListRankRooms = channel.unary_unary(
                 '/tandem.v1.PrefillService/ListRankRooms',
                 request_serializer=tandem_dot_v1_dot_session__pb2.ListRankRoomsRequest.SerializeToString,
@@ -111,6 +116,14 @@ class PrefillServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchHeldPages(self, request, context):
+        """What the worker's prefix cache holds: a snapshot, then what changes, for as long as the call lives. What is not read
+        yet is merged; if too much of it waits, another snapshot follows. RESOURCE_EXHAUSTED: too many such calls.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListRankRooms(self, request, context):
         """What each rank says of its open rooms, the oldest first.
         """
@@ -140,6 +153,11 @@ def add_PrefillServiceServicer_to_server(servicer, server):
                     servicer.WatchStatus,
                     request_deserializer=tandem_dot_v1_dot_session__pb2.WatchStatusRequest.FromString,
                     response_serializer=tandem_dot_v1_dot_session__pb2.WatchStatusResponse.SerializeToString,
+            ),
+            'WatchHeldPages': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchHeldPages,
+                    request_deserializer=tandem_dot_v1_dot_session__pb2.WatchHeldPagesRequest.FromString,
+                    response_serializer=tandem_dot_v1_dot_session__pb2.WatchHeldPagesResponse.SerializeToString,
             ),
             'ListRankRooms': grpc.unary_unary_rpc_method_handler(
                     servicer.ListRankRooms,
@@ -264,6 +282,33 @@ class PrefillService:
             '/tandem.v1.PrefillService/WatchStatus',
             tandem_dot_v1_dot_session__pb2.WatchStatusRequest.SerializeToString,
             tandem_dot_v1_dot_session__pb2.WatchStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchHeldPages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tandem.v1.PrefillService/WatchHeldPages',
+            tandem_dot_v1_dot_session__pb2.WatchHeldPagesRequest.SerializeToString,
+            tandem_dot_v1_dot_session__pb2.WatchHeldPagesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -52,6 +52,10 @@ class PrefillServiceStub:
     """The worker's state now."""
     WatchStatus: _grpc.UnaryStreamMultiCallable[_session_pb2.WatchStatusRequest, _session_pb2.WatchStatusResponse]
     """The worker's state whenever it changes, for as long as the call lives."""
+    WatchHeldPages: _grpc.UnaryStreamMultiCallable[_session_pb2.WatchHeldPagesRequest, _session_pb2.WatchHeldPagesResponse]
+    """What the worker's prefix cache holds: a snapshot, then what changes, for as long as the call lives. What is not read
+    yet is merged; if too much of it waits, another snapshot follows. RESOURCE_EXHAUSTED: too many such calls.
+    """
     ListRankRooms: _grpc.UnaryUnaryMultiCallable[_session_pb2.ListRankRoomsRequest, _session_pb2.ListRankRoomsResponse]
     """What each rank says of its open rooms, the oldest first."""
 
@@ -79,6 +83,10 @@ class PrefillServiceAsyncStub(PrefillServiceStub):
     """The worker's state now."""
     WatchStatus: _aio.UnaryStreamMultiCallable[_session_pb2.WatchStatusRequest, _session_pb2.WatchStatusResponse]  # type: ignore[assignment]
     """The worker's state whenever it changes, for as long as the call lives."""
+    WatchHeldPages: _aio.UnaryStreamMultiCallable[_session_pb2.WatchHeldPagesRequest, _session_pb2.WatchHeldPagesResponse]  # type: ignore[assignment]
+    """What the worker's prefix cache holds: a snapshot, then what changes, for as long as the call lives. What is not read
+    yet is merged; if too much of it waits, another snapshot follows. RESOURCE_EXHAUSTED: too many such calls.
+    """
     ListRankRooms: _aio.UnaryUnaryMultiCallable[_session_pb2.ListRankRoomsRequest, _session_pb2.ListRankRoomsResponse]  # type: ignore[assignment]
     """What each rank says of its open rooms, the oldest first."""
 
@@ -127,6 +135,16 @@ class PrefillServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_session_pb2.WatchStatusResponse], _abc.AsyncIterator[_session_pb2.WatchStatusResponse]]:
         """The worker's state whenever it changes, for as long as the call lives."""
+
+    @_abc_1.abstractmethod
+    def WatchHeldPages(
+        self,
+        request: _session_pb2.WatchHeldPagesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_session_pb2.WatchHeldPagesResponse], _abc.AsyncIterator[_session_pb2.WatchHeldPagesResponse]]:
+        """What the worker's prefix cache holds: a snapshot, then what changes, for as long as the call lives. What is not read
+        yet is merged; if too much of it waits, another snapshot follows. RESOURCE_EXHAUSTED: too many such calls.
+        """
 
     @_abc_1.abstractmethod
     def ListRankRooms(

@@ -92,6 +92,7 @@ class AttachRequest(_message.Message):
     ROOM_ENDED_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     ROOMS_FIELD_NUMBER: _builtins.int
+    HELD_PAGES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___RankHello:
         """First message, once."""
@@ -112,6 +113,10 @@ class AttachRequest(_message.Message):
     def rooms(self) -> Global___RankRooms:
         """The rank's open rooms."""
 
+    @_builtins.property
+    def held_pages(self) -> _session_pb2.HeldPagesChange:
+        """What the rank's prefix cache holds, of ranks that know: unasked, from its start."""
+
     def __init__(
         self,
         *,
@@ -120,12 +125,13 @@ class AttachRequest(_message.Message):
         room_ended: Global___RoomEnded | None = ...,
         status: Global___RankStatus | None = ...,
         rooms: Global___RankRooms | None = ...,
+        held_pages: _session_pb2.HeldPagesChange | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "message", b"message", "room_ended", b"room_ended", "rooms", b"rooms", "status", b"status", "ticket_opened", b"ticket_opened"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["held_pages", b"held_pages", "hello", b"hello", "message", b"message", "room_ended", b"room_ended", "rooms", b"rooms", "status", b"status", "ticket_opened", b"ticket_opened"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "message", b"message", "room_ended", b"room_ended", "rooms", b"rooms", "status", b"status", "ticket_opened", b"ticket_opened"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held_pages", b"held_pages", "hello", b"hello", "message", b"message", "room_ended", b"room_ended", "rooms", b"rooms", "status", b"status", "ticket_opened", b"ticket_opened"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "ticket_opened", "room_ended", "status", "rooms"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "ticket_opened", "room_ended", "status", "rooms", "held_pages"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 

@@ -987,6 +987,90 @@ class WorkerStatus(_message.Message):
 Global___WorkerStatus: _TypeAlias = WorkerStatus  # noqa: Y015
 
 @_typing.final
+class WatchHeldPagesRequest(_message.Message):
+    """Request of WatchHeldPages."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchHeldPagesRequest: _TypeAlias = WatchHeldPagesRequest  # noqa: Y015
+
+@_typing.final
+class WatchHeldPagesResponse(_message.Message):
+    """One message of WatchHeldPages."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def change(self) -> Global___HeldPagesChange:
+        """What has changed; the first begins a snapshot."""
+
+    def __init__(
+        self,
+        *,
+        change: Global___HeldPagesChange | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchHeldPagesResponse: _TypeAlias = WatchHeldPagesResponse  # noqa: Y015
+
+@_typing.final
+class HeldPagesChange(_message.Message):
+    """News of what a prefix cache holds: first it is `cleared`, then pages are `removed`, then `stored`. A page is named by a
+    hash of all tokens up to its end: SHA-256 over the digest of the page before (none for the first) and the page's token
+    ids, 4 bytes each, little-endian; its first 8 bytes, big-endian.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    CLEARED_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    STORED_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """Number among all changes of this stream, from 0, without gaps. Set by the sender."""
+    cleared: _builtins.bool
+    """True: what was said before is void, and a snapshot begins, which may go on in the next changes. True for the first
+    change. Set by the worker.
+    """
+    @_builtins.property
+    def removed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Pages that are not held any more; with `stored` at most 65536. Set by the worker."""
+
+    @_builtins.property
+    def stored(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Pages that are held now, none of them in `removed`. Set by the worker."""
+
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        cleared: _builtins.bool = ...,
+        removed: _abc.Iterable[_builtins.int] | None = ...,
+        stored: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cleared", b"cleared", "removed", b"removed", "sequence", b"sequence", "stored", b"stored"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HeldPagesChange: _TypeAlias = HeldPagesChange  # noqa: Y015
+
+@_typing.final
 class ListRankRoomsRequest(_message.Message):
     """Request of ListRankRooms."""
 

@@ -43,6 +43,13 @@ class DecodeServicer(decode_pb2_grpc.DecodeServiceServicer):
         async for response in self._host.watch_status(request):
             yield response
 
+    async def WatchHeldPages(  # noqa: N802
+        self, request: session_pb2.WatchHeldPagesRequest, context: Any
+    ) -> AsyncIterator[session_pb2.WatchHeldPagesResponse]:
+        """What its prefix cache holds, and what changes."""
+        async for change in self._host.watch_held_pages():
+            yield session_pb2.WatchHeldPagesResponse(change=change)
+
     async def ListRankRooms(  # noqa: N802
         self, request: session_pb2.ListRankRoomsRequest, context: Any
     ) -> session_pb2.ListRankRoomsResponse:

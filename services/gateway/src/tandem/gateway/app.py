@@ -34,6 +34,7 @@ from tandem.gateway.dashboard.traces import RecentTraces
 from tandem.gateway.gateway_metrics import GatewayMetrics
 from tandem.gateway.generation import GenerationLimits, Works
 from tandem.gateway.health import HealthBook
+from tandem.gateway.held_pages import HeldPages
 from tandem.gateway.http import GENERATING, HttpParts, build_http
 from tandem.gateway.keys import KeyRing
 from tandem.gateway.openai_schema import SchemaLimits
@@ -102,14 +103,14 @@ class Gateway:
         self._bootstrap = connect(settings.bootstrap_address)
         gateway_id = f"gateway-{secrets.token_hex(8)}"
         self._tracing = Tracing("gateway", gateway_id, trace or TraceSettings.load())
+        held = HeldPages(settings.held_pages, rng)
         self._pool = SessionPool(
-            PoolSettings(gateway_id, settings.session_outbox, STATUS_INTERVAL_MS),
-            connect,
-            rng=rng,
+            PoolSettings(gateway_id, settings.session_outbox, STATUS_INTERVAL_MS), connect, rng=rng, held=held
         )
         self._watcher = ClusterWatcher(self._bootstrap, rng=rng, callbacks=self._told(roster))
         self._pool.follow(lambda: self._watcher.view, lambda: self._watcher.connected)
         counted.follow(self._pool.standings, lambda: self._watcher.connected)
+        counted.follow_held(held.index)
         counted.limit.set(settings.max_concurrent)
         self._lag = counted.lag
         self._tokenizers = Tokenizers(
@@ -129,6 +130,8 @@ class Gateway:
             on_picked=counted.queue.observe,
             rooms=rooms,
             health=self._health(clock, counted),
+            holders=held,
+            on_held=counted.count_held,
         )
         self._admin = GrpcServer(credentials=credentials, on_call=metrics.count_rpc, spans=self._tracing)
         traces = ClusterTraces(self._pool, self._tracing, connect)

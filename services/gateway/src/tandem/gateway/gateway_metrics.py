@@ -14,6 +14,7 @@ from tandem.core.breaker import State as BreakerState
 from tandem.core.errors import CATALOGUE, ErrorReason
 from tandem.core.fair_queue import Priority
 from tandem.core.ids import RequestId, Role
+from tandem.core.kv_index import KvIndex
 from tandem.core.refusals import Refusal
 from tandem.gateway.mailbox import News
 from tandem.gateway.pool import Standing, State
@@ -51,6 +52,21 @@ BREAKERS: Final = Family(
 )
 WAITING: Final = Family(
     "tandem_gateway_waiting", Kind.GAUGE, "Requests that wait for their turn, by class of priority.", ("class",)
+)
+HELD: Final = Family(
+    "tandem_gateway_held_pages",
+    Kind.GAUGE,
+    "Pages that this gateway knows to be in prefix caches, over all workers; 0 while no policy goes by them.",
+)
+HELD_NOT_KEPT: Final = Family(
+    "tandem_gateway_held_pages_not_kept",
+    Kind.COUNTER,
+    "Pages that workers told of and there was no place for: see TANDEM_GATEWAY_HELD_PAGES.",
+)
+HELD_LOST_SYNC: Final = Family(
+    "tandem_gateway_held_pages_lost_sync",
+    Kind.COUNTER,
+    "How often news of what a worker holds were missed, so that it was asked anew.",
 )
 MEMBERS: Final = (WORKERS, ROOMS, CONNECTED)
 
@@ -116,6 +132,11 @@ class GatewayMetrics:
             "Circuit breakers that opened, by role: a worker failed too many rooms in a row, or its probe.",
             ("role",),
         )
+        self._held_tokens = metrics.counter(
+            "tandem_gateway_held_tokens",
+            "Prompt tokens that the chosen worker was known to hold, by role, where its policy goes by that.",
+            ("role",),
+        )
         self.in_flight = metrics.gauge("tandem_gateway_sequences_in_flight", "Sequences being generated.")
         self.limit = metrics.gauge(
             "tandem_gateway_sequences_limit", "Sequences that may be; requests for more wait for their turn."
@@ -145,6 +166,7 @@ class GatewayMetrics:
             ("class",),
         )
         self._waits = {priority: waits.labels(priority.value) for priority in Priority}
+        self._held_of = {role: self._held_tokens.labels(role.value) for role in Role}
 
     def _add_times(self, metrics: Metrics) -> None:
         self.prepared = metrics.histogram(
@@ -236,6 +258,14 @@ class GatewayMetrics:
         """A worker's circuit breaker has opened."""
         self._opened.labels(role.value).inc()
 
+    def count_held(self, role: Role, tokens: int) -> None:
+        """The chosen worker of a role is known to hold so many of a prompt's tokens."""
+        self._held_of[role].inc(tokens)
+
+    def follow_held(self, index: KvIndex) -> None:
+        """Sets where to look, for each scrape, what is known of prefix caches."""
+        self._metrics.read((HELD, HELD_NOT_KEPT, HELD_LOST_SYNC), lambda: _held(index))
+
     def follow_breakers(self, states: Callable[[], Iterable[tuple[Role, BreakerState]]]) -> None:
         """Sets where to look, for each scrape, how the breakers of all workers are."""
         self._metrics.read((BREAKERS,), lambda: _breakers(states()))
@@ -249,6 +279,12 @@ def _breakers(states: Iterable[tuple[Role, BreakerState]]) -> Iterator[Sample]:
     workers = Counter(states)
     for role in Role:
         yield from (Sample(BREAKERS, workers[role, state], (role.value, state.value)) for state in BreakerState)
+
+
+def _held(index: KvIndex) -> Iterator[Sample]:
+    yield Sample(HELD, index.entries)
+    yield Sample(HELD_NOT_KEPT, index.not_kept)
+    yield Sample(HELD_LOST_SYNC, index.gaps)
 
 
 def _members(members: Iterable[Standing], connected: bool) -> Iterator[Sample]:

@@ -16,6 +16,7 @@ import grpc
 from tandem.core.cluster import ClusterView, WorkerInfo
 from tandem.core.errors import TandemError
 from tandem.core.ids import Role, WorkerId, WorkerLife, can_serve
+from tandem.gateway.held_pages import HeldPages
 from tandem.gateway.sessions import Session, StatusFollower
 from tandem.rpc.tasks import TaskSupervisor
 
@@ -69,12 +70,18 @@ class SessionPool:
     """Opens and closes Sessions as workers come and go. Everything runs on one loop."""
 
     def __init__(
-        self, settings: PoolSettings, open_channel: Callable[[str], grpc.aio.Channel], *, rng: random.Random
+        self,
+        settings: PoolSettings,
+        open_channel: Callable[[str], grpc.aio.Channel],
+        *,
+        rng: random.Random,
+        held: HeldPages | None = None,
     ) -> None:
-        """open_channel: gets host:port."""
+        """open_channel: gets host:port. held: follows what each worker holds."""
         self._settings = settings
         self._open_channel = open_channel
         self._rng = rng
+        self._held = held
         self._members: dict[WorkerLife, _Member] = {}
         self._tasks = TaskSupervisor(max_tasks=10_000)
         self._view: Callable[[], ClusterView] = ClusterView
@@ -117,11 +124,13 @@ class SessionPool:
         )
         session.on_up_changed(self._changed.set)
         status = StatusFollower(info, channel, interval_ms=self._settings.status_interval_ms, rng=self._rng)
-        tasks = (
+        tasks = [
             self._tasks.spawn(session.run(), f"session-{info.life}"),
             self._tasks.spawn(status.run(), f"status-{info.life}"),
-        )
-        self._members[info.life] = _Member(session, status, channel, tasks)
+        ]
+        if self._held is not None:
+            tasks.append(self._tasks.spawn(self._held.follow(info, channel), f"held-{info.life}"))
+        self._members[info.life] = _Member(session, status, channel, tuple(tasks))
 
     def left(self, life: WorkerLife) -> None:
         """A worker is gone: its rooms fail with PEER_LOST at once.

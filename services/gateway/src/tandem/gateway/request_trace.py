@@ -38,6 +38,18 @@ CANDIDATES: Final = {
     Role.UNIFIED: names.UNIFIED_CANDIDATES,
 }
 """Attribute that says from how many workers of a role one was chosen."""
+POLICIES: Final = {
+    Role.PREFILL: names.PREFILL_POLICY,
+    Role.DECODE: names.DECODE_POLICY,
+    Role.UNIFIED: names.UNIFIED_POLICY,
+}
+"""Attribute that says by which policy."""
+HELD_TOKENS: Final = {
+    Role.PREFILL: names.PREFILL_HELD_TOKENS,
+    Role.DECODE: names.DECODE_HELD_TOKENS,
+    Role.UNIFIED: names.UNIFIED_HELD_TOKENS,
+}
+"""Attribute that says how much of the prompt it is known to hold."""
 
 
 def note_call(span: Span, call: GenerateCall) -> None:

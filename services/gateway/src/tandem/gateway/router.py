@@ -21,16 +21,25 @@ from tandem.core.breaker import State
 from tandem.core.cluster import WorkerInfo
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import ALONE, NONCE_BYTES, RequestId, Role, RoomId, WorkerLife, room_from_random
+from tandem.core.kv_index import NOTHING_HELD, KvMatch, PageHash, page_hashes
 from tandem.core.layout import KvLayout, mismatches
 from tandem.core.placement import DEFAULT_UNIFIED_MAX_PROMPT_TOKENS, teams_for
-from tandem.core.policies import DEFAULT_LOAD_CAP, DEFAULT_PREFIX_TOKENS, Candidate, PolicyName, Turn, choose
+from tandem.core.policies import (
+    BY_HELD_PAGES,
+    DEFAULT_LOAD_CAP,
+    DEFAULT_PREFIX_TOKENS,
+    Candidate,
+    PolicyName,
+    Turn,
+    choose,
+)
 from tandem.core.retry_budget import BudgetSettings, RetryBudget
 from tandem.gateway.attempt import Attempt, Worker
 from tandem.gateway.calls import Sequence
 from tandem.gateway.first_token import FirstToken
 from tandem.gateway.health import HealthBook
 from tandem.gateway.lone_attempt import LoneAttempt
-from tandem.gateway.request_trace import CANDIDATES, AttemptTrace, RouteTrace
+from tandem.gateway.request_trace import CANDIDATES, HELD_TOKENS, POLICIES, AttemptTrace, RouteTrace
 from tandem.gateway.resume import Told
 from tandem.gateway.rooms import RoomBook, RoomFacts
 from tandem.rpc.tracing import names
@@ -120,6 +129,27 @@ class Journey:
     """Of the session that the client named."""
 
 
+class Holders(Protocol):
+    """Who holds what of a prompt; see tandem.gateway.held_pages.HeldPages."""
+
+    def serve(self, policies: dict[Role, PolicyName]) -> None:
+        """Sets the policies that will ask."""
+
+    def match(self, pages: SequenceOf[PageHash]) -> KvMatch:
+        """Who holds how many of the first pages of a prompt."""
+
+
+class NobodyHolds:
+    """No worker is known to hold anything."""
+
+    def serve(self, policies: dict[Role, PolicyName]) -> None:
+        """Nothing to prepare."""
+
+    def match(self, pages: SequenceOf[PageHash]) -> KvMatch:
+        """Nobody."""
+        return NOTHING_HELD
+
+
 @dataclass(frozen=True, slots=True)
 class _Wish:
     """What one attempt wants of its workers."""
@@ -131,7 +161,27 @@ class _Wish:
     """Tokens of the prompt that are still to be computed, as far as the gateway knows: all of them."""
     session: AffinityKey
     prefix: AffinityKey
+    ids: SequenceOf[int]
+    _pages: dict[int, list[PageHash]] = field(default_factory=dict)
 
+    def pages(self, page_size: int) -> list[PageHash]:
+        """The prompt's pages; hashed once, and only where a policy asks."""
+        if page_size not in self._pages:
+            self._pages[page_size] = page_hashes(self.ids, page_size)
+        return self._pages[page_size]
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """A worker, and what of the prompt it is known to hold."""
+
+    worker: RoutableWorker
+    policy: PolicyName
+    held_tokens: int
+
+
+_Choices = Mapping[Role, _Choice]
+"""For one room: of each role of a pair, or a unified one."""
 
 Team = Mapping[Role, RoutableWorker]
 """Who serves one room: a worker of each role of a pair, or a unified one."""
@@ -169,10 +219,13 @@ class Router:
         on_picked: Callable[[float], None] = lambda _: None,
         rooms: RoomBook | None = None,
         health: HealthBook | None = None,
+        holders: Holders | None = None,
+        on_held: Callable[[Role, int], None] = lambda *_: None,
     ) -> None:
         """on_no_budget: hears of each failed attempt that the retry budget leaves as it is. on_picked: gets the seconds
         that an attempt has waited for workers. rooms: where those that run are noted.
-        health: who is trusted, and hears how rooms end."""
+        health: who is trusted, and hears how rooms end. holders: who holds what. on_held: gets the tokens of each
+        prompt that the chosen worker of a role is known to hold."""
         self._workers = workers
         self._settings = settings
         self._choosers = {role: _Chooser(policies[role]) for role in Role}
@@ -185,6 +238,9 @@ class Router:
         self._on_picked = on_picked
         self._rooms = rooms or RoomBook()
         self._health = health or HealthBook()
+        self._holders = holders or NobodyHolds()
+        self._on_held = on_held
+        self._holders.serve(self.policies)
 
     @property
     def policies(self) -> dict[Role, PolicyName]:
@@ -195,6 +251,7 @@ class Router:
         """Takes another policy from now on, for one role or for all."""
         for each in Role if role is None else (role,):
             self._choosers[each].policy = policy
+        self._holders.serve(self.policies)
 
     def breaker_of(self, life: WorkerLife) -> State:
         """How a worker is trusted."""
@@ -259,21 +316,25 @@ class Router:
         trace = RouteTrace(self._tracing, journey.span, sequence, len(avoid))
         prefix = key_of_prefix(sequence.input_ids, self._settings.prefix_tokens)
         try:
-            wish = _Wish(sequence.model, avoid, len(sequence.input_ids), journey.session, prefix)
-            team = await self._pick_in_time(wish)
+            wish = _Wish(sequence.model, avoid, len(sequence.input_ids), journey.session, prefix, sequence.input_ids)
+            choices = await self._pick_in_time(wish)
         except TandemError as error:
             trace.failed(error)
             raise
         except asyncio.CancelledError:
             trace.failed(TandemError(ErrorReason.CANCELLED, "The request ended while it waited for workers."))
             raise
-        generates = Role.UNIFIED if Role.UNIFIED in team else Role.DECODE
-        facts: dict[str, Value] = {names.POLICY: self._choosers[generates].policy.value}
-        facts |= {CANDIDATES[role]: len(self._workers.sessions(role, sequence.model)) for role in team}
-        trace.chose({role: worker.life for role, worker in team.items()}, facts)
-        return team
+        facts: dict[str, Value] = {}
+        for role, choice in choices.items():
+            facts[CANDIDATES[role]] = len(self._workers.sessions(role, sequence.model))
+            facts[POLICIES[role]] = choice.policy.value
+            if choice.policy in BY_HELD_PAGES:
+                facts[HELD_TOKENS[role]] = choice.held_tokens
+                self._on_held(role, choice.held_tokens)
+        trace.chose({role: choice.worker.life for role, choice in choices.items()}, facts)
+        return {role: choice.worker for role, choice in choices.items()}
 
-    async def _pick_in_time(self, wish: _Wish) -> Team:
+    async def _pick_in_time(self, wish: _Wish) -> _Choices:
         """As `_pick`; but what failed an attempt, or came just before the first, may have hit every Session, so it
         waits for them a while.
         """
@@ -292,7 +353,7 @@ class Router:
                 async with asyncio.timeout_at(until):
                     await self._workers.wait_changed()
 
-    def _pick(self, wish: _Wish) -> Team:
+    def _pick(self, wish: _Wish) -> _Choices:
         """The best team that is whole; of workers that are trusted and have not failed the request, if there is one.
 
         Raises NO_WORKER.
@@ -310,11 +371,11 @@ class Router:
         lacking = next(empty, Role.DECODE)
         raise TandemError(ErrorReason.NO_WORKER, f"no {lacking.value} worker can take the request now")
 
-    def _alone(self, unified: SequenceOf[RoutableWorker], wish: _Wish, only_good: bool) -> Team | None:
-        worker = self._choose(Role.UNIFIED, unified, wish, only_good)
-        return None if worker is None else {Role.UNIFIED: worker}
+    def _alone(self, unified: SequenceOf[RoutableWorker], wish: _Wish, only_good: bool) -> _Choices | None:
+        choice = self._choose(Role.UNIFIED, unified, wish, only_good)
+        return None if choice is None else {Role.UNIFIED: choice}
 
-    def _pair(self, wish: _Wish, only_good: bool) -> Team | None:
+    def _pair(self, wish: _Wish, only_good: bool) -> _Choices | None:
         """A decode and a prefill worker whose layouts fit."""
         prefills = self._workers.sessions(Role.PREFILL, wish.model)
         decodes = self._workers.sessions(Role.DECODE, wish.model)
@@ -322,13 +383,11 @@ class Router:
         decode = self._choose(Role.DECODE, decodes, wish, only_good)
         if decode is None:
             return None
-        fitting = [p for p in prefills if _fit(decode.info.layout, p.info.layout)]
+        fitting = [p for p in prefills if _fit(decode.worker.info.layout, p.info.layout)]
         prefill = self._choose(Role.PREFILL, fitting, wish, only_good)
         return None if prefill is None else {Role.PREFILL: prefill, Role.DECODE: decode}
 
-    def _choose(
-        self, role: Role, workers: SequenceOf[RoutableWorker], wish: _Wish, only_good: bool
-    ) -> RoutableWorker | None:
+    def _choose(self, role: Role, workers: SequenceOf[RoutableWorker], wish: _Wish, only_good: bool) -> _Choice | None:
         """None if there is none. only_good: rather none than one that has failed the request or is not trusted."""
         by_life = {worker.life: worker for worker in workers}
         healthy = [life for life in by_life if self._health.takes(life)]
@@ -340,12 +399,16 @@ class Router:
             Candidate(life, by_life[life].in_flight, self._health.places(life, by_life[life].info.max_running))
             for life in lives
         ]
-        chooser = self._choosers[role]
+        chooser, held, page_size = self._choosers[role], NOTHING_HELD, 0
+        if workers and chooser.policy in BY_HELD_PAGES:
+            # Those that fit each other have pages of one size; of any others that there are, nothing is found.
+            page_size = workers[0].info.layout.page_size
+            held = self._holders.match(wish.pages(page_size))
         count, cap = chooser.counts[wish.model], self._settings.load_cap
-        turn = Turn(count, self._dice.bits(32), wish.session, wish.prefix, cap)
+        turn = Turn(count, self._dice.bits(32), wish.session, wish.prefix, cap, held)
         chosen = choose(chooser.policy, candidates, turn, role)
         chooser.chose(wish.model)
-        return by_life[chosen.life]
+        return _Choice(by_life[chosen.life], chooser.policy, held.pages_of(chosen.life) * page_size)
 
     def _submit(self, sequence: Sequence, journey: Journey, team: Team) -> session_pb2.Submit:
         room = room_from_random(self._dice.bits(63))

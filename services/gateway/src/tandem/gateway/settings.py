@@ -56,6 +56,12 @@ class GatewaySettings(Settings):
         le=1 << 20,
         description="prefix_hash: how many tokens of a prompt are its beginning",
     )
+    held_pages: int = Field(
+        default=1 << 20,
+        ge=0,
+        le=1 << 26,
+        description="cache_aware: most pages that are known of, over all workers; each takes some 200 bytes",
+    )
     breaker_failures: int = Field(
         default=5,
         ge=0,

@@ -235,7 +235,7 @@ class MockEngine:
             vocabulary = vocabularies.from_tokenizer(settings.tokenizer_path)
         else:
             vocabulary = vocabularies.built_in(settings.vocab)
-        keep = settings.prefix_cache if self._role is Role.PREFILL else settings.keep_prefixes
+        keep = {Role.PREFILL: settings.prefix_cache, Role.DECODE: settings.keep_prefixes}.get(self._role, False)
         leases = Leases(
             settings.pages, settings.metadata_rows, settings.page_size, settings.max_running, keep_prefixes=keep
         )

@@ -7,18 +7,20 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
 
 from tandem.core.errors import TandemError
 from tandem.core.ids import Nonce, RequestId, RoomId
+from tandem.core.kv_index import KvChange
+from tandem.core.kv_log import KvLog
 from tandem.engine.port import RankInfo, Ticket
 from tandem.engine.rank import open_rooms, reports, status, wire
 from tandem.engine.rank.agent import RankAgent, RankSetup, RoomReport
 from tandem.engine.rank.handles import ReceiverHandle, SenderHandle
-from tandem.rpc import convert
+from tandem.rpc import convert, held_pages
 from tandem.rpc.client import open_channel
 from tandem.v1 import rank_pb2, rank_pb2_grpc
 
@@ -35,6 +37,7 @@ class ThreadedRank:
         self._setup = setup
         self._hub_address = hub_address
         self._gauges = gauges
+        self._held = KvLog(held_pages.MAX_HELD_PAGES)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._agent: RankAgent | None = None
         self._stop: asyncio.Event | None = None
@@ -71,6 +74,14 @@ class ThreadedRank:
         self._post(self._live_agent().attach, handle)
         return handle
 
+    def tell_held(self, changes: Sequence[KvChange]) -> None:
+        """What has changed in the engine's prefix cache; their numbers do not count."""
+        self._post(self._note_held, changes)
+
+    def _note_held(self, changes: Sequence[KvChange]) -> None:
+        for change in changes:
+            self._held.apply(change)
+
     def _live_agent(self) -> RankAgent:
         assert self._agent is not None, "start() comes first"
         return self._agent
@@ -93,7 +104,7 @@ class ThreadedRank:
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
-        attachment = _Attachment(self._setup, self._gauges)
+        attachment = _Attachment(self._setup, self._gauges, self._held)
         self._agent = attachment.agent
         try:
             async with open_channel(self._hub_address) as channel:
@@ -130,10 +141,13 @@ def _why_lost(ended: set[asyncio.Task[Any]]) -> str:
 class _Attachment:
     """The rank's end of RankHubService.Attach."""
 
-    def __init__(self, setup: RankSetup, gauges: Callable[[], status.Gauges]) -> None:
+    def __init__(self, setup: RankSetup, gauges: Callable[[], status.Gauges], held: KvLog) -> None:
         self.agent = RankAgent(setup, on_room_ended=self._room_ended)
         self._gauges = gauges
-        self._outbox: asyncio.Queue[rank_pb2.AttachRequest] = asyncio.Queue()
+        self._outbox: asyncio.Queue[rank_pb2.AttachRequest | None] = asyncio.Queue()
+        """None stands for what has changed in the prefix cache; it is looked at when its turn comes."""
+        self._held_waits = False
+        self._held = held.follow(self._held_changed)
 
     def hello(self, info: RankInfo) -> rank_pb2.AttachRequest:
         """Who this rank is."""
@@ -148,7 +162,18 @@ class _Attachment:
     async def write(self, call: Any) -> None:
         """Writes what the rank has to say. The outbox is bounded by what it answers: tickets, rooms and polls."""
         while True:
-            await call.write(await self._outbox.get())
+            message = await self._outbox.get()
+            if message is not None:
+                await call.write(message)
+                continue
+            self._held_waits = False
+            while (change := self._held.take(held_pages.PAGES_PER_MESSAGE)) is not None:
+                await call.write(rank_pb2.AttachRequest(held_pages=held_pages.to_proto(change)))
+
+    def _held_changed(self) -> None:
+        if not self._held_waits:
+            self._held_waits = True
+            self._outbox.put_nowait(None)
 
     async def read(self, call: Any) -> None:
         """Carries out what the service asks, until it hangs up."""

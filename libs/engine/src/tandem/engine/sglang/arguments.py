@@ -70,6 +70,8 @@ class SglangOptions:
     """Decode keeps the KV of sequences that have ended, and gets the rest of prompts only."""
     threads_per_rank: int = 0
     """CPU threads of each rank; 0 = half of the cores that this process may use, shared among the ranks."""
+    kv_events: bool = True
+    """Whether SGLang says what its prefix cache holds."""
     log_level: str = "warning"
     engine_args: tuple[str, ...] = ()
     """Any other server argument of SGLang, "key=value" each."""
@@ -102,6 +104,8 @@ def server_args(
     args = {name: value for name, value in args.items() if value is not None}
     if options.keep_prefixes and role is Role.DECODE:
         args["disaggregation_decode_enable_radix_cache"] = True
+    if options.kv_events:
+        args["kv_events_config"] = json.dumps({"publisher": "tandem"})
     if cpu:
         args = {**cpu_defaults(options, role, memory_bytes), **args}
     ours = {

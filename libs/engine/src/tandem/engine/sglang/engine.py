@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import RankId, Role, RoomId, WorkerLife
+from tandem.core.kv_log import KvLog
 from tandem.core.room.events import Why
 from tandem.engine.hub import RankHub
 from tandem.engine.port import (
@@ -111,6 +112,11 @@ class SglangEngine:
     def on_room_traced(self, sink: RoomTraceSink) -> None:
         """Sets who takes the ranks' traces of rooms, before `start`."""
         self._on_room_traced = sink
+
+    @property
+    def held_pages(self) -> KvLog:
+        """What SGLang's prefix cache holds, as far as it says."""
+        return self._started_hub().held_pages
 
     def identify(self, life: WorkerLife) -> None:
         """Tells the ranks who they are."""

@@ -111,13 +111,26 @@ def after_step(result: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:
         running, waiting = len(scheduler.running_batch.reqs), waiting_rooms(scheduler)
         pools = pools_of(scheduler) + state_pools_of(scheduler, state_names(manager.kv_args))
         manager.gauges = Gauges(pools, running, waiting)
+        tell_held(scheduler, manager)
+
+
+def tell_held(scheduler: Any, manager: TandemKVManager) -> None:
+    """Passes on what has changed in the prefix cache, if SGLang was told to say."""
+    from tandem.engine.sglang import kv_events
+
+    publisher = scheduler.kv_events_publisher.kv_event_publisher
+    if isinstance(publisher, kv_events.TandemPublisher) and (changes := publisher.take()):
+        manager.rank.tell_held(changes)
 
 
 def nap(result: Any, scheduler: Any) -> None:
-    """After an idle step: if rooms wait for the network, sleep until one changes or a request comes."""
+    """After an idle step: tells what is cached. If rooms wait for the network, sleeps until one changes or a request
+    comes.
+    """
     manager = manager_of(scheduler)
     if manager is None:
         return
+    tell_held(scheduler, manager)
     sleeper = scheduler.idle_sleeper
     if sleeper is not None:
         if manager.sleeper is not sleeper:

@@ -25,6 +25,8 @@ def register() -> None:
     from sglang.srt.disaggregation.utils import TransferBackend
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
+    from tandem.engine.sglang import kv_events
+
     if BACKEND in TransferBackend._value2member_map_:
         return
     # What a rank says of its links and rooms is worth more than SGLang's own level lets through.
@@ -32,6 +34,7 @@ def register() -> None:
     if BACKEND not in DISAGG_TRANSFER_BACKEND_CHOICES:
         add_disagg_transfer_backend_choices([BACKEND])
     add_member(TransferBackend, BACKEND.upper(), BACKEND)
+    kv_events.register()
     for target, hook, kind in wraps():
         HookRegistry.register(target, hook, HookType[kind])
 

@@ -29,6 +29,9 @@ class SglangSettings(Settings, env_prefix="TANDEM_SGLANG_"):
         "as one of them did only the rest is moved",
     )
     threads_per_rank: int = Field(default=0, ge=0, le=1_024, description="CPU threads of each rank")
+    kv_events: bool = Field(
+        default=True, description="whether a worker knows what its prefix cache holds, which cache_aware goes by"
+    )
     log_level: str = Field(default="warning", description="log level of SGLang itself")
     engine_args: tuple[str, ...] = Field(
         default=(), description='any other server argument of SGLang: a JSON list of "key=value"'
@@ -50,6 +53,7 @@ class SglangSettings(Settings, env_prefix="TANDEM_SGLANG_"):
             max_total_tokens=self.max_total_tokens or None,
             keep_prefixes=self.keep_prefixes,
             threads_per_rank=self.threads_per_rank,
+            kv_events=self.kv_events,
             log_level=self.log_level,
             engine_args=self.engine_args,
             start_timeout_ms=self.start_timeout_ms,

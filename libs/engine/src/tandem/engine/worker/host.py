@@ -16,6 +16,7 @@ from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import Incarnation, RankId, Role, RoomId, WorkerId, WorkerLife
 from tandem.engine.port import Engine, EngineFacts
 from tandem.engine.rank import open_rooms, status, wire
+from tandem.engine.worker.held_pages import HeldPagesFeeds
 from tandem.engine.worker.leg_trace import LegTraces
 from tandem.engine.worker.progress import ProgressWatch, cpu_ticks
 from tandem.engine.worker.session import Session
@@ -68,6 +69,7 @@ class WorkerHost:
         self._serving = False
         """Whether the engine runs and the worker has registered."""
         self._sessions = 0
+        self._feeds = HeldPagesFeeds(settings.max_sessions)
         self._open_rooms = 0
         self._submitted = 0
         self._idle = asyncio.Event()
@@ -294,6 +296,13 @@ class WorkerHost:
         message.submitted = self._submitted
         message.draining = self.draining
         return session_pb2.GetStatusResponse(status=message)
+
+    async def watch_held_pages(self) -> AsyncIterator[session_pb2.HeldPagesChange]:
+        """What the prefix cache holds, and what changes."""
+        if not self.life.incarnation:
+            raise TandemError(ErrorReason.DRAINING, f"worker {self.life.worker_id} is still starting")
+        async for change in self._feeds.follow(self.engine.held_pages):
+            yield change
 
     async def list_rooms(self, request: session_pb2.ListRankRoomsRequest) -> session_pb2.ListRankRoomsResponse:
         """The open rooms of every rank, the oldest first."""

@@ -31,6 +31,10 @@ What the gateway takes and what it refuses, field by field. The same is served a
 - With keys ([security/access.md](security/access.md)) send `Authorization: Bearer <key>` or `x-api-key: <key>`.
 - The header `X-Session-Id` names the session of a request, for policies that keep one on its worker
   ([routing.md](routing.md)).
+- The header `X-Request-Timeout` gives a request that generates its time in seconds, `X-Request-Priority` its class:
+  `high`, `normal` or `low` ([admission.md](admission.md)).
+- 429 and 503 have the header `Retry-After`, in seconds. Where a key has limits per minute, answers have OpenAI's
+  headers `x-ratelimit-limit-requests`, `x-ratelimit-remaining-tokens` and so on.
 - Bounds that settings move are shown with their defaults: `TANDEM_GATEWAY_MAX_N`, `TANDEM_GATEWAY_MAX_BATCH`,
   `TANDEM_GATEWAY_MAX_TOKENIZE_SIZE`; a body has `TANDEM_GATEWAY_MAX_BODY_BYTES` at most ([settings.md](settings.md)).
 - `n` answers and prompts of a list are rooms of their own: they are streamed as they come, each with its `index`; their

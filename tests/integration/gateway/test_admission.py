@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import httpx
 
@@ -25,9 +26,14 @@ class Gate:
         await count_up(submit, send)
 
 
+def by(key: str, name: str = "") -> dict[str, str]:
+    """Headers of a request."""
+    return {"Authorization": f"Bearer {key}", "X-Request-Id": name or key}
+
+
 async def metric(now: Cluster, line: str) -> float:
     """The value of one line of /metrics."""
-    text = (await now.http.get("/metrics")).text
+    text = (await now.http.get("/metrics", headers=by("one"))).text
     found = [one for one in text.splitlines() if one.startswith(f"{line} ")]
     return float(found[0].rpartition(" ")[2]) if found else 0.0
 
@@ -41,6 +47,16 @@ async def until(now: Cluster, line: str, value: float) -> None:
     raise AssertionError(f"{line} is {await metric(now, line)}, not {value}")
 
 
+TENANTS = """
+[tenants.key-1]
+weight = 1
+
+[tenants.key-2]
+weight = 3
+
+[tenants.key-3]
+requests_per_min = 3
+"""
 WAITING = 'tandem_gateway_waiting{class="normal"}'
 
 
@@ -94,3 +110,41 @@ async def test_a_timeout_of_the_header_ends_both_legs() -> None:
         assert late.status_code == 504
         assert 1 <= now.decodes[0].submits[0].timeout_ms <= 1000
         await now.decodes[0].wait_until(lambda worker: len(worker.cancels) == 1)
+
+
+async def test_a_flood_of_one_tenant_leaves_the_other_its_share(tmp_path: Path) -> None:
+    file, gate = tmp_path / "tenants.toml", Gate()
+    file.write_text(TENANTS, encoding="utf-8")
+    settings = {"api_keys": ("one", "two", "three"), "tenants_file": file, "max_concurrent": 2}
+    async with cluster(decode=[gate.decode], **settings) as now, asyncio.TaskGroup() as group:
+        post = now.http.post
+        flood = [
+            group.create_task(post("/v1/completions", json=PROMPT, headers=by("one", f"one-{place}")))
+            for place in range(40)
+        ]
+        await until(now, WAITING, 38)
+        others = [
+            group.create_task(post("/v1/completions", json=PROMPT, headers=by("two", f"two-{place}")))
+            for place in range(24)
+        ]
+        await until(now, WAITING, 62)
+        gate.open.set()
+        assert {(await answer).status_code for answer in [*flood, *others]} == {200}
+    order = [submit.request_id.partition("-")[0] for submit in now.decodes[0].submits]
+    turns = order[2:30]
+    assert turns.count("two") == 21, "of those that came later, three of four"
+    assert order.index("two") <= 3
+
+
+async def test_limits_per_minute_hold_over_sockets(tmp_path: Path) -> None:
+    file = tmp_path / "tenants.toml"
+    file.write_text(TENANTS, encoding="utf-8")
+    async with cluster(api_keys=("one", "two", "three"), tenants_file=file) as now:
+        answers = [await now.http.post("/v1/completions", json=PROMPT, headers=by("three")) for _ in range(4)]
+        assert [answer.status_code for answer in answers[:3]] == [200] * 3
+        free = await now.http.post("/v1/completions", json=PROMPT, headers=by("one"))
+        assert free.status_code == 200
+    assert answers[2].headers["x-ratelimit-limit-requests"] == "3"
+    if answers[3].status_code != 200:  # a machine that took 20 s for three requests has a place for the fourth
+        assert answers[3].status_code == 429
+        assert 1 <= int(answers[3].headers["retry-after"]) <= 20

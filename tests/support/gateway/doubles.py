@@ -26,6 +26,7 @@ from tandem.gateway.router import Router, RouterSettings
 from tandem.gateway.sessions import Leg
 from tandem.gateway.slots import Slots
 from tandem.gateway.speech import Parsers
+from tandem.gateway.tenants import Tenants
 from tandem.gateway.token_endpoints import TokenEndpoints
 from tandem.gateway.tokenizer import PromptTokenizer
 from tandem.gateway.waiting_room import WaitingRoom
@@ -214,6 +215,7 @@ class AppLimits:
 
     max_concurrent: int = 8
     max_queued: int = 0
+    tenants: Tenants = field(default_factory=Tenants)
     max_body_bytes: int = 4096
     keys: KeyRing = field(default_factory=KeyRing)
     max_tokenize_size: int = 300
@@ -234,6 +236,7 @@ def http_client(workers: NotingWorkers, limits: AppLimits | None = None) -> http
         router_of(workers, policy=limits.policy),
         Slots(64),
         WaitingRoom(QueueLimits(limits.max_concurrent, limits.max_queued), counted, untraced()),
+        limits.tenants,
         counted,
         GenerationLimits(limits.max_body_bytes, 60_000, 1000, 1),
         untraced(),

@@ -35,6 +35,8 @@ class ErrorReason(Enum):
     NO_WORKER = "NO_WORKER"
     NO_TOKENIZER = "NO_TOKENIZER"
     OVERLOADED = "OVERLOADED"
+    RATE_LIMITED = "RATE_LIMITED"
+    QUOTA_EXCEEDED = "QUOTA_EXCEEDED"
     POOL_EXHAUSTED = "POOL_EXHAUSTED"
     DRAINING = "DRAINING"
     PEER_LOST = "PEER_LOST"
@@ -96,6 +98,12 @@ CATALOGUE: Final[dict[ErrorReason, ErrorSpec]] = {
         "FAILED_PRECONDITION", 503, False, "The gateway has no tokenizer for the model."
     ),
     ErrorReason.OVERLOADED: ErrorSpec("RESOURCE_EXHAUSTED", 429, True, "Too many requests at the moment."),
+    ErrorReason.RATE_LIMITED: ErrorSpec(
+        "RESOURCE_EXHAUSTED", 429, False, "The key has used what it may use per minute."
+    ),
+    ErrorReason.QUOTA_EXCEEDED: ErrorSpec(
+        "RESOURCE_EXHAUSTED", 429, False, "The key has used what it may use per day."
+    ),
     ErrorReason.POOL_EXHAUSTED: ErrorSpec("RESOURCE_EXHAUSTED", 503, True, "No KV pages are free at the moment."),
     ErrorReason.DRAINING: ErrorSpec("UNAVAILABLE", 503, True, "The worker is shutting down."),
     ErrorReason.PEER_LOST: ErrorSpec("UNAVAILABLE", 502, True, "A worker was lost."),

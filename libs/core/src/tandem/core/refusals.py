@@ -18,6 +18,12 @@ class Refusal(Enum):
     """It would get its turn after its deadline."""
     EXPIRED = "expired"
     """Its deadline came while it waited."""
+    REQUESTS = "requests"
+    """Its tenant's requests per minute."""
+    TOKENS = "tokens"
+    """Its tenant's tokens per minute."""
+    QUOTA = "quota"
+    """Its tenant's tokens per day."""
 
 
 class Refused(TandemError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from tandem.core.fair_queue import Priority
 from tandem.gateway import messages_schema, sampling
 from tandem.gateway.chat_schema import EFFORTS, MAX_MESSAGES, MOST_EFFORT, RESERVED_TEMPLATE_OPTIONS, ROLES
 from tandem.gateway.fields import Unsupported
@@ -295,6 +296,10 @@ def _openai_common(limits: SchemaLimits) -> Fields:
             _string(0, MAX_SESSION),
         ),
         "user": _field("The same, where `prompt_cache_key` is not given.", _string(0, MAX_SESSION)),
+        "priority": _field(
+            "Class of priority, at most that of the key; the header `X-Request-Priority` goes before it.",
+            {"type": "string", "enum": [*(one.value for one in Priority), None]},
+        ),
         **dict.fromkeys(("metadata", "store", "service_tier", "safety_identifier"), _UNUSED),
     }
 

@@ -46,6 +46,7 @@ from tandem.gateway.router import Router, RouterSettings
 from tandem.gateway.settings import STATUS_INTERVAL_MS, GatewaySettings
 from tandem.gateway.slots import Slots
 from tandem.gateway.speech import Parsers
+from tandem.gateway.tenants import Tenants
 from tandem.gateway.token_endpoints import TokenEndpoints
 from tandem.gateway.tokenizer import Encoder, HuggingFaceEncoder, PromptTokenizer
 from tandem.gateway.tokenizers import TokenizerPaths, Tokenizers, loader
@@ -245,6 +246,7 @@ class Gateway:
             router=router,
             reading=Slots(settings.max_concurrent + settings.max_queued),
             room=room,
+            tenants=Tenants(settings.tenants_file),
             metrics=counted,
             limits=GenerationLimits(
                 settings.max_body_bytes,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
+from tandem.core.fair_queue import Priority
 from tandem.gateway.speech import Hearing, TemplateOptions
 from tandem.gateway.tools import Tool, ToolCall
 from tandem.v1 import session_pb2
@@ -118,6 +119,8 @@ class GenerateCall:
     """What the body names the session by; empty if it does not."""
     hearing: Hearing | None = None
     """How answers are taken apart; None: they are text."""
+    priority: Priority | None = None
+    """The class that the body asks for."""
     single: bool = True
     """/generate: False if the answer is a list even where it holds one element."""
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from opentelemetry.trace import INVALID_SPAN, Span
@@ -16,10 +16,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import RequestId
-from tandem.gateway.deadlines import HEADER
 from tandem.gateway.gateway_metrics import GatewayMetrics
 from tandem.gateway.keys import KeyRing
 from tandem.gateway.problems import ErrorShape, problem_of, shape_of
+from tandem.gateway.wishes import PRIORITY_HEADER, TIMEOUT_HEADER
 from tandem.rpc import logs
 from tandem.rpc.telemetry import TRACEPARENT_KEY, TRACESTATE_KEY
 from tandem.rpc.tracing import names
@@ -44,6 +44,12 @@ class Visit:
     """What the headers name the session by, of any length; empty if they do not."""
     timeout: str = ""
     """What they say of the time that the request may take; empty if they do not."""
+    priority: str | None = None
+    """What they say of its class of priority."""
+    owner: str = ""
+    """Name of the key that it came with; empty where none is needed."""
+    headers: dict[str, str] = field(default_factory=dict)
+    """Headers of the answer, whatever it is; endpoints add theirs."""
 
 
 def visit_of(scope: Scope) -> Visit:
@@ -98,10 +104,13 @@ class Front:
                 headers["X-Request-Id"] = visit.request_id
                 if traceparent:
                     headers[TRACEPARENT_KEY] = traceparent
+                for name, value in visit.headers.items():
+                    headers[name] = value
             await send(message)
 
         try:
-            self._authorize(scope)
+            if owner := self._owner(scope):
+                scope[_KEY] = replace(visit, owner=owner)
             await self._app(scope, receive, send_named)
         except TandemError as error:
             # Endpoints let errors out only where no response has begun.
@@ -138,12 +147,19 @@ class Front:
                 },
             )
         endpoint = path if path in self._endpoints else "other"
-        return Visit(request_id, span, endpoint, headers.get("x-session-id", ""), headers.get(HEADER, ""))
+        return Visit(
+            request_id,
+            span,
+            endpoint,
+            headers.get("x-session-id", ""),
+            headers.get(TIMEOUT_HEADER, ""),
+            headers.get(PRIORITY_HEADER),
+        )
 
-    def _authorize(self, scope: Scope) -> None:
-        """Raises UNAUTHENTICATED if the request needs a key and has none that is valid."""
+    def _owner(self, scope: Scope) -> str:
+        """The name of a request's key, empty where it needs none. Raises UNAUTHENTICATED without a valid one."""
         if self._keys.open or scope["path"] in self._open_paths:
-            return
+            return ""
         headers = Headers(scope=scope)
         kind, _, given = headers.get("authorization", "").partition(" ")
         if kind.lower() != "bearer":
@@ -156,6 +172,7 @@ class Front:
                 ErrorReason.UNAUTHENTICATED, "Send 'Authorization: Bearer <key>' with a key that this gateway knows."
             )
         log.debug("%s by the key %s", scope["path"], owner)
+        return owner
 
 
 def problem_response(error: TandemError, retry_after_s: int = 1, shape: ErrorShape = ErrorShape.OPENAI) -> Response:

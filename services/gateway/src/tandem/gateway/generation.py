@@ -19,10 +19,10 @@ from tandem.core.affinity import key_of_text
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.fair_queue import Ask
 from tandem.core.refusals import Refused
+from tandem.core.tenants import Account
 from tandem.gateway.bodies import read_body
 from tandem.gateway.calls import Api, GenerateCall, Sequence
 from tandem.gateway.chat_answers import HeardChatAnswer
-from tandem.gateway.deadlines import timeout_s
 from tandem.gateway.fields import parse_object
 from tandem.gateway.front import Visit, visit_of
 from tandem.gateway.gateway_metrics import GatewayMetrics, Stopwatch
@@ -36,8 +36,10 @@ from tandem.gateway.request_trace import note_answers, note_call, note_prompts
 from tandem.gateway.router import Journey, Router
 from tandem.gateway.slots import Slots
 from tandem.gateway.speech import Parsers
+from tandem.gateway.tenants import Bill, Tenants
 from tandem.gateway.transcript import Transcript
 from tandem.gateway.waiting_room import WaitingRoom
+from tandem.gateway.wishes import PRIORITY_HEADER, priority_of, timeout_s
 from tandem.rpc.tracing import names
 from tandem.rpc.tracing.provider import Tracing, fail
 
@@ -81,6 +83,7 @@ class Works:
     reading: Slots
     """Requests that have no place yet and do not wait for one: their bodies are read and tokenized."""
     room: WaitingRoom
+    tenants: Tenants
     metrics: GatewayMetrics
     limits: GenerationLimits
     tracing: Tracing
@@ -98,6 +101,8 @@ class _Request:
     reply: Reply
     deadline: float
     """In the loop's seconds."""
+    account: Account
+    """Of its tenant."""
 
 
 class GenerationEndpoint:
@@ -114,14 +119,17 @@ class GenerationEndpoint:
         watch = Stopwatch(self._works.metrics, visit.endpoint)
         given_s = timeout_s(visit.timeout, self._works.limits.request_timeout_ms / 1000)
         deadline = asyncio.get_running_loop().time() + given_s
+        account = self._works.tenants.account_of(visit.owner)
         try:
+            self._works.tenants.count_request(account)
             with ExitStack() as reading:
                 reading.enter_context(self._works.reading.holding())
                 call = await self._read(scope, receive, visit)
-                request = _Request(call, visit, watch, Reply(send), deadline)
+                request = _Request(call, visit, watch, Reply(send), deadline, account)
                 await unless_gone(receive, self._answer(request, reading))
         except Refused as refused:
             self._works.metrics.count_refusal(refused.refusal)
+            visit.headers.update(self._works.tenants.headers(account))
             raise
 
     async def _read(self, scope: Scope, receive: Receive, visit: Visit) -> GenerateCall:
@@ -143,8 +151,7 @@ class GenerationEndpoint:
                 prompts = [one for one in sequences if not one.choice]
                 request.watch.prepared(sequences[0].model, sum(len(one.input_ids) for one in prompts))
                 reading.close()
-                async with self._works.room.place(_ask(sequences, request.deadline), visit.span):
-                    await self._generate(request, sequences)
+                await self._admitted(request, sequences)
         except TimeoutError:
             raise TandemError(ErrorReason.CANCELLED, "The client did not take its answer in time.") from None
         except TandemError as error:
@@ -156,7 +163,17 @@ class GenerationEndpoint:
             await reply.write(_broken_off(request.call.api, error, self._works.limits.retry_after_s), more=False)
         request.watch.ended()
 
-    async def _generate(self, request: _Request, sequences: tuple[Sequence, ...]) -> None:
+    async def _admitted(self, request: _Request, sequences: tuple[Sequence, ...]) -> None:
+        """Generates once the tenant may, and when it is the request's turn."""
+        works, visit, account = self._works, request.visit, request.account
+        account.tenant.require_model(sequences[0].model)
+        ask = _ask(request, sequences)
+        with works.tenants.charged(account, ask.cost) as bill:
+            visit.headers.update(works.tenants.headers(account))
+            async with works.room.place(ask, visit.span):
+                await self._generate(request, sequences, bill)
+
+    async def _generate(self, request: _Request, sequences: tuple[Sequence, ...], bill: Bill) -> None:
         call, visit, watch = request.call, request.visit, request.watch
         journey = Journey(visit.request_id, visit.span, request.deadline, key_of_text(visit.session or call.session))
         transcripts = [Transcript(sequence) for sequence in sequences]
@@ -165,6 +182,7 @@ class GenerationEndpoint:
             async with self._generating(sequences, journey) as mailbox:
                 await self._write(call, answer, transcripts, mailbox, request.reply, watch)
         finally:
+            bill.used = sum(len(one.sequence.input_ids) + one.completion_tokens for one in transcripts)
             note_answers(visit.span, transcripts, content=self._works.tracing.content)
             if watch.first_token_s is not None:
                 visit.span.set_attribute(names.TIME_TO_FIRST_CHUNK, watch.first_token_s)
@@ -257,10 +275,19 @@ class Reply:
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
 
-def _ask(sequences: SequenceOf[Sequence], deadline: float) -> Ask:
+def _ask(request: _Request, sequences: SequenceOf[Sequence]) -> Ask:
     """What a request wants of the waiting room."""
-    prompts = sum(len(one.input_ids) for one in sequences)
-    return Ask("", prompts + sum(one.sampling.max_new_tokens for one in sequences), len(sequences), deadline=deadline)
+    tenant = request.account.tenant
+    return Ask(
+        tenant.name,
+        sum(len(one.input_ids) + one.sampling.max_new_tokens for one in sequences),
+        len(sequences),
+        tenant.class_of(priority_of(request.visit.priority, PRIORITY_HEADER) or request.call.priority),
+        request.deadline,
+        tenant.weight,
+        tenant.max_concurrent,
+        sequences[0].model,
+    )
 
 
 def _broken_off(api: Api, error: TandemError, retry_after_s: int) -> bytes:

@@ -19,6 +19,7 @@ from tandem.gateway.sampling import (
 )
 from tandem.gateway.speech import Parsers
 from tandem.gateway.tool_schema import TOOL_FIELDS, read_tool_use
+from tandem.gateway.wishes import priority_of
 from tandem.v1 import session_pb2
 
 MAX_SESSION: Final = 4096
@@ -38,6 +39,7 @@ _COMMON: Final = SAMPLING_FIELDS | frozenset(
         "min_tokens",
         "user",
         "prompt_cache_key",
+        "priority",
         "metadata",
         "store",
         "service_tier",
@@ -193,6 +195,7 @@ def _call(api: Api, fields: Fields, items: tuple[Item, ...]) -> GenerateCall:
         stream=stream,
         include_usage=include_usage,
         session=_session(fields),
+        priority=priority_of(fields.text("priority", 1, 16), "priority"),
     )
 
 

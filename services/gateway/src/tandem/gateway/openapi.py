@@ -29,6 +29,10 @@ _REFUSAL: Final[Schema] = {
     "description": "Why it was not answered.",
     "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
 }
+_LATER: Final[Schema] = {
+    **_REFUSAL,
+    "headers": {"Retry-After": {"description": "Seconds after which to come back.", "schema": {"type": "integer"}}},
+}
 READ: Final = {
     "/v1/models": "The models that are served.",
     "/v1/models/{model}": "One of them.",
@@ -95,7 +99,11 @@ def _post(path: str, schema: Schema) -> dict[str, Any]:
     return {
         "summary": _SUMMARIES[path],
         "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
-        "responses": {"200": {"description": "The answer.", "content": answer}, "default": _REFUSAL},
+        "responses": {
+            "200": {"description": "The answer.", "content": answer},
+            **dict.fromkeys(("429", "503"), _LATER),
+            "default": _REFUSAL,
+        },
     }
 
 

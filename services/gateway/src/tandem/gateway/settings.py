@@ -91,6 +91,11 @@ class GatewaySettings(Settings):
         "read again when it changes",
     )
 
+    tenants_file: Annotated[Path | None, BeforeValidator(lambda given: given or None)] = Field(
+        default=None,
+        description="TOML file with what tenants may have: docs/admission.md; read again when it changes",
+    )
+
     request_timeout_ms: int = Field(
         default=600_000, ge=1, le=86_400_000, description="most time for a request; X-Request-Timeout may ask for less"
     )

@@ -16,6 +16,7 @@ import typer
 from tandem.cli import completion, operate
 from tandem.cli.bench_serve import command as bench_serve
 from tandem.cli.board import read_state
+from tandem.cli.calibrate import command as calibrate
 from tandem.cli.doctor import command as doctor
 from tandem.cli.plan import (
     MAX_WORKERS,
@@ -251,6 +252,7 @@ def sim_tell(story: Annotated[Path, typer.Argument(help="A file that `sim run --
 
 
 sim_serve.register(sim)
+calibrate.register(app)
 
 
 @bench.command("kv", context_settings=_FORWARD)

@@ -63,7 +63,7 @@ def serve(
     from tandem.cli.bench_serve.numbers import parse_slo
 
     limits = parse_slo(slo)
-    asking, target = _asking(url, api, model, vocabulary, eos)
+    asking, target = asking_of(url, api, model, vocabulary, eos)
     load = _load(options)
     result = _measured(target, asking, load, range(seed, seed + repeats), warm_up, limits, _settings(options))
     _keep(result, out, html, as_json)
@@ -107,7 +107,7 @@ def _text(path: Path) -> str:
         raise TandemError(ErrorReason.INVALID_ARGUMENT, f"{path} can't be read: {error}", field="file") from error
 
 
-def _asking(url: str, api: Api, model: str, vocabulary: int, eos: bool) -> tuple[Asking, Target]:
+def asking_of(url: str, api: Api, model: str, vocabulary: int, eos: bool) -> tuple[Asking, Target]:
     from tandem.cli import settings
     from tandem.cli.asking import GatewayClient
     from tandem.cli.bench_serve.apis import Asking

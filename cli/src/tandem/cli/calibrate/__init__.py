@@ -1,0 +1,1 @@
+"""`tandem calibrate`: what the engines and links of a running system cost, for `tandem sim serve`."""

@@ -5,34 +5,10 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any, Final
 
-from tandem.gateway import api_fields, generate_schema, messages_schema, openai_schema, token_schema
+from tandem.gateway import api_answers, api_fields, generate_schema, messages_schema, openai_schema, token_schema
 from tandem.gateway.api_fields import Schema, closed, refused
 from tandem.gateway.openai_schema import SchemaLimits
 
-_ERROR: Final[Schema] = {
-    "type": "object",
-    "properties": {
-        "error": {
-            "type": "object",
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"type": ["string", "null"], "description": "The field at fault."},
-                "code": {"type": "string", "description": "A reason of the error catalogue, in lower case."},
-            },
-            "required": ["message", "type", "param", "code"],
-        }
-    },
-    "required": ["error"],
-}
-_REFUSAL: Final[Schema] = {
-    "description": "Why it was not answered.",
-    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
-}
-_LATER: Final[Schema] = {
-    **_REFUSAL,
-    "headers": {"Retry-After": {"description": "Seconds after which to come back.", "schema": {"type": "integer"}}},
-}
 READ: Final = {
     "/v1/models": "The models that are served.",
     "/v1/models/{model}": "One of them.",
@@ -51,8 +27,8 @@ _SUMMARIES: Final = {
     "/v1/tokenize": "Turns texts or a chat into tokens.",
     "/v1/detokenize": "Turns tokens into text.",
 }
+_NAME: Final[Schema] = {"type": "string", "minLength": 1}
 _ALIASES: Final = {"/tokenize": "/v1/tokenize", "/detokenize": "/v1/detokenize"}
-_EVENTS: Final = frozenset(["/v1/chat/completions", "/v1/completions", "/generate", "/v1/messages"])
 
 
 def bodies(limits: SchemaLimits) -> dict[str, Schema]:
@@ -85,7 +61,7 @@ def document(limits: SchemaLimits) -> dict[str, Any]:
         "info": {"title": "Tandem", "version": version("tandem-gateway")},
         "paths": paths,
         "components": {
-            "schemas": {"Error": _ERROR},
+            "schemas": api_answers.COMPONENTS,
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{"key": []}, {}],
@@ -93,25 +69,15 @@ def document(limits: SchemaLimits) -> dict[str, Any]:
 
 
 def _post(path: str, schema: Schema) -> dict[str, Any]:
-    answer: dict[str, Any] = {"application/json": {"schema": {}}}
-    if path in _EVENTS:
-        answer["text/event-stream"] = {"schema": {"type": "string"}}
     return {
         "summary": _SUMMARIES[path],
         "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
-        "responses": {
-            "200": {"description": "The answer.", "content": answer},
-            **dict.fromkeys(("429", "503"), _LATER),
-            "default": _REFUSAL,
-        },
+        "responses": api_answers.responses(path, post=True),
     }
 
 
 def _get(path: str, summary: str) -> dict[str, Any]:
-    operation: dict[str, Any] = {
-        "summary": summary,
-        "responses": {"200": {"description": "The answer."}, "default": _REFUSAL},
-    }
+    operation: dict[str, Any] = {"summary": summary, "responses": api_answers.responses(path, post=False)}
     if "{model}" in path:
-        operation["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]
+        operation["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": _NAME}]
     return operation

@@ -211,6 +211,13 @@ class FakeWorker:
         yield session_pb2.WatchStatusResponse(status=status)
         await asyncio.Event().wait()
 
+    async def WatchHeldPages(  # noqa: N802
+        self, request: session_pb2.WatchHeldPagesRequest, context: _Context
+    ) -> AsyncIterator[session_pb2.WatchHeldPagesResponse]:
+        """Holds nothing, ever."""
+        await asyncio.Event().wait()
+        yield session_pb2.WatchHeldPagesResponse()
+
     async def Abort(self, request: session_pb2.AbortRequest, context: _Context) -> session_pb2.AbortResponse:  # noqa: N802
         """Knows no room."""
         return session_pb2.AbortResponse(found=False)

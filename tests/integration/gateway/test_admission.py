@@ -148,3 +148,14 @@ async def test_limits_per_minute_hold_over_sockets(tmp_path: Path) -> None:
     if answers[3].status_code != 200:  # a machine that took 20 s for three requests has a place for the fourth
         assert answers[3].status_code == 429
         assert 1 <= int(answers[3].headers["retry-after"]) <= 20
+
+
+async def test_decode_is_asked_for_no_more_tokens_than_its_pages_hold() -> None:
+    """The worker has 100 pages of 16 tokens."""
+    gate, large = Gate(), {**PROMPT, "max_tokens": 500}
+    async with cluster(decode=[gate.decode]) as now, asyncio.TaskGroup() as group:
+        answers = [group.create_task(now.http.post("/v1/completions", json=large)) for _ in range(5)]
+        await until(now, WAITING, 2)
+        await now.decodes[0].wait_until(lambda worker: len(worker.submits) == 3)
+        gate.open.set()
+        assert [(await answer).status_code for answer in answers] == [200] * 5

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.core.fair_queue import Ask, FairQueue, Priority, QueueLimits, State, Ticket
+from tandem.core.fair_queue import Ask, Boundless, FairQueue, Priority, QueueLimits, State, Ticket
 
 
 class Load:
@@ -136,7 +136,12 @@ def test_places_that_are_kept_for_one_are_not_given_to_who_comes_later() -> None
 
 def test_what_waits_for_one_pool_is_not_held_up_by_another() -> None:
     free = {"x": 0, "y": 10}
-    queue = FairQueue(QueueLimits(places=10, max_waiting=10, patience_s=1), lambda ask: free[ask.pool] >= ask.cost)
+
+    class Pools(Boundless):
+        def fits(self, ask: Ask) -> bool:
+            return free[ask.pool] >= ask.cost
+
+    queue = FairQueue(QueueLimits(places=10, max_waiting=10, patience_s=1), Pools())
     large = queue.offer(Ask("a", 5, pool="x"), 0)
     assert queue.pump(10) == queue.pump(20) == []
     assert queue.offer(Ask("b", 5, pool="y"), 20).state is State.GRANTED

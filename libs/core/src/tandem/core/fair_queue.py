@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.refusals import Refusal, Refused
@@ -67,6 +67,41 @@ class Ask:
     """Places that its tenant may have; 0 = all."""
     pool: str = ""
     """What besides places it needs: requests of one pool compete for the same, others do not."""
+    largest: int = 0
+    """Tokens of its largest sequence."""
+
+
+class Space(Protocol):
+    """What requests need besides a place."""
+
+    def require_possible(self, ask: Ask) -> None:
+        """Raises TandemError if there could never be enough of it."""
+
+    def fits(self, ask: Ask) -> bool:
+        """Whether there is enough of it now."""
+
+    def take(self, ask: Ask) -> None:
+        """A request has its place."""
+
+    def give(self, ask: Ask) -> None:
+        """It has ended."""
+
+
+class Boundless:
+    """Space without an end."""
+
+    def require_possible(self, ask: Ask) -> None:
+        """All is possible."""
+
+    def fits(self, ask: Ask) -> bool:
+        """It does."""
+        return True
+
+    def take(self, ask: Ask) -> None:
+        """Nothing is missed."""
+
+    def give(self, ask: Ask) -> None:
+        """Nothing is gained."""
 
 
 class State(Enum):
@@ -161,8 +196,8 @@ class _Holding:
 class FairQueue:
     """The queue and the places behind it."""
 
-    def __init__(self, limits: QueueLimits, fits: Callable[[Ask], bool] = lambda _: True) -> None:
-        """fits: whether there is now what a request needs besides a place, and takes nothing."""
+    def __init__(self, limits: QueueLimits, space: Space | None = None) -> None:
+        """space: what requests need besides places; without an end if None."""
         self.limits = limits
         self.used = 0
         """Places taken."""
@@ -171,7 +206,7 @@ class FairQueue:
         self.waiting_cost = 0
         """Tokens of those."""
         self.rate = ServiceRate()
-        self._fits = fits
+        self._space = space or Boundless()
         self._bands = {priority: _Band() for priority in Priority}
         self._turns: _Turns[Priority] = _Turns()
         self._running: dict[str, int] = {}
@@ -208,6 +243,7 @@ class FairQueue:
     def leave(self, ticket: Ticket, now: float) -> list[Ticket]:
         """A request has ended, or does not want to wait any more. Returns those that get a place by that."""
         if ticket.state is State.GRANTED:
+            self._space.give(ticket.ask)
             self.used -= ticket.ask.places
             left = self._running[ticket.ask.tenant] - ticket.ask.places
             if left:
@@ -264,6 +300,7 @@ class FairQueue:
                 " Split it over several requests.",
                 field="n",
             )
+        self._space.require_possible(ask)
 
     def _goes_at_once(self, ask: Ask) -> bool:
         """Whether it takes nothing from those that wait: none of them fits."""
@@ -276,7 +313,7 @@ class FairQueue:
         return not ask.most or self._running.get(ask.tenant, 0) + ask.places <= ask.most
 
     def _room_for(self, ask: Ask) -> bool:
-        return self.used + ask.places <= self.limits.places and self._fits(ask)
+        return self.used + ask.places <= self.limits.places and self._space.fits(ask)
 
     def _next(self, now: float) -> Ticket | None:
         """Whose turn it is."""
@@ -312,6 +349,7 @@ class FairQueue:
     def _grant(self, ticket: Ticket) -> None:
         ask = ticket.ask
         ticket.state = State.GRANTED
+        self._space.take(ask)
         self.used += ask.places
         self._running[ask.tenant] = self._running.get(ask.tenant, 0) + ask.places
         self._turns.served(ask.priority, ask.cost / CLASS_WEIGHTS[ask.priority])

@@ -16,6 +16,7 @@ from typing import Final, TypeVar
 import uvicorn
 
 from tandem.core.breaker import BreakerSettings
+from tandem.core.cluster import WorkerInfo
 from tandem.core.errors import TandemError
 from tandem.core.fair_queue import QueueLimits
 from tandem.core.ids import Role
@@ -31,6 +32,7 @@ from tandem.gateway.dashboard.feed import Feed
 from tandem.gateway.dashboard.recorder import Recorder
 from tandem.gateway.dashboard.roster import Roster
 from tandem.gateway.dashboard.traces import RecentTraces
+from tandem.gateway.decode_space import DecodeSpace
 from tandem.gateway.gateway_metrics import GatewayMetrics
 from tandem.gateway.generation import GenerationLimits, Works
 from tandem.gateway.health import HealthBook
@@ -140,7 +142,8 @@ class Gateway:
         self._admin.add(admin_pb2_grpc.add_AdminServiceServicer_to_server, servicer, "tandem.v1.AdminService")
         add_trace_service(self._admin, self._tracing)
         add_control(self._admin, Controlled("gateway", (settings, tls)))
-        room = self._waiting_room(counted)
+        self._space = DecodeSpace(self._decoding, settings.decode_commit)
+        self._room = room = self._waiting_room(counted)
         self._looking = TaskSupervisor(max_tasks=MAX_TRACES_ASKED)
         recent = RecentTraces(self._tracing.ring, traces.gather, self._looking.spawn)
         sources = Sources(clock, self._pool, rooms, recorder, roster, recent, self._missing, self._knows, room)
@@ -213,9 +216,14 @@ class Gateway:
             ),
             counted,
             self._tracing,
+            self._space,
         )
         counted.follow_waiting(room.waiting)
         return room
+
+    def _decoding(self, model: str) -> list[WorkerInfo]:
+        """Workers whose pages answers of a model live in."""
+        return [one.info for role in (Role.DECODE, Role.UNIFIED) for one in self._pool.sessions(role, model)]
 
     def _missing(self) -> str:
         """What keeps the gateway from being ready; empty if nothing does."""
@@ -232,6 +240,8 @@ class Gateway:
     async def _publish_readiness(self) -> None:
         while True:
             await self._admin.set_ready(not self._missing())
+            self._space.changed()
+            self._room.look_again()
             await self._pool.wait_changed()
 
     def _build_http(

@@ -287,6 +287,7 @@ def _ask(request: _Request, sequences: SequenceOf[Sequence]) -> Ask:
         tenant.weight,
         tenant.max_concurrent,
         sequences[0].model,
+        max(len(one.input_ids) + one.sampling.max_new_tokens for one in sequences),
     )
 
 

@@ -132,6 +132,13 @@ class GatewaySettings(Settings):
         le=1 << 40,
         description="tokens of the requests that wait: those of their prompts, and those that they may generate",
     )
+    decode_commit: float = Field(
+        default=1.0,
+        ge=0,
+        le=1000,
+        description="tokens that requests may need at the same time, as a multiple of what decode's KV pages hold; "
+        "who needs more waits. 0 = no bound",
+    )
     queue_patience_ms: int = Field(
         default=2000,
         ge=0,

@@ -10,7 +10,7 @@ from typing import Protocol
 from opentelemetry.trace import Span
 
 from tandem.core.errors import ErrorReason
-from tandem.core.fair_queue import Ask, FairQueue, Priority, QueueLimits, State, Ticket
+from tandem.core.fair_queue import Ask, FairQueue, Priority, QueueLimits, Space, State, Ticket
 from tandem.core.refusals import Refusal, Refused
 from tandem.rpc.tracing import names
 from tandem.rpc.tracing.provider import Tracing
@@ -29,8 +29,9 @@ class Watcher(Protocol):
 class WaitingRoom:
     """Requests in the order of their turns. One per gateway process, on one loop."""
 
-    def __init__(self, limits: QueueLimits, watcher: Watcher, tracing: Tracing) -> None:
-        self._queue = FairQueue(limits)
+    def __init__(self, limits: QueueLimits, watcher: Watcher, tracing: Tracing, space: Space | None = None) -> None:
+        """space: what requests need besides places."""
+        self._queue = FairQueue(limits, space)
         self._watcher = watcher
         self._tracing = tracing
         self._waiters: dict[Ticket, asyncio.Future[None]] = {}
@@ -48,6 +49,10 @@ class WaitingRoom:
     def waiting(self) -> dict[Priority, int]:
         """Requests that wait, by class."""
         return {priority: self._queue.waiting_of(priority) for priority in Priority}
+
+    def look_again(self) -> None:
+        """More may fit than before."""
+        self._let_in(self._queue.pump(asyncio.get_running_loop().time()))
 
     @asynccontextmanager
     async def place(self, ask: Ask, span: Span) -> AsyncIterator[None]:

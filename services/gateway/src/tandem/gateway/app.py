@@ -114,7 +114,6 @@ class Gateway:
         self._pool.follow(lambda: self._watcher.view, lambda: self._watcher.connected)
         counted.follow(self._pool.standings, lambda: self._watcher.connected)
         counted.follow_held(held.index)
-        counted.limit.set(settings.max_concurrent)
         self._lag = counted.lag
         self._tokenizers = Tokenizers(
             TokenizerPaths(settings.model_path, settings.tokenizers, self._pool.tokenizer_paths),
@@ -142,13 +141,12 @@ class Gateway:
         self._admin.add(admin_pb2_grpc.add_AdminServiceServicer_to_server, servicer, "tandem.v1.AdminService")
         add_trace_service(self._admin, self._tracing)
         add_control(self._admin, Controlled("gateway", (settings, tls)))
-        self._space = DecodeSpace(self._decoding, settings.decode_commit)
-        self._room = room = self._waiting_room(counted)
+        self._space, self._room = self._admission(counted)
         self._looking = TaskSupervisor(max_tasks=MAX_TRACES_ASKED)
         recent = RecentTraces(self._tracing.ring, traces.gather, self._looking.spawn)
-        sources = Sources(clock, self._pool, rooms, recorder, roster, recent, self._missing, self._knows, room)
+        sources = Sources(clock, self._pool, rooms, recorder, roster, recent, self._missing, self._knows, self._room)
         self._feed = Feed(Board(sources).encoded, clock, max_viewers=settings.dashboard_viewers)
-        self._http = self._build_http(router, metrics, counted, room, parsers)
+        self._http = self._build_http(router, metrics, counted, parsers)
         self._tasks = TaskSupervisor(on_crash=on_crash, max_tasks=3)
         self._serving: asyncio.Task[None] | None = None
         self._draining = False
@@ -205,8 +203,9 @@ class Gateway:
         counted.follow_breakers(lambda: [(i.role, health.state_of(i.life)) for i in self._pool.view.workers.values()])
         return health
 
-    def _waiting_room(self, counted: GatewayMetrics) -> WaitingRoom:
+    def _admission(self, counted: GatewayMetrics) -> tuple[DecodeSpace, WaitingRoom]:
         settings = self._settings
+        space = DecodeSpace(self._decoding, settings.decode_commit)
         room = WaitingRoom(
             QueueLimits(
                 settings.max_concurrent,
@@ -216,10 +215,11 @@ class Gateway:
             ),
             counted,
             self._tracing,
-            self._space,
+            space,
         )
+        counted.limit.set(settings.max_concurrent)
         counted.follow_waiting(room.waiting)
-        return room
+        return space, room
 
     def _decoding(self, model: str) -> list[WorkerInfo]:
         """Workers whose pages answers of a model live in."""
@@ -245,7 +245,7 @@ class Gateway:
             await self._pool.wait_changed()
 
     def _build_http(
-        self, router: Router, metrics: Metrics, counted: GatewayMetrics, room: WaitingRoom, parsers: Parsers | None
+        self, router: Router, metrics: Metrics, counted: GatewayMetrics, parsers: Parsers | None
     ) -> HttpServer:
         settings = self._settings
         fallback = settings.served_model_name or Path(settings.model_path).name
@@ -255,7 +255,7 @@ class Gateway:
             preparer=Preparer(catalog, self._tokenizers, default_max_tokens=settings.default_max_tokens),
             router=router,
             reading=Slots(settings.max_concurrent + settings.max_queued),
-            room=room,
+            room=self._room,
             tenants=Tenants(settings.tenants_file),
             metrics=counted,
             limits=GenerationLimits(

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.settings import environment
+from tests.support.system.command import tandem
 from tests.support.system.system import System, running_system
 
 
@@ -19,19 +17,6 @@ def system(folder: Path) -> Iterator[System]:
     """With the mock engine."""
     with running_system(folder, "--engine", "mock", "--model-name", "tiny") as running:
         yield running
-
-
-def tandem(system: System | None, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command in a shell that knows the system by its state file."""
-    state = str(system.folder / "state.json") if system else "no-such-folder/up.json"
-    return subprocess.run(
-        [sys.executable, "-m", "tandem.cli", *words],
-        env=environment(TANDEM_CLI_STATE_FILE=state, COLUMNS="250", **env),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
 
 
 def test_generate_says_the_same_streamed_and_whole(system: System) -> None:

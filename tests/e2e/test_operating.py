@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from tests.support.settings import environment
+from tests.support.system.command import tandem
 from tests.support.system.system import System, running_system
 
 SECRET = "open-sesame"
@@ -48,20 +49,6 @@ def slow(system: System) -> Iterator[Future[httpx.Response]]:
         if not asking.done():
             abort(system, decoding_room(system)["room"])
             asking.result(WAIT_S)
-
-
-def tandem(system: System | None, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command in a shell that knows the system by its state file."""
-    state = str(system.folder / "state.json") if system else "no-such-folder/up.json"
-    return subprocess.run(
-        [sys.executable, "-m", "tandem.cli", *words],
-        env=environment(**{"TANDEM_CLI_STATE_FILE": state, "COLUMNS": "200", **env}),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=WAIT_S,
-        check=False,
-    )
 
 
 def told(system: System, *words: str) -> Any:

@@ -3,8 +3,8 @@
 Two systems of real processes, one with --keep-prefixes and one without, each a prefill and a decode worker.
 Conversations take turns on both: every prompt is all that was said before and something new. Printed are, per turn, the
 KV bytes that moved, and medians over the conversations of the time to the first token, which prefill says before
-anything has to be there, and to the second, which decode says when all has landed; with the ratio of kept to not kept of
-the same conversation and turn, and its quartiles.
+anything has to be there, and to the second, which decode says when all has landed; with the ratio of kept to not kept
+of the same conversation and turn, and its quartiles.
 """
 
 from __future__ import annotations

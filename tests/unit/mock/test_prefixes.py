@@ -120,7 +120,10 @@ async def turn(pair: Pair, prompt: list[int], sampling: Sampling = SHORT) -> tup
     return room.decode.tokens, moved
 
 
-@pytest.mark.parametrize("changes", [{}, {"tp_size": 2}, {"chunk_tokens": 8}, {"layers_per_push": 1}])
+CHANGES = [{}, {"tp_size": 2}, {"chunk_tokens": 8}, {"layers_per_push": 1}, {"prefix_cache": True}]
+
+
+@pytest.mark.parametrize("changes", [*CHANGES, {"prefix_cache": True, "chunk_tokens": 8, "layers_per_push": 1}])
 async def test_turns_of_a_conversation_move_what_is_new(start_pair, changes: dict[str, int]) -> None:
     pair = await start_pair(keep_prefixes=True, **changes)
     oracle = oracle_of(pair.settings)

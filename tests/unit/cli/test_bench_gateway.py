@@ -21,14 +21,16 @@ def test_gaps_are_between_tokens_and_those_of_one_read_came_at_one_time() -> Non
 
 
 def test_an_outcome_counts_what_failed_apart() -> None:
-    outcome = Outcome.of([Answered(1, 200, [(2, 3)]), Answered(1, 503, [(9, 1)])], streamed=True)
-    assert (outcome.answers, outcome.failed, outcome.tokens, outcome.first_ms) == (1, 1, 3, [1000])
+    outcome = Outcome.of(
+        [Answered(1, 200, [(2, 3)]), Answered(1, 503, [(9, 3)]), Answered(1, 200, [(2, 2)])], tokens=3
+    )
+    assert (outcome.answers, outcome.failed, outcome.tokens, outcome.first_ms) == (1, 2, 3, [1000])
 
 
 def test_jobs_and_outcomes_survive_their_lines() -> None:
     job = Job(Kind.LEAVE, requests=3, leave_after_ms=0.5)
     assert Job.of_line(job.line()) == job
-    outcome = Outcome.of([Answered(1, 200, [(2, 1), (3, 1)])], streamed=True)
+    outcome = Outcome.of([Answered(1, 200, [(2, 1), (3, 1)])], tokens=2)
     assert Outcome.of_line(outcome.line()) == outcome
 
 

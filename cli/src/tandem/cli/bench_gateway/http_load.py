@@ -147,6 +147,7 @@ class HttpLoad:
                 "messages": [{"role": "user", "content": "word " * job.prompt_words}],
                 "max_tokens": job.tokens,
                 "temperature": 0,
+                "ignore_eos": True,
                 "stream": stream,
             }
         ).encode()
@@ -166,14 +167,14 @@ class HttpLoad:
             tasks.append(asyncio.create_task(self._ask(requests[number % 2])))
         answers = await asyncio.gather(*tasks)
         whole, streamed = answers[::2], answers[1::2]
-        return Outcome.of(whole, streamed=False).with_others(Outcome.of(streamed, streamed=True))
+        return Outcome.of(whole).with_others(Outcome.of(streamed, tokens=job.tokens))
 
     async def _streams(self, job: Job) -> Outcome:
         request = self._request(job, stream=True)
         clients = [await self._connect() for _ in range(job.connections)]
         answers = await asyncio.gather(*(client.ask(request) for client in clients))
         self._free += clients
-        return Outcome.of(answers, streamed=True)
+        return Outcome.of(answers, tokens=job.tokens)
 
     async def _whole(self, job: Job) -> Outcome:
         request, left = self._request(job, stream=False), deque(range(job.requests))
@@ -185,7 +186,7 @@ class HttpLoad:
                 answers.append(await self._ask(request))
 
         await asyncio.gather(*(one() for _ in range(job.connections)))
-        return Outcome.of(answers, streamed=False)
+        return Outcome.of(answers)
 
     async def _hold(self, job: Job) -> Outcome:
         request = self._request(job, stream=True)

@@ -10,7 +10,10 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
-from typing import Protocol
+from typing import Final, Protocol
+
+
+MOST_OF_THEM: Final = 0.9
 
 
 class Kind(Enum):
@@ -71,6 +74,11 @@ class Answered:
     """When a read brought some of the answer, and how many tokens."""
 
     @property
+    def tokens(self) -> int:
+        """Tokens that came, of a stream."""
+        return sum(tokens for _, tokens in self.reads)
+
+    @property
     def first_ms(self) -> float:
         """To the first read that brought something."""
         return (self.reads[0][0] - self.asked) * 1000
@@ -88,7 +96,7 @@ class Outcome:
 
     answers: int = 0
     failed: int = 0
-    """Answers with a status other than 200."""
+    """Answers with a status other than 200, and streams that ended too early."""
     tokens: int = 0
     reads: int = 0
     whole_ms: list[float] = field(default_factory=list)
@@ -115,15 +123,18 @@ class Outcome:
         return cls(**json.loads(line))
 
     @classmethod
-    def of(cls, answers: Iterable[Answered], *, streamed: bool) -> Outcome:
-        """From answers that were all streamed, or all whole."""
-        answers = list(answers)
-        good = [one for one in answers if one.status == 200]
+    def of(cls, answers: Iterable[Answered], *, tokens: int = 0) -> Outcome:
+        """From answers that were all streamed, with so many tokens each; or all whole, if that is 0.
+
+        A few tokens have no text of their own and so no event, and are not seen.
+        """
+        answers, streamed = list(answers), bool(tokens)
+        good = [one for one in answers if one.status == 200 and one.tokens >= MOST_OF_THEM * tokens]
         firsts = [one.first_ms for one in good]
         return cls(
             answers=len(good),
             failed=len(answers) - len(good),
-            tokens=sum(tokens for one in good for _, tokens in one.reads) if streamed else 0,
+            tokens=sum(one.tokens for one in good) if streamed else 0,
             reads=sum(len(one.reads) for one in good),
             whole_ms=[] if streamed else firsts,
             first_ms=firsts if streamed else [],

@@ -95,7 +95,7 @@ class SessionLoad:
                 timeout_ms=TIMEOUT_MS,
                 model=self._workers[role].models[0],
                 input_ids=range(10, 10 + PROMPT_TOKENS),
-                sampling=session_pb2.Sampling(max_new_tokens=job.tokens, temperature=0, skip_special_tokens=True),
+                sampling=session_pb2.Sampling(max_new_tokens=job.tokens, ignore_eos=True, skip_special_tokens=True),
                 early_first_token=stream and job.tokens > 1,
             )
             self._outboxes[role].put_nowait(session_pb2.SessionRequest(submit=submit))
@@ -105,14 +105,14 @@ class SessionLoad:
         """One job."""
         if job.kind is Kind.STREAMS:
             answers = await asyncio.gather(*(self._ask(job, stream=True) for _ in range(job.connections)))
-            return Outcome.of(answers, streamed=True)
+            return Outcome.of(answers, tokens=job.tokens)
         began, asked = time.perf_counter(), []
         for number in range(job.requests):
             await asyncio.sleep(began + number / job.per_second - time.perf_counter())
             asked.append(self._ask(job, stream=number % 2 == 1))
         found = await asyncio.gather(*asked)
         whole, streamed = [_at_end(one) for one in found[::2]], found[1::2]
-        return Outcome.of(whole, streamed=False).with_others(Outcome.of(streamed, streamed=True))
+        return Outcome.of(whole).with_others(Outcome.of(streamed, tokens=job.tokens))
 
 
 def _at_end(answered: Answered) -> Answered:

@@ -21,9 +21,7 @@ def test_gaps_are_between_tokens_and_those_of_one_read_came_at_one_time() -> Non
 
 
 def test_an_outcome_counts_what_failed_apart() -> None:
-    outcome = Outcome.of(
-        [Answered(1, 200, [(2, 3)]), Answered(1, 503, [(9, 3)]), Answered(1, 200, [(2, 2)])], tokens=3
-    )
+    outcome = Outcome.of([Answered(1, 200, [(2, 3)]), Answered(1, 503, [(9, 3)]), Answered(1, 200, [(2, 2)])], tokens=3)
     assert (outcome.answers, outcome.failed, outcome.tokens, outcome.first_ms) == (1, 2, 3, [1000])
 
 

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from typing import Final, Protocol
 
-
 MOST_OF_THEM: Final = 0.9
 
 

@@ -5,11 +5,30 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from tandem.core.errors import ErrorReason, TandemError
 
 log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+def contained(call: Callable[[_T], _R], crashed: Callable[[Exception], _R]) -> Callable[[_T], _R]:
+    """The same call; where it crashes, that is logged, and `crashed` says what comes of it instead.
+
+    For hooks in the path of somebody whom the crash is not to hit.
+    """
+
+    def guarded(argument: _T) -> _R:
+        try:
+            return call(argument)
+        except Exception as error:  # as in a task's guard
+            log.exception("%s crashed", call)
+            return crashed(error)
+
+    return guarded
 
 
 class TaskSupervisor:

@@ -39,6 +39,7 @@ from tandem.gateway.health import HealthBook
 from tandem.gateway.held_pages import HeldPages
 from tandem.gateway.http import GENERATING, HttpParts, build_http
 from tandem.gateway.keys import KeyRing
+from tandem.gateway.line import LineProtocol
 from tandem.gateway.openai_schema import SchemaLimits
 from tandem.gateway.parsers import load_parsers
 from tandem.gateway.pool import PoolSettings, SessionPool
@@ -283,7 +284,7 @@ class Gateway:
         )
         config = uvicorn.Config(
             build_http(parts),
-            http="httptools",
+            http=LineProtocol,
             ws="none",
             lifespan="off",
             log_config=None,

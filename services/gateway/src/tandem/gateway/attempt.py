@@ -154,7 +154,8 @@ class Attempt:
     def _on_decode(self, delta: session_pb2.Delta) -> None:
         if self._done.done():
             return
-        if delta.finish.kind == session_pb2.FINISH_KIND_FAILED:
+        ends = delta.HasField("finish")
+        if ends and delta.finish.kind == session_pb2.FINISH_KIND_FAILED:
             self._fail(*_failure(Role.DECODE, delta))
             return
         self._note_kv()
@@ -164,9 +165,9 @@ class Attempt:
             self.final = True
             self._fail(error)
             return
-        if news.HasField("finish") and self._awaits_prompt:
+        if ends and self._awaits_prompt:
             self._last = news
-        elif news.ListFields()[1:]:  # more than the room: not all of it was said before
+        elif news.text or news.ListFields()[1:]:  # more than the room: not all of it was said before
             self._pass_on(news)
 
     def _note_kv(self) -> None:

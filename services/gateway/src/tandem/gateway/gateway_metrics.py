@@ -18,7 +18,7 @@ from tandem.core.kv_index import KvIndex
 from tandem.core.refusals import Refusal
 from tandem.gateway.mailbox import News
 from tandem.gateway.pool import Standing, State
-from tandem.rpc.metrics import Family, Kind, Metrics, Sample
+from tandem.rpc.metrics import Family, Kind, Metrics, Sample, Tally
 from tandem.rpc.process_metrics import add_process_metrics
 
 _TTFT_S: Final = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24)
@@ -77,7 +77,7 @@ class EndpointMeters:
 
     ttft: prometheus.Histogram
     tpot: prometheus.Histogram
-    itl: prometheus.Histogram
+    itl: Tally
     duration: prometheus.Histogram
     prompt: prometheus.Counter
     completion: prometheus.Counter
@@ -192,7 +192,7 @@ class GatewayMetrics:
             _TOKEN_S,
             ("endpoint", "model"),
         )
-        self._itl = metrics.histogram(
+        self._itl = metrics.tally(
             "tandem_gateway_inter_token_seconds",
             "ITL: between two pieces of news of one sequence, per token.",
             _TOKEN_S,

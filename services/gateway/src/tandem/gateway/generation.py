@@ -27,6 +27,7 @@ from tandem.gateway.fields import parse_object
 from tandem.gateway.front import Visit, visit_of
 from tandem.gateway.gateway_metrics import GatewayMetrics, Stopwatch
 from tandem.gateway.generate_answers import GenerateAnswer
+from tandem.gateway.line import Line, line_of
 from tandem.gateway.mailbox import Mailbox, News
 from tandem.gateway.messages_answers import MessagesAnswer, failure_event
 from tandem.gateway.openai_answers import OpenAiAnswer, chat_head, event
@@ -40,6 +41,7 @@ from tandem.gateway.tenants import Bill, Tenants
 from tandem.gateway.transcript import Transcript
 from tandem.gateway.waiting_room import WaitingRoom
 from tandem.gateway.wishes import PRIORITY_HEADER, priority_of, timeout_s
+from tandem.rpc.tasks import contained
 from tandem.rpc.tracing import names
 from tandem.rpc.tracing.provider import Tracing, fail
 
@@ -125,7 +127,7 @@ class GenerationEndpoint:
             with ExitStack() as reading:
                 reading.enter_context(self._works.reading.holding())
                 call = await self._read(scope, receive, visit)
-                request = _Request(call, visit, watch, Reply(send), deadline, account)
+                request = _Request(call, visit, watch, Reply(send, line_of(scope)), deadline, account)
                 await unless_gone(receive, self._answer(request, reading))
         except Refused as refused:
             self._works.metrics.count_refusal(refused.refusal)
@@ -230,11 +232,24 @@ class GenerationEndpoint:
         reply: Reply,
         watch: Stopwatch,
     ) -> None:
+        def write_at_once(one: News) -> bool:
+            if not reply.line.open or one.delta.HasField("finish"):
+                return False
+            watch.saw([one])
+            reply.line.write(answer.events([one]))
+            return True
+
+        def broken(error: Exception) -> bool:
+            mailbox.close(error if isinstance(error, TandemError) else TandemError(ErrorReason.INTERNAL))
+            return True
+
+        at_once = contained(write_at_once, broken)
         while news := await mailbox.take():
             watch.saw(news)
             if call.stream:
                 await reply.begin_stream()
                 await reply.write(answer.events(news))
+                mailbox.hand_over_at_once(at_once)
             else:
                 for one in news:
                     if one.void:
@@ -249,8 +264,10 @@ class GenerationEndpoint:
 class Reply:
     """Writes one response. The first write decides its status, so that it waits for the first token."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, line: Line) -> None:
         self._send = send
+        self.line = line
+        """A shorter way for the pieces of a stream, where it is open."""
         self.begun = False
 
     async def json(self, document: object) -> None:

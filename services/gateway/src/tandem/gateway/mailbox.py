@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tandem.core.errors import TandemError
@@ -31,14 +32,26 @@ class Mailbox:
         self._error: TandemError | None = None
         self._closed = False
         self._reader: asyncio.Future[None] | None = None
+        self._at_once: Callable[[News], bool] = lambda _: False
+
+    def hand_over_at_once(self, to: Callable[[News], bool]) -> None:
+        """From now on news that none wait before go to `to`, which returns False where they have to wait after all.
+
+        It is called by the writer, without a switch to the reader's task, and must not raise.
+        """
+        self._at_once = to
 
     def put(self, index: int, delta: session_pb2.Delta | None) -> bool:
         """Leaves news for the reader, None: what came before is void. False if the reader is too far behind."""
-        void, delta = delta is None, delta or session_pb2.Delta()
-        tokens = len(delta.token_ids)
+        news = News(index, session_pb2.Delta(), void=True) if delta is None else News(index, delta)
+        # A reader that was woken has not yet taken what came before.
+        idle = self._reader is not None and not self._reader.done()
+        if idle and not self._waiting and self._at_once(news):
+            return True
+        tokens = len(news.delta.token_ids)
         if self._waiting and self._tokens + tokens > self._max_tokens:
             return False
-        self._waiting.append(News(index, delta, void))
+        self._waiting.append(news)
         self._tokens += tokens
         self._wake()
         return True

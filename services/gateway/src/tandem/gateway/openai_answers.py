@@ -71,6 +71,9 @@ class OpenAiAnswer:
         self._head = {"id": f"{prefix}-{name}", "object": kind, "created": created, "model": model}
         chunk_kind = "chat.completion.chunk" if self._chat else kind
         self._chunk_head = {**self._head, "object": chunk_kind}
+        # Only the choice of a chunk differs from one to the next.
+        self._before = b"data: " + orjson.dumps(self._chunk_head)[:-1] + b',"choices":['
+        self._behind = b'],"usage":null}\n\n' if call.include_usage else b"]}\n\n"
 
     def document(self) -> dict[str, Any]:
         """The whole answer, once every transcript is complete."""
@@ -112,10 +115,7 @@ class OpenAiAnswer:
         self, index: int, body: dict[str, Any], finish_reason: str | None, logprobs: dict[str, Any] | None = None
     ) -> bytes:
         choice = {"index": index, **body, "logprobs": logprobs, "finish_reason": finish_reason}
-        document: dict[str, Any] = {**self._chunk_head, "choices": [choice]}
-        if self._call.include_usage:
-            document["usage"] = None
-        return event(document)
+        return self._before + orjson.dumps(choice) + self._behind
 
     def _choice(self, one: Transcript) -> dict[str, Any]:
         body: dict[str, Any] = {"text": one.sequence.echo + one.text}

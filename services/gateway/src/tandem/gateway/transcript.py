@@ -29,8 +29,9 @@ class Transcript:
         """Takes one delta."""
         self.text += delta.text
         self.token_ids.extend(delta.token_ids)
-        self.logprobs.extend(delta.logprobs)
-        self.prompt_logprobs.extend(delta.prompt_logprobs)
+        if delta.logprobs or delta.prompt_logprobs:
+            self.logprobs.extend(delta.logprobs)
+            self.prompt_logprobs.extend(delta.prompt_logprobs)
         if delta.HasField("finish"):
             self.finish = delta.finish
 

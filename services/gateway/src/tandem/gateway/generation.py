@@ -264,9 +264,9 @@ class GenerationEndpoint:
 class Reply:
     """Writes one response. The first write decides its status, so that it waits for the first token."""
 
-    def __init__(self, send: Send, line: Line) -> None:
+    def __init__(self, send: Send, line: Line | None = None) -> None:
         self._send = send
-        self.line = line
+        self.line = line or Line()
         """A shorter way for the pieces of a stream, where it is open."""
         self.begun = False
 

@@ -15,7 +15,7 @@ SHIM := libs/sglang-cpu-shim
 DISTRIBUTIONS := $(filter-out $(SHIM),$(patsubst %/pyproject.toml,%,$(wildcard libs/*/pyproject.toml services/*/pyproject.toml cli/pyproject.toml)))
 SOURCES := $(addsuffix /src,$(DISTRIBUTIONS) $(SHIM))
 SHIM_FILES := $(shell find $(SHIM) -name '*.py' -o -name '*.pth' -o -name '*.toml' | grep -v /build/)
-CHECKED := libs services cli tools tests $(wildcard benchmarks)
+CHECKED := libs services cli tools tests $(wildcard benchmarks) $(wildcard examples)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-COVERED = ("libs", "services", "cli", "tools", "tests", "benchmarks")
+COVERED = ("libs", "services", "cli", "tools", "tests", "benchmarks", "examples")
 GENERATED = "libs/protos/src/"
 MAX_FUNCTION_LINES = 70
 MAX_MODULE_LINES = 500

@@ -2,7 +2,8 @@
 
 A transformer answers in two kinds of work. *Prefill* computes the prompt's tokens all at once and leaves behind, for
 each token and layer, a key and a value: the KV cache. *Decode* then makes one token at a time, and each looks back at
-all keys and values before it. Prefill fills a processor, decode waits for memory; in one engine each disturbs the other.
+all keys and values before it. Prefill fills a processor, decode waits for memory; in one engine each gets in the
+way of the other.
 
 Here two processes share the work. The first computes the prompt and sends its KV cache through a pipe; the second goes
 on from there and never computes the prompt. In the end a third way, all in one process, must have said the same tokens.

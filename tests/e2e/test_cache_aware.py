@@ -29,9 +29,9 @@ def mock(folder: Path) -> Iterator[System]:
         yield system
 
 
-def set_policy(system: System, policy: str) -> None:
-    """`tandem set-policy`, for prefill."""
-    words = [sys.executable, "-m", "tandem.cli", "set-policy", policy, "--role", "prefill"]
+def set_policy(system: System, policy: str, *more: str) -> None:
+    """`tandem set-policy`, for prefill if `more` names no role."""
+    words = [sys.executable, "-m", "tandem.cli", "set-policy", policy, *(more or ("--role", "prefill"))]
     env = environment(TANDEM_CLI_STATE_FILE=str(system.folder / "state.json"))
     subprocess.run(words, env=env, check=True, capture_output=True, timeout=WAIT_S)
 
@@ -71,6 +71,19 @@ async def follow_ups(system: System, oracle: Oracle | None) -> None:
 
 async def test_the_mock_computes_only_what_is_new(mock: System, oracle: Oracle) -> None:
     await follow_ups(mock, oracle)
+
+
+async def test_pairs_by_cost_go_there_too(mock: System) -> None:
+    set_policy(mock, "least_cost", "--role", "decode")
+    set_policy(mock, "least_cost")
+    beginning = prompt_of(PAGE * PAGES, 4)
+    async with mock.client() as client:
+        before = await metric(client, HELD)
+        await generate(client, [*beginning, 5], 4)
+        await wait_held(client, lambda pages: pages >= before + PAGES)
+        for seed in range(8):
+            answer = await generate(client, [*beginning, *prompt_of(9, seed)], 4)
+            assert answer.meta["cached_tokens"] == PAGES * PAGE, seed
 
 
 async def test_what_a_worker_held_is_gone_with_it_and_what_comes_after_is_learnt(mock: System) -> None:

@@ -80,6 +80,7 @@ async def obey(engine: SglangEngine, command: dict[str, Any]) -> None:
         case "status":
             status = dataclasses.asdict(await engine.status())
             moved = {"=".join(key): size for key, size in status.pop("traffic").items()}
+            del status["moving_us"]
             say(news="status", traffic=moved, **status)
 
 

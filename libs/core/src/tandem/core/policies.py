@@ -67,9 +67,10 @@ class PolicyName(Enum):
     CONSISTENT_HASH = "consistent_hash"
     PREFIX_HASH = "prefix_hash"
     CACHE_AWARE = "cache_aware"
+    LEAST_COST = "least_cost"
 
 
-BY_HELD_PAGES: Final = frozenset({PolicyName.CACHE_AWARE})
+BY_HELD_PAGES: Final = frozenset({PolicyName.CACHE_AWARE, PolicyName.LEAST_COST})
 """Policies that look at what prefix caches hold."""
 
 Policy = Callable[[Sequence[Candidate], Turn], Candidate]
@@ -146,6 +147,8 @@ POLICIES: Final[Mapping[PolicyName, Policy]] = MappingProxyType(
         PolicyName.CONSISTENT_HASH: _consistent_hash,
         PolicyName.PREFIX_HASH: _prefix_hash,
         PolicyName.CACHE_AWARE: _cache_aware,
+        # Pairs are chosen by tandem.core.pair_cost; a worker that has no peer costs what is before it there.
+        PolicyName.LEAST_COST: _least_load,
     }
 )
 

@@ -89,7 +89,7 @@ PeerKey = tuple[str, str]
 
 
 def traffic_of(ranks: Iterable[Mapping[PeerKey, int]]) -> dict[PeerKey, int]:
-    """Bytes by peer and provider over all ranks, as bounded as those of one."""
+    """What counts by peer and provider over all ranks, as bounded as that of one."""
     total: dict[PeerKey, int] = {}
     for moved in ranks:
         for key, size in moved.items():

@@ -214,6 +214,8 @@ class EngineStatus:
     """Peer worker id to provider name."""
     traffic: dict[PeerKey, int] = field(default_factory=dict)
     """Bytes moved by peer and provider, as PeerTraffic in tandem/v1/session.proto has them."""
+    moving_us: dict[PeerKey, int] = field(default_factory=dict)
+    """The time that took, as PeerTraffic has it; by the keys of `traffic`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -869,6 +869,7 @@ class PeerTraffic(_message.Message):
     PEER_FIELD_NUMBER: _builtins.int
     PROVIDER_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
+    MOVING_US_FIELD_NUMBER: _builtins.int
     peer: _builtins.str
     """Worker id of the peer, or "other": all that came after the first 512 pairs of peer and provider. Set by the worker."""
     provider: _builtins.str
@@ -877,16 +878,22 @@ class PeerTraffic(_message.Message):
     """Bytes sent (prefill) or landed (decode) over all ranks, chunk by chunk since the worker's life began: metadata rows
     included, of rooms that failed later too. Range 0..2^64-1; never falls. Set by the worker, from its ranks' counts.
     """
+    moving_us: _builtins.int
+    """Prefill: microseconds that its chunks took, each from its write until decode has it, over all ranks; chunks that move
+    together count each. With `bytes` it is the speed of one rank's link. Range 0..2^64-1; never falls. 0 on decode.
+    Set by the worker, from its ranks' counts; an older one leaves it 0.
+    """
     def __init__(
         self,
         *,
         peer: _builtins.str = ...,
         provider: _builtins.str = ...,
         bytes: _builtins.int = ...,
+        moving_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "peer", b"peer", "provider", b"provider"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "moving_us", b"moving_us", "peer", b"peer", "provider", b"provider"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

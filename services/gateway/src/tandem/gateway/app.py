@@ -41,6 +41,7 @@ from tandem.gateway.http import GENERATING, HttpParts, build_http
 from tandem.gateway.keys import KeyRing
 from tandem.gateway.line import LineProtocol
 from tandem.gateway.openai_schema import SchemaLimits
+from tandem.gateway.pair_costs import PairCosts
 from tandem.gateway.parsers import load_parsers
 from tandem.gateway.pool import PoolSettings, SessionPool
 from tandem.gateway.prepare import Catalog, Preparer
@@ -107,9 +108,13 @@ class Gateway:
         self._bootstrap = connect(settings.bootstrap_address)
         gateway_id = f"gateway-{secrets.token_hex(8)}"
         self._tracing = Tracing("gateway", gateway_id, trace or TraceSettings.load())
-        held = HeldPages(settings.held_pages, rng)
+        held, costs = HeldPages(settings.held_pages, rng), PairCosts(clock.monotonic)
         self._pool = SessionPool(
-            PoolSettings(gateway_id, settings.session_outbox, STATUS_INTERVAL_MS), connect, rng=rng, held=held
+            PoolSettings(gateway_id, settings.session_outbox, STATUS_INTERVAL_MS),
+            connect,
+            rng=rng,
+            held=held,
+            on_status=costs.saw_status,
         )
         self._watcher = ClusterWatcher(self._bootstrap, rng=rng, callbacks=self._told(roster))
         self._pool.follow(lambda: self._watcher.view, lambda: self._watcher.connected)
@@ -122,20 +127,7 @@ class Gateway:
             loader(HuggingFaceEncoder, settings.tokenizer_threads),
         )
         rooms = RoomBook()
-        router = Router(
-            self._pool,
-            _routing(settings),
-            _policies(settings),
-            self._tracing,
-            on_retry=counted.count_retry,
-            on_resume=counted.resumed.inc,
-            on_no_budget=counted.no_budget.inc,
-            on_picked=counted.queue.observe,
-            rooms=rooms,
-            health=self._health(clock, counted),
-            holders=held,
-            on_held=counted.count_held,
-        )
+        router = self._build_router(counted, clock, rooms, held, costs)
         self._admin = GrpcServer(credentials=credentials, on_call=metrics.count_rpc, spans=self._tracing)
         traces = ClusterTraces(self._pool, self._tracing, connect)
         servicer = AdminServicer(self._pool, router, self._bootstrap, rooms, counted, traces)
@@ -193,6 +185,26 @@ class Gateway:
             joined=_all(roster.joined, self._pool.joined, lambda info: self._tokenizers.expect(info.models)),
             left=_all(roster.left, self._pool.left),
             changed=_all(roster.joined, self._pool.changed),
+        )
+
+    def _build_router(
+        self, counted: GatewayMetrics, clock: SystemClock, rooms: RoomBook, held: HeldPages, costs: PairCosts
+    ) -> Router:
+        settings = self._settings
+        return Router(
+            self._pool,
+            _routing(settings),
+            _policies(settings),
+            self._tracing,
+            on_retry=counted.count_retry,
+            on_resume=counted.resumed.inc,
+            on_no_budget=counted.no_budget.inc,
+            on_picked=counted.queue.observe,
+            rooms=rooms,
+            health=self._health(clock, counted),
+            holders=held,
+            on_held=counted.count_held,
+            costs=costs,
         )
 
     def _health(self, clock: SystemClock, counted: GatewayMetrics) -> HealthBook:

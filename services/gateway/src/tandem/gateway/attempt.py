@@ -84,7 +84,7 @@ class Attempt:
         self.blamed: Role | None = None
         """The leg that failed of itself, once it has failed; None = not known, or neither."""
         self._kv_arrived = False
-        self._when_kv_arrived: Callable[[], None] = lambda: None
+        self._when_kv_arrived: list[Callable[[], None]] = []
         self._began_early = False
 
     @property
@@ -121,8 +121,8 @@ class Attempt:
         return self._done.done() and not self._done.cancelled()
 
     def on_kv_arrived(self, hook: Callable[[], None]) -> None:
-        """Sets what is called once, when prefill has done its part."""
-        self._when_kv_arrived = hook
+        """Adds what is called once, when prefill has done its part."""
+        self._when_kv_arrived.append(hook)
 
     def give_up(self, error: TandemError) -> bool:
         """Ends both legs, from outside. False if it had ended."""
@@ -173,7 +173,8 @@ class Attempt:
     def _note_kv(self) -> None:
         if not self._kv_arrived:
             self._kv_arrived = True
-            self._when_kv_arrived()
+            for hook in self._when_kv_arrived:
+                hook()
 
     def _on_prefill(self, delta: session_pb2.Delta) -> None:
         if self._done.done():

@@ -35,7 +35,7 @@ class WatchedRoom(Protocol):
         """Why it failed, once it has."""
 
     def on_kv_arrived(self, hook: Callable[[], None]) -> None:
-        """Sets what is called once prefill has done its part."""
+        """Adds what is called once prefill has done its part."""
 
 
 class HealthBook:

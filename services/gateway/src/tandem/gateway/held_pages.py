@@ -7,13 +7,13 @@ import logging
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 
 from tandem.core.cluster import WorkerInfo
 from tandem.core.ids import Role
-from tandem.core.kv_index import KvIndex, KvMatch, PageHash
+from tandem.core.kv_index import NOTHING_HELD, KvIndex, KvMatch, PageHash
 from tandem.core.policies import BY_HELD_PAGES, PolicyName
 from tandem.gateway.sessions import STUBS
 from tandem.rpc import held_pages
@@ -21,6 +21,27 @@ from tandem.rpc.backoff import Backoff, BackoffPolicy
 from tandem.v1 import session_pb2
 
 log = logging.getLogger(__name__)
+
+
+class Holders(Protocol):
+    """Who holds what of a prompt; see HeldPages."""
+
+    def serve(self, policies: Mapping[Role, PolicyName]) -> None:
+        """Sets the policies that will ask."""
+
+    def match(self, pages: Sequence[PageHash]) -> KvMatch:
+        """Who holds how many of the first pages of a prompt."""
+
+
+class NobodyHolds:
+    """No worker is known to hold anything."""
+
+    def serve(self, policies: Mapping[Role, PolicyName]) -> None:
+        """Nothing to prepare."""
+
+    def match(self, pages: Sequence[PageHash]) -> KvMatch:
+        """Nobody."""
+        return NOTHING_HELD
 
 
 class HeldPages:

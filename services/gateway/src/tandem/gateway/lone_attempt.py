@@ -40,7 +40,7 @@ class LoneAttempt:
         """Whether no further attempt can be better."""
         self.blamed: Role | None = None
         """Set if the worker failed of itself."""
-        self._when_kv_arrived: Callable[[], None] = lambda: None
+        self._when_kv_arrived: list[Callable[[], None]] = []
 
     @property
     def phase(self) -> RoomPhase:
@@ -72,8 +72,8 @@ class LoneAttempt:
         return self._done.done() and not self._done.cancelled()
 
     def on_kv_arrived(self, hook: Callable[[], None]) -> None:
-        """Sets what is called once, when the prompt is computed."""
-        self._when_kv_arrived = hook
+        """Adds what is called once, when the prompt is computed."""
+        self._when_kv_arrived.append(hook)
 
     def give_up(self, error: TandemError) -> bool:
         """Ends its leg, from outside. False if it had ended."""
@@ -102,7 +102,8 @@ class LoneAttempt:
             self._fail(error, blamed(Role.UNIFIED, error.reason, by_peer=False))
             return
         if not self.delivered:
-            self._when_kv_arrived()
+            for hook in self._when_kv_arrived:
+                hook()
         try:
             news = self._first_token.from_decode(delta)
         except TandemError as error:

@@ -19,6 +19,7 @@ from tandem.core.ids import Role, WorkerId, WorkerLife, can_serve
 from tandem.gateway.held_pages import HeldPages
 from tandem.gateway.sessions import Session, StatusFollower
 from tandem.rpc.tasks import TaskSupervisor
+from tandem.v1 import session_pb2
 
 log = logging.getLogger(__name__)
 
@@ -76,12 +77,14 @@ class SessionPool:
         *,
         rng: random.Random,
         held: HeldPages | None = None,
+        on_status: Callable[[WorkerInfo, session_pb2.WorkerStatus], None] = lambda *_: None,
     ) -> None:
-        """open_channel: gets host:port. held: follows what each worker holds."""
+        """open_channel: gets host:port. held: follows what each worker holds. on_status: hears what each tells."""
         self._settings = settings
         self._open_channel = open_channel
         self._rng = rng
         self._held = held
+        self._on_status = on_status
         self._members: dict[WorkerLife, _Member] = {}
         self._tasks = TaskSupervisor(max_tasks=10_000)
         self._view: Callable[[], ClusterView] = ClusterView
@@ -123,7 +126,13 @@ class SessionPool:
             rng=self._rng,
         )
         session.on_up_changed(self._changed.set)
-        status = StatusFollower(info, channel, interval_ms=self._settings.status_interval_ms, rng=self._rng)
+        status = StatusFollower(
+            info,
+            channel,
+            interval_ms=self._settings.status_interval_ms,
+            rng=self._rng,
+            on_status=self._on_status,
+        )
         tasks = [
             self._tasks.spawn(session.run(), f"session-{info.life}"),
             self._tasks.spawn(status.run(), f"status-{info.life}"),

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from collections.abc import Sequence as SequenceOf
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final, Protocol
@@ -20,8 +20,8 @@ from tandem.core.affinity import NO_KEY, AffinityKey, key_of_prefix
 from tandem.core.breaker import State
 from tandem.core.cluster import WorkerInfo
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.core.ids import ALONE, NONCE_BYTES, RequestId, Role, RoomId, WorkerLife, room_from_random
-from tandem.core.kv_index import NOTHING_HELD, KvMatch, PageHash, page_hashes
+from tandem.core.ids import ALONE, NONCE_BYTES, PAIR, RequestId, Role, RoomId, WorkerLife, room_from_random
+from tandem.core.kv_index import NOTHING_HELD, PageHash, page_hashes
 from tandem.core.layout import KvLayout, mismatches
 from tandem.core.placement import DEFAULT_UNIFIED_MAX_PROMPT_TOKENS, teams_for
 from tandem.core.policies import (
@@ -38,7 +38,9 @@ from tandem.gateway.attempt import Attempt, Worker
 from tandem.gateway.calls import Sequence
 from tandem.gateway.first_token import FirstToken
 from tandem.gateway.health import HealthBook
+from tandem.gateway.held_pages import Holders, NobodyHolds
 from tandem.gateway.lone_attempt import LoneAttempt
+from tandem.gateway.pair_costs import PairCosts, prompt_of
 from tandem.gateway.request_trace import CANDIDATES, HELD_TOKENS, POLICIES, AttemptTrace, RouteTrace
 from tandem.gateway.resume import Told
 from tandem.gateway.rooms import RoomBook, RoomFacts
@@ -129,27 +131,6 @@ class Journey:
     """Of the session that the client named."""
 
 
-class Holders(Protocol):
-    """Who holds what of a prompt; see tandem.gateway.held_pages.HeldPages."""
-
-    def serve(self, policies: dict[Role, PolicyName]) -> None:
-        """Sets the policies that will ask."""
-
-    def match(self, pages: SequenceOf[PageHash]) -> KvMatch:
-        """Who holds how many of the first pages of a prompt."""
-
-
-class NobodyHolds:
-    """No worker is known to hold anything."""
-
-    def serve(self, policies: dict[Role, PolicyName]) -> None:
-        """Nothing to prepare."""
-
-    def match(self, pages: SequenceOf[PageHash]) -> KvMatch:
-        """Nobody."""
-        return NOTHING_HELD
-
-
 @dataclass(frozen=True, slots=True)
 class _Wish:
     """What one attempt wants of its workers."""
@@ -221,11 +202,12 @@ class Router:
         health: HealthBook | None = None,
         holders: Holders | None = None,
         on_held: Callable[[Role, int], None] = lambda *_: None,
+        costs: PairCosts | None = None,
     ) -> None:
         """on_no_budget: hears of each failed attempt that the retry budget leaves as it is. on_picked: gets the seconds
         that an attempt has waited for workers. rooms: where those that run are noted.
         health: who is trusted, and hears how rooms end. holders: who holds what. on_held: gets the tokens of each
-        prompt that the chosen worker of a role is known to hold."""
+        prompt that the chosen worker of a role is known to hold. costs: what pairs cost, for LEAST_COST."""
         self._workers = workers
         self._settings = settings
         self._choosers = {role: _Chooser(policies[role]) for role in Role}
@@ -240,6 +222,7 @@ class Router:
         self._health = health or HealthBook()
         self._holders = holders or NobodyHolds()
         self._on_held = on_held
+        self._costs = costs or PairCosts()
         self._holders.serve(self.policies)
 
     @property
@@ -274,7 +257,8 @@ class Router:
         asked = sequence
         self._budget.began(time.monotonic())
         for number in range(1, self._settings.max_attempts + 1):
-            team = await self._route(sequence, journey, avoid)
+            choices = await self._route(sequence, journey, avoid)
+            team = {role: choice.worker for role, choice in choices.items()}
             legs = {role: worker.life for role, worker in team.items()}
             submit = self._submit(asked, journey, team)
             trace = AttemptTrace(self._tracing, journey.span, sequence, number)
@@ -282,7 +266,8 @@ class Router:
             pass_on = trace.noting(lambda delta: deliver(told.add(delta)))
             attempt = _attempt(submit, team, pass_on, first_token)
             facts = RoomFacts(RoomId(submit.room), journey.request_id, number, legs, journey.deadline)
-            with self._rooms.running(facts, attempt), self._health.watching(attempt, legs):
+            measuring = self._measuring(attempt, choices, len(asked.input_ids))
+            with self._rooms.running(facts, attempt), self._health.watching(attempt, legs), measuring:
                 failure = await _run(attempt, trace, journey.deadline)
             if failure is None:
                 return
@@ -312,7 +297,7 @@ class Router:
             finally:
                 backoff.end()
 
-    async def _route(self, sequence: Sequence, journey: Journey, avoid: set[WorkerLife]) -> Team:
+    async def _route(self, sequence: Sequence, journey: Journey, avoid: set[WorkerLife]) -> _Choices:
         trace = RouteTrace(self._tracing, journey.span, sequence, len(avoid))
         prefix = key_of_prefix(sequence.input_ids, self._settings.prefix_tokens)
         try:
@@ -332,7 +317,7 @@ class Router:
                 facts[HELD_TOKENS[role]] = choice.held_tokens
                 self._on_held(role, choice.held_tokens)
         trace.chose({role: choice.worker.life for role, choice in choices.items()}, facts)
-        return {role: choice.worker for role, choice in choices.items()}
+        return choices
 
     async def _pick_in_time(self, wish: _Wish) -> _Choices:
         """As `_pick`; but what failed an attempt, or came just before the first, may have hit every Session, so it
@@ -380,6 +365,8 @@ class Router:
         prefills = self._workers.sessions(Role.PREFILL, wish.model)
         decodes = self._workers.sessions(Role.DECODE, wish.model)
         decodes = [d for d in decodes if any(_fit(d.info.layout, p.info.layout) for p in prefills)]
+        if all(self._choosers[role].policy is PolicyName.LEAST_COST for role in PAIR):
+            return self._cheapest(prefills, decodes, wish, only_good)
         decode = self._choose(Role.DECODE, decodes, wish, only_good)
         if decode is None:
             return None
@@ -389,15 +376,12 @@ class Router:
 
     def _choose(self, role: Role, workers: SequenceOf[RoutableWorker], wish: _Wish, only_good: bool) -> _Choice | None:
         """None if there is none. only_good: rather none than one that has failed the request or is not trusted."""
-        by_life = {worker.life: worker for worker in workers}
-        healthy = [life for life in by_life if self._health.takes(life)]
-        fresh = [life for life in healthy if life not in wish.avoid]
-        lives = fresh if only_good else fresh or healthy or list(by_life)
-        if not lives:
+        by_life = self._to_choose_from(workers, wish, only_good)
+        if not by_life:
             return None
         candidates = [
-            Candidate(life, by_life[life].in_flight, self._health.places(life, by_life[life].info.max_running))
-            for life in lives
+            Candidate(life, worker.in_flight, self._health.places(life, worker.info.max_running))
+            for life, worker in by_life.items()
         ]
         chooser, held, page_size = self._choosers[role], NOTHING_HELD, 0
         if workers and chooser.policy in BY_HELD_PAGES:
@@ -409,6 +393,52 @@ class Router:
         chosen = choose(chooser.policy, candidates, turn, role)
         chooser.chose(wish.model)
         return _Choice(by_life[chosen.life], chooser.policy, held.pages_of(chosen.life) * page_size)
+
+    def _to_choose_from(
+        self, workers: SequenceOf[RoutableWorker], wish: _Wish, only_good: bool
+    ) -> dict[WorkerLife, RoutableWorker]:
+        by_life = {worker.life: worker for worker in workers}
+        healthy = [life for life in by_life if self._health.takes(life)]
+        fresh = [life for life in healthy if life not in wish.avoid]
+        return {life: by_life[life] for life in (fresh if only_good else fresh or healthy or by_life)}
+
+    def _cheapest(
+        self, prefills: SequenceOf[RoutableWorker], decodes: SequenceOf[RoutableWorker], wish: _Wish, only_good: bool
+    ) -> _Choices | None:
+        """The pair that costs the prompt least."""
+        p_by_life = self._to_choose_from(prefills, wish, only_good)
+        d_by_life = self._to_choose_from(decodes, wish, only_good)
+        if not p_by_life or not d_by_life:
+            return None
+        prompt = prompt_of(wish.new_tokens, decodes[0].info.layout)
+        held = self._holders.match(wish.pages(prompt.page_size))
+        loads = {
+            life: worker.in_flight / self._health.places(life, worker.info.max_running)
+            for life, worker in d_by_life.items()
+        }
+
+        def fits(prefill: WorkerLife, decode: WorkerLife) -> bool:
+            return _fit(d_by_life[decode].info.layout, p_by_life[prefill].info.layout)
+
+        found = self._costs.cheapest(prompt, p_by_life, loads, held, fits, self._dice.bits(32))
+        if found is None:
+            return None
+        prefill, decode = found
+        return {
+            Role.PREFILL: _Choice(p_by_life[prefill.life], PolicyName.LEAST_COST, prefill.held_tokens),
+            Role.DECODE: _Choice(d_by_life[decode.life], PolicyName.LEAST_COST, decode.held_tokens),
+        }
+
+    def _measuring(
+        self, attempt: Attempt | LoneAttempt, choices: _Choices, tokens: int
+    ) -> AbstractContextManager[None]:
+        """What a room of so many tokens shows of its pair's costs, while it runs."""
+        if Role.UNIFIED in choices:
+            return nullcontext()
+        prefill, decode = choices[Role.PREFILL], choices[Role.DECODE]
+        prompt = prompt_of(tokens, decode.worker.info.layout)
+        lives = (prefill.worker.life, decode.worker.life)
+        return self._costs.running(attempt, prompt, lives, (prefill.held_tokens, decode.held_tokens))
 
     def _submit(self, sequence: Sequence, journey: Journey, team: Team) -> session_pb2.Submit:
         room = room_from_random(self._dice.bits(63))

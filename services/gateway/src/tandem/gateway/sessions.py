@@ -224,7 +224,18 @@ class Session:
 class StatusFollower:
     """Keeps what one worker last said of itself."""
 
-    def __init__(self, info: WorkerInfo, channel: grpc.aio.Channel, *, interval_ms: int, rng: random.Random) -> None:
+    def __init__(
+        self,
+        info: WorkerInfo,
+        channel: grpc.aio.Channel,
+        *,
+        interval_ms: int,
+        rng: random.Random,
+        on_status: Callable[[WorkerInfo, session_pb2.WorkerStatus], None] = lambda *_: None,
+    ) -> None:
+        """on_status: hears each time."""
+        self._info = info
+        self._on_status = on_status
         self._stub: Any = STUBS[info.role](channel)
         self._interval_ms = interval_ms
         self._backoff = Backoff(BackoffPolicy(max_ms=5000), rng)
@@ -241,6 +252,7 @@ class StatusFollower:
                 request = session_pb2.WatchStatusRequest(min_interval_ms=self._interval_ms)
                 async for response in self._stub.WatchStatus(request):
                     self.latest = response.status
+                    self._on_status(self._info, response.status)
                     self.heard_at = asyncio.get_running_loop().time()
                     self._backoff.reset()
             self.latest = None

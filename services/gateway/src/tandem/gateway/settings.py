@@ -60,7 +60,7 @@ class GatewaySettings(Settings):
         default=1 << 20,
         ge=0,
         le=1 << 26,
-        description="cache_aware: most pages that are known of, over all workers; each takes some 200 bytes",
+        description="cache_aware, least_cost: most pages that are known of, over all workers; some 200 bytes each",
     )
     breaker_failures: int = Field(
         default=5,

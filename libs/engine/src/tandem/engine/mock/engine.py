@@ -190,6 +190,7 @@ class MockEngine:
             checksum_failures=sum(each.checksum_failures for each in counters),
             links={peer: provider for each in counters for peer, provider in each.links.items()},
             traffic=traffic_of(each.traffic for each in counters),
+            moving_us=traffic_of(each.moving_us for each in counters),
         )
 
     @property

@@ -32,3 +32,8 @@ class RankCounters:
     def traffic(self) -> dict[PeerKey, int]:
         """Bytes moved by peer and provider."""
         return {key: found.bytes for key, found in self.measures.peers.items()}
+
+    @property
+    def moving_us(self) -> dict[PeerKey, int]:
+        """Sender: microseconds that chunks took, by peer and provider."""
+        return {key: round(found.chunk_s.sum * 1e6) for key, found in self.measures.peers.items()}

@@ -42,6 +42,7 @@ def rank_status(gauges: Gauges, counters: RankCounters) -> EngineStatus:
         checksum_failures=counters.checksum_failures,
         links=dict(counters.links),
         traffic=counters.traffic,
+        moving_us=counters.moving_us,
     )
 
 
@@ -77,6 +78,7 @@ def merge(ranks: Sequence[EngineStatus]) -> EngineStatus:
         checksum_failures=sum(rank.checksum_failures for rank in ranks),
         links=links,
         traffic=traffic_of(rank.traffic for rank in ranks),
+        moving_us=traffic_of(rank.moving_us for rank in ranks),
     )
 
 
@@ -101,7 +103,9 @@ def to_proto(status: EngineStatus) -> session_pb2.WorkerStatus:
         checksum_failures=status.checksum_failures,
         links=[f"{peer}={provider}" for peer, provider in sorted(status.links.items())],
         traffic=[
-            session_pb2.PeerTraffic(peer=peer, provider=provider, bytes=size)
+            session_pb2.PeerTraffic(
+                peer=peer, provider=provider, bytes=size, moving_us=status.moving_us.get((peer, provider), 0)
+            )
             for (peer, provider), size in sorted(status.traffic.items())
         ],
     )
@@ -125,4 +129,5 @@ def from_proto(message: session_pb2.WorkerStatus) -> EngineStatus:
         checksum_failures=message.checksum_failures,
         links=dict(link.split("=", 1) for link in message.links),
         traffic={(one.peer, one.provider): one.bytes for one in message.traffic},
+        moving_us={(one.peer, one.provider): one.moving_us for one in message.traffic},
     )

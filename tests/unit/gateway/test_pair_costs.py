@@ -1,0 +1,184 @@
+"""What a gateway measures of pairs, and that least_cost goes by it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import pytest
+from opentelemetry.trace import INVALID_SPAN
+
+from tandem.core.ids import Incarnation, RequestId, Role, WorkerId, WorkerLife
+from tandem.core.kv_index import NOTHING_HELD
+from tandem.core.pair_cost import DEFAULT_BYTES_PER_S, DEFAULT_TOKENS_PER_S, PrefillSide, Prompt
+from tandem.core.policies import PolicyName
+from tandem.gateway.pair_costs import PairCosts, prompt_of
+from tandem.gateway.router import Journey, Router, RouterSettings
+from tandem.v1 import session_pb2
+from tests.support.bootstrap.workers import LAYOUT, worker
+from tests.support.gateway.doubles import NotingWorker, NotingWorkers, finish, sequence, untraced
+
+P0, P1, D0 = (WorkerLife(WorkerId(name), Incarnation(1)) for name in ("p0", "p1", "d0"))
+
+
+@dataclass
+class Clock:
+    now: float = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Room:
+    """An attempt whose KV arrives when a test says so."""
+
+    hooks: list[Callable[[], None]] = field(default_factory=list)
+
+    def on_kv_arrived(self, hook: Callable[[], None]) -> None:
+        self.hooks.append(hook)
+
+    def arrive(self) -> None:
+        for hook in self.hooks:
+            hook()
+
+
+def prompt(tokens: int) -> Prompt:
+    return Prompt(tokens, 16, 1000.0)
+
+
+def side_of(costs: PairCosts, life: WorkerLife) -> PrefillSide:
+    found = costs.cheapest(prompt(1), [life], {D0: 0.0}, NOTHING_HELD, lambda *_: True, 0)
+    assert found is not None
+    return found[0]
+
+
+def status(*traffic: tuple[str, str, int, int], free: int = 7, evictable: int = 2) -> session_pb2.WorkerStatus:
+    return session_pb2.WorkerStatus(
+        pools=[session_pb2.PoolStatus(name="kv", total=10, free=free, evictable=evictable)],
+        traffic=[
+            session_pb2.PeerTraffic(peer=peer, provider=provider, bytes=size, moving_us=us)
+            for peer, provider, size, us in traffic
+        ],
+    )
+
+
+def test_prompts_queue_until_their_kv_arrives_or_they_fail() -> None:
+    costs, room, other = PairCosts(Clock()), Room(), Room()
+    with costs.running(room, prompt(300), (P0, D0), (100, 0)):
+        with costs.running(other, prompt(50), (P0, D0), (50, 0)):
+            assert side_of(costs, P0).queued_tokens == 201, "one token at least is computed"
+        assert side_of(costs, P0).queued_tokens == 200
+        room.arrive()
+        assert side_of(costs, P0).queued_tokens == 0
+    assert side_of(costs, P0).queued_tokens == 0
+
+
+def test_pace_is_what_a_worker_computes_while_it_has_something_to_compute() -> None:
+    clock = Clock()
+    costs, first, second = PairCosts(clock), Room(), Room()
+    assert side_of(costs, P0).tokens_per_s == DEFAULT_TOKENS_PER_S
+    with (
+        costs.running(first, prompt(1000), (P0, D0), (0, 1000)),
+        costs.running(second, prompt(1000), (P0, D0), (0, 1000)),
+    ):
+        clock.now += 2
+        first.arrive()
+        clock.now += 2
+        second.arrive()
+    assert side_of(costs, P0).tokens_per_s == pytest.approx(500), "the second waited for the first"
+    assert side_of(costs, P1).tokens_per_s == pytest.approx(500), "one that is new is thought to be as the others"
+
+
+def test_a_prompt_that_is_mostly_cached_does_not_make_its_worker_slow() -> None:
+    clock = Clock()
+    costs, room = PairCosts(clock), Room()
+    with costs.running(room, prompt(3000), (P0, D0), (2990, 0)):
+        clock.now += 1
+        room.arrive()
+    assert side_of(costs, P0).tokens_per_s == DEFAULT_TOKENS_PER_S
+
+
+def test_a_slow_link_is_not_taken_for_slow_prefill() -> None:
+    clock = Clock()
+    costs, room = PairCosts(clock), Room()
+    costs.saw_status(worker("p0", incarnation=1), status(("d0", "tcp", 1_000_000, 1_000_000)))
+    with costs.running(room, prompt(3000), (P0, D0), (0, 0)):
+        clock.now += 4  # three seconds of it to move 3 MB
+        room.arrive()
+    assert side_of(costs, P0).tokens_per_s == pytest.approx(3000)
+
+
+def test_speed_is_bytes_over_the_time_that_they_took_since_the_last_word() -> None:
+    costs, info = PairCosts(Clock()), worker("p0", incarnation=1)
+    assert costs.speed(P0, D0) == DEFAULT_BYTES_PER_S
+    costs.saw_status(info, status(("d0", "tcp", 10_000, 1000), ("d0", "cma", 10_000, 1000)))
+    assert costs.speed(P0, D0) == pytest.approx(1e7)
+    for place in range(60):
+        costs.saw_status(info, status(("d0", "tcp", 20_000 + 10_000 * place, 2000 + 10_000 * place)))
+    assert costs.speed(P0, D0) == pytest.approx(1e6, rel=0.05)
+    assert costs.speed(P1, D0) == DEFAULT_BYTES_PER_S
+
+
+def test_a_worker_of_a_former_release_tells_no_times_and_is_thought_fast() -> None:
+    costs = PairCosts(Clock())
+    costs.saw_status(worker("p0", incarnation=1), status(("d0", "tcp", 10_000, 0)))
+    assert costs.speed(P0, D0) == DEFAULT_BYTES_PER_S
+
+
+def test_pages_that_are_free_or_could_be_count() -> None:
+    costs = PairCosts(Clock())
+    costs.saw_status(worker("d0", Role.DECODE, incarnation=1), status())
+    found = costs.cheapest(prompt(1), [P0], {D0: 0.0}, NOTHING_HELD, lambda *_: True, 0)
+    assert found is not None
+    assert found[1].free_pages == 9
+
+
+def test_bytes_of_a_token_are_those_of_the_kv_pool() -> None:
+    assert prompt_of(5, LAYOUT) == Prompt(5, 16, 512.0)
+
+
+async def routed(costs: PairCosts, prefill: PolicyName, decode: PolicyName, tokens: int) -> tuple[str, str]:
+    """The pair of one prompt, among two of each; p1 and d1 have a room each already."""
+    workers = NotingWorkers(
+        [NotingWorker("p0", Role.PREFILL), NotingWorker("p1", Role.PREFILL)],
+        [NotingWorker("d0", Role.DECODE), NotingWorker("d1", Role.DECODE)],
+    )
+    for busy in (workers.prefills[1], workers.decodes[1]):
+        busy.legs[1] = None  # type: ignore[assignment]
+    router = Router(
+        workers,
+        RouterSettings(1, 0),
+        {Role.PREFILL: prefill, Role.DECODE: decode, Role.UNIFIED: PolicyName.LEAST_LOAD},
+        untraced(),
+        costs=costs,
+    )
+    one = Journey(RequestId("req"), INVALID_SPAN, asyncio.get_running_loop().time() + 60)
+    task = asyncio.create_task(router.run(replace(sequence(), input_ids=(5,) * tokens), one, lambda _: True))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    [ours] = [leg for leg in workers.prefills if leg.submits]
+    [theirs] = [leg for leg in workers.decodes if leg.submits]
+    theirs.bring(finish(theirs.submits[0].room))
+    await task
+    return ours.life.worker_id, theirs.life.worker_id
+
+
+def slow_to_d0() -> PairCosts:
+    costs = PairCosts(Clock())
+    for name in ("p0", "p1"):
+        costs.saw_status(worker(name, incarnation=1), status(("d0", "tcp", 1_000_000, 1_000_000)))
+    return costs
+
+
+async def test_pairs_are_chosen_by_cost_where_both_roles_ask_for_it() -> None:
+    both = (PolicyName.LEAST_COST, PolicyName.LEAST_COST)
+    assert (await routed(PairCosts(), *both, 4000))[1] == "d0", "it is the less crowded"
+    assert (await routed(slow_to_d0(), *both, 4000))[1] == "d1"
+    assert (await routed(slow_to_d0(), *both, 4))[1] == "d0", "little has to move"
+
+
+async def test_for_one_role_alone_it_is_the_least_load() -> None:
+    for policies in ((PolicyName.LEAST_COST, PolicyName.LEAST_LOAD), (PolicyName.LEAST_LOAD, PolicyName.LEAST_COST)):
+        assert await routed(slow_to_d0(), *policies, 4000) == ("p0", "d0")

@@ -17,6 +17,8 @@ OURS = {
     "mock": {"prefill-mock", "decode-mock"},
     "gpu": {"prefill-gpu", "decode-gpu"},
     "rdma": {"prefill-rdma", "decode-rdma"},
+    "unified": {"unified"},
+    "unified-mock": {"unified-mock"},
 }
 ALWAYS = {"certs", "bootstrap", "gateway"}
 WATCHING = {"otel-collector", "jaeger", "prometheus", "grafana"}
@@ -31,7 +33,7 @@ def services(*profiles: str, **env: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("profile", OURS)
-def test_a_profile_has_two_workers_and_what_they_need(profile: str) -> None:
+def test_a_profile_has_its_workers_and_what_they_need(profile: str) -> None:
     found = services(profile)
     assert set(found) == ALWAYS | OURS[profile]
     for name in set(found) - {"certs"}:
@@ -51,6 +53,13 @@ def test_a_bare_checkout_starts_the_tiny_model_on_the_cpu() -> None:
     text = run("git", "show", "HEAD:.env", timeout_s=20)
     assert "COMPOSE_PROFILES=sglang-cpu" in text.splitlines()
     assert services("sglang-cpu")["decode"]["environment"]["TANDEM_DECODE_MODEL_PATH"] == "/models/tandem-tiny"
+
+
+def test_a_unified_worker_stands_beside_a_pair() -> None:
+    found = services("mock", "unified-mock")
+    assert set(found) == ALWAYS | OURS["mock"] | OURS["unified-mock"]
+    assert found["unified-mock"]["environment"]["TANDEM_UNIFIED_BOOTSTRAP_ADDRESS"] == "bootstrap:50050"
+    assert found["unified-mock"]["build"]["target"] == "mock"
 
 
 def test_each_role_has_a_gpu_of_its_own() -> None:

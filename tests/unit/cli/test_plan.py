@@ -46,6 +46,17 @@ def test_processes_are_named_by_role_and_number(laptop: Machine) -> None:
     assert [process.kind for process in plan.workers] == [Kind.PREFILL] * 2 + [Kind.DECODE] * 3
 
 
+def test_unified_workers_stand_beside_pairs_or_alone(laptop: Machine) -> None:
+    beside = make_plan(UpOptions(unified=2), laptop, {})
+    assert [one.name for one in beside.workers] == ["prefill-0", "decode-0", "unified-0", "unified-1"]
+    assert beside.workers[-1].env["TANDEM_UNIFIED_WORKER_ID"] == "unified-1"
+    prefill, decode = parse_ratio("0:0")
+    alone = make_plan(UpOptions(prefill=prefill, decode=decode, unified=1), laptop, {})
+    assert [(one.name, one.kind) for one in alone.workers] == [("unified-0", Kind.UNIFIED)]
+    with pytest.raises(TandemError, match="--unified"):
+        make_plan(UpOptions(prefill=0, decode=0), laptop, {})
+
+
 def test_each_model_has_its_own_workers(laptop: Machine) -> None:
     options = UpOptions(prefill=1, decode=2, models=("/m/one", "org/two"), model_names=("first",))
     plan = make_plan(options, laptop, {})

@@ -103,7 +103,7 @@ def test_panels_do_not_overlap_and_each_says_what_it_shows() -> None:
 def test_prometheus_looks_for_every_service_of_the_compose_file_at_the_port_that_it_listens_on() -> None:
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))["services"]
     settings = yaml.safe_load(files.PROMETHEUS.read_text(encoding="utf-8"))
-    ours = {"gateway", "bootstrap", "prefill", "decode", "prefill-mock", "decode-mock"}
+    ours = {"gateway", "bootstrap", "prefill", "decode", "prefill-mock", "decode-mock", "unified", "unified-mock"}
     assert {name for names in files.jobs().values() for name in names} == ours
     for config in settings["scrape_configs"]:
         kind = config["job_name"].removeprefix("tandem-")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-SERVICES = ("bootstrap", "gateway", "prefill", "decode", "cli")
-OPTIONAL = {"prefill": {"tokenizers"}, "decode": {"tokenizers"}}
+SERVICES = ("bootstrap", "gateway", "prefill", "decode", "unified", "cli")
+OPTIONAL = {worker: {"tokenizers"} for worker in ("prefill", "decode", "unified")}
 """What a service imports only with certain settings, so that its distributions do not ask for it."""
 
 

@@ -21,7 +21,7 @@ installed.require()
 from tandem.core.errors import TandemError  # noqa: E402 (SGLang warns when it is loaded)
 from tandem.core.ids import Role  # noqa: E402
 from tandem.engine.port import PoolStatus  # noqa: E402
-from tandem.engine.sglang import arguments, backend, hooks, plugin, translate  # noqa: E402
+from tandem.engine.sglang import arguments, backend, hooks, plugin, scheduler_gauges, translate  # noqa: E402
 
 pytestmark = pytest.mark.sglang
 SRT = "sglang.srt"
@@ -206,11 +206,11 @@ def test_state_components_are_counted_by_sglangs_own_numbers():
         token_to_kv_pool_allocator=SimpleNamespace(page_size=8),
         req_to_token_pool=SimpleNamespace(mamba_pool=SimpleNamespace(size=9)),
     )
-    assert hooks.state_pools_of(scheduler, ["state:0:swa", "state:1:mamba", "state:2:dsa"]) == (
+    assert scheduler_gauges.state_pools_of(scheduler, ["state:0:swa", "state:1:mamba", "state:2:dsa"]) == (
         PoolStatus("state:0:swa", total=8, free=5, evictable=2, granted=0),
         PoolStatus("state:1:mamba", total=9, free=5, evictable=2, granted=0),
     )
-    assert hooks.state_pools_of(SimpleNamespace(), []) == ()
+    assert scheduler_gauges.state_pools_of(SimpleNamespace(), []) == ()
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,16 @@ def test_a_good_submit_becomes_a_job() -> None:
     assert job.logprobs is None
 
 
+def test_a_unified_worker_takes_no_peer_and_the_others_need_one() -> None:
+    message = _submit()
+    with pytest.raises(TandemError) as caught:
+        check(message, FACTS, Role.UNIFIED)
+    assert caught.value.field == "peer"
+    message.ClearField("peer")
+    check(message, FACTS, Role.UNIFIED)
+    assert job_of(message, 0.0, dp_rank=0, peer_dp_rank=0, peer_addresses={}, traceparent="").peer.worker_id == ""
+
+
 def _set(field: str, value: object) -> Callable[[session_pb2.Submit], None]:
     return lambda message: setattr(message, field, value)
 

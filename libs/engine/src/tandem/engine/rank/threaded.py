@@ -13,13 +13,14 @@ from typing import Any
 import grpc
 
 from tandem.core.errors import TandemError
-from tandem.core.ids import Nonce, RequestId, RoomId
+from tandem.core.ids import PAIR, Nonce, RequestId, RoomId
 from tandem.core.kv_index import KvChange
 from tandem.core.kv_log import KvLog
 from tandem.engine.port import RankInfo, Ticket
 from tandem.engine.rank import open_rooms, reports, status, wire
 from tandem.engine.rank.agent import RankAgent, RankSetup, RoomReport
 from tandem.engine.rank.handles import ReceiverHandle, SenderHandle
+from tandem.engine.rank.lone import LoneRank
 from tandem.rpc import convert, held_pages
 from tandem.rpc.client import open_channel
 from tandem.v1 import rank_pb2, rank_pb2_grpc
@@ -39,7 +40,7 @@ class ThreadedRank:
         self._gauges = gauges
         self._held = KvLog(held_pages.MAX_HELD_PAGES)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._agent: RankAgent | None = None
+        self._agent: RankAgent | LoneRank | None = None
         self._stop: asyncio.Event | None = None
         self._ready = threading.Event()
         self._failure: BaseException | None = None
@@ -83,7 +84,7 @@ class ThreadedRank:
             self._held.apply(change)
 
     def _live_agent(self) -> RankAgent:
-        assert self._agent is not None, "start() comes first"
+        assert isinstance(self._agent, RankAgent), "start() comes first, and a rank that works alone has no rooms"
         return self._agent
 
     def _post(self, call: Callable[..., object], *args: object) -> None:
@@ -142,7 +143,9 @@ class _Attachment:
     """The rank's end of RankHubService.Attach."""
 
     def __init__(self, setup: RankSetup, gauges: Callable[[], status.Gauges], held: KvLog) -> None:
-        self.agent = RankAgent(setup, on_room_ended=self._room_ended)
+        self._setup = setup
+        paired = setup.role in PAIR
+        self.agent = RankAgent(setup, on_room_ended=self._room_ended) if paired else LoneRank(setup.rank, setup.layout)
         self._gauges = gauges
         self._outbox: asyncio.Queue[rank_pb2.AttachRequest | None] = asyncio.Queue()
         """None stands for what has changed in the prefix cache; it is looked at when its turn comes."""
@@ -154,7 +157,7 @@ class _Attachment:
         return rank_pb2.AttachRequest(
             hello=rank_pb2.RankHello(
                 rank=convert.rank_to_proto(info.rank, info.kv_link_address),
-                layout=convert.layout_to_proto(self.agent.setup.layout),
+                layout=convert.layout_to_proto(self._setup.layout),
                 pid=os.getpid(),
             )
         )

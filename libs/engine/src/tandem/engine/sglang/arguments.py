@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.core.ids import Role
+from tandem.core.ids import PAIR, Role
 
 OURS: Final = frozenset(
     {
@@ -108,11 +108,9 @@ def server_args(
         args["kv_events_config"] = json.dumps({"publisher": "tandem"})
     if cpu:
         args = {**cpu_defaults(options, role, memory_bytes), **args}
-    ours = {
-        "disaggregation_mode": role.value,
-        "disaggregation_transfer_backend": "tandem",
-        "incremental_streaming_output": True,
-    }
+    ours: dict[str, Any] = {"disaggregation_mode": "null", "incremental_streaming_output": True}
+    if role in PAIR:
+        ours |= {"disaggregation_mode": role.value, "disaggregation_transfer_backend": "tandem"}
     return {**args, **extra, **ours}
 
 
@@ -125,7 +123,7 @@ def cpu_defaults(options: SglangOptions, role: Role, memory_bytes: int) -> dict[
     }
     if tokens := pool_tokens(options, memory_bytes):
         defaults["max_total_tokens"] = tokens
-    if role is Role.PREFILL:
+    if role is not Role.DECODE:
         # SGLang's overlap scheduler wants CUDA events here.
         defaults["disable_overlap_schedule"] = True
     else:

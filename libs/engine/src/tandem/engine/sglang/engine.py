@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.core.ids import RankId, Role, RoomId, WorkerLife
+from tandem.core.ids import PAIR, RankId, Role, RoomId, WorkerLife
 from tandem.core.kv_log import KvLog
 from tandem.core.room.events import Why
 from tandem.engine.hub import RankHub
@@ -29,6 +30,7 @@ from tandem.engine.sglang import arguments, environment, translate
 from tandem.engine.sglang.architectures import unneeded_modules
 from tandem.engine.sglang.arguments import SglangOptions
 from tandem.engine.sglang.launch import RunningSglang, kept_logging
+from tandem.engine.sglang.tickets import NoTickets, Tickets
 from tandem.rpc.tasks import TaskSupervisor
 
 log = logging.getLogger(__name__)
@@ -58,6 +60,9 @@ class SglangEngine:
         self._tasks = TaskSupervisor(max_tasks=MAX_LEGS)
         self._hub: RankHub | None = None
         self._sglang: RunningSglang | None = None
+        self._tickets: Tickets = NoTickets()
+        self._ended: Counter[bool] = Counter()
+        """Legs that ended, by whether they did well."""
         self._context_tokens = 0
         self._on_room_traced: RoomTraceSink = lambda _: None
 
@@ -69,6 +74,7 @@ class SglangEngine:
             on_room_failed=self._on_room_failed,
             on_room_traced=self._on_room_traced,
         )
+        self._tickets = hub if self._role in PAIR else NoTickets()
         address = await hub.start()
         self._sglang = sglang = RunningSglang()
         try:
@@ -137,12 +143,12 @@ class SglangEngine:
             )
         self._legs[job.room] = leg = Leg(job, sink)
         try:
-            await self._started_hub().open_tickets(job)
+            await self._tickets.open_tickets(job)
             self._tasks.spawn(self._serve(leg), f"room {job.room}")
         except (TandemError, asyncio.CancelledError) as error:
             del self._legs[job.room]
             if isinstance(error, asyncio.CancelledError):
-                self._started_hub().abort(job.room, Why(ErrorReason.CANCELLED, "the submit was given up"))
+                self._tickets.abort(job.room, Why(ErrorReason.CANCELLED, "the submit was given up"))
             raise
 
     async def _serve(self, leg: Leg) -> None:
@@ -159,8 +165,9 @@ class SglangEngine:
         finally:
             deadline.cancel()
             del self._legs[leg.job.room]
+            self._ended[finish.why is None] += 1
             if finish.why is not None:
-                self._started_hub().abort(leg.job.room, finish.why)
+                self._tickets.abort(leg.job.room, finish.why)
             leg.sink(Delta(leg.job.room, finish=finish))
 
     async def _relay(self, leg: Leg) -> Finish:
@@ -183,7 +190,7 @@ class SglangEngine:
 
     def _why(self, leg: Leg, seen: Why) -> Why:
         """The first cause: what was asked from here, then what a rank said, then what SGLang said."""
-        return leg.why or self._started_hub().failure_of(leg.job.room) or seen
+        return leg.why or self._tickets.failure_of(leg.job.room) or seen
 
     async def abort(self, room: RoomId, why: Why) -> bool:
         """Ends a room early; its Finish comes through its sink."""
@@ -195,7 +202,7 @@ class SglangEngine:
 
     def _give_up(self, leg: Leg, why: Why) -> None:
         leg.why = leg.why or why
-        self._started_hub().abort(leg.job.room, why)
+        self._tickets.abort(leg.job.room, why)
         self._running().abort(translate.rid_of(leg.job.room))
 
     def _expire(self, leg: Leg) -> None:
@@ -216,11 +223,23 @@ class SglangEngine:
 
     async def status(self) -> EngineStatus:
         """The state of this moment."""
-        return await self._started_hub().status()
+        return self._counted(await self._started_hub().status())
 
     async def measured(self) -> Measured:
         """The same, and what its ranks have measured."""
-        return await self._started_hub().measured()
+        measured = await self._started_hub().measured()
+        return replace(measured, status=self._counted(measured.status))
+
+    def _counted(self, status: EngineStatus) -> EngineStatus:
+        """With its rooms, where its ranks know none."""
+        if self._role in PAIR:
+            return status
+        return replace(
+            status,
+            open_rooms=len(self._legs),
+            rooms_succeeded=self._ended[True],
+            rooms_failed=self._ended[False],
+        )
 
     async def rooms(self, limit: int) -> OpenRooms:
         """The open rooms of every rank."""

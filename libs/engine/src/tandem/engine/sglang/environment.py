@@ -35,6 +35,11 @@ def rank_hub_address() -> str:
     return address
 
 
+def in_a_worker() -> bool:
+    """Whether this process belongs to a Tandem worker."""
+    return bool(os.environ.get(RANK_HUB))
+
+
 def available_cores() -> list[int]:
     """Cores that this process may use."""
     return sorted(os.sched_getaffinity(0))

@@ -10,15 +10,20 @@ import select
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from tandem.engine.port import PoolStatus
 from tandem.engine.rank.status import Gauges
 from tandem.engine.sglang.pools import state_names
+from tandem.engine.sglang.scheduler_gauges import pools_of, state_pools_of, waiting_rooms
 from tandem.engine.sglang.translate import EARLY_FIRST_TOKEN
 
 if TYPE_CHECKING:
     from tandem.engine.sglang.backend import TandemKVManager
 
 log = logging.getLogger(__name__)
+
+LONE_MODE: Final = "null"
+"""SGLang's name for what is not disaggregated."""
+ALONE: Final = "tandem_alone"
+"""Name under which such a scheduler holds what tells of it."""
 
 NAP_MS: Final = 20
 """Longest sleep of an idle scheduler whose rooms wait for the network; the bell ends it earlier."""
@@ -151,51 +156,18 @@ def manager_of(scheduler: Any) -> TandemKVManager | None:
     return manager if isinstance(manager, backend.TandemKVManager) else None
 
 
-def pools_of(scheduler: Any) -> tuple[PoolStatus, PoolStatus]:
-    """KV pages and metadata rows. What is under a grant is the agent's to know."""
-    allocator, tree, rows = (
-        scheduler.token_to_kv_pool_allocator,
-        scheduler.tree_cache,
-        scheduler.req_to_metadata_buffer_idx_allocator,
-    )
-    if scheduler.tp_worker.is_hybrid_swa:
-        total, free, evictable = allocator.size_full, allocator.full_available_size(), tree.full_evictable_size()
-    else:
-        total, free, evictable = allocator.size, allocator.available_size(), tree.evictable_size()
-    page = allocator.page_size
-    return (
-        PoolStatus("kv", total=total // page, free=free // page, evictable=evictable // page, granted=0),
-        PoolStatus("metadata", total=rows.size, free=rows.available_size(), evictable=0, granted=0),
-    )
+def attach_alone(result: Any, scheduler: Any) -> None:
+    """After SGLang has set its disaggregation up: where there is none, and it runs in a worker, the rank attaches."""
+    from tandem.engine.sglang import alone, environment
+
+    if scheduler.disaggregation_mode.value == LONE_MODE and environment.in_a_worker():
+        one = alone.Alone(scheduler)
+        one.start()
+        setattr(scheduler, ALONE, one)
 
 
-def state_pools_of(scheduler: Any, names: Sequence[str]) -> tuple[PoolStatus, ...]:
-    """Entries of the state components that SGLang counts: window pages and recurrent states."""
-    if not names:
-        return ()
-    stats, page = scheduler.pool_stats_observer.get_pool_stats(), scheduler.token_to_kv_pool_allocator.page_size
-    found = []
-    for name in names:
-        match name.rpartition(":")[2]:
-            case "swa":
-                sizes = (stats.swa_capacity, stats.swa_available_size, stats.swa_evictable_size)
-                total, free, evictable = (size // page for size in sizes)
-            case "mamba":
-                total = scheduler.req_to_token_pool.mamba_pool.size
-                free, evictable = stats.mamba_available_size, stats.mamba_evictable_size
-            case _:
-                continue
-        found.append(PoolStatus(name, total=total, free=free, evictable=evictable, granted=0))
-    return tuple(found)
-
-
-def waiting_rooms(scheduler: Any) -> int:
-    """Requests that wait: for the other side, for pages, or for their turn."""
-    waiting = len(scheduler.waiting_queue)
-    if scheduler.disagg_prefill_bootstrap_queue is not None:
-        waiting += len(scheduler.disagg_prefill_bootstrap_queue.queue) + len(scheduler.disagg_prefill_inflight_queue)
-    if scheduler.disagg_decode_prealloc_queue is not None:
-        transfer = scheduler.disagg_decode_transfer_queue
-        waiting += len(scheduler.disagg_decode_prealloc_queue.queue)
-        waiting += len(transfer.queue) + transfer.num_pending_deferred_releases()
-    return waiting
+def note_alone(result: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:
+    """After SGLang has decided its next step: notes the numbers of a rank that works alone."""
+    one = vars(scheduler).get(ALONE)
+    if one is not None:
+        one.note()

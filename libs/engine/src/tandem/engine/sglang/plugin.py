@@ -53,6 +53,8 @@ def wraps() -> list[tuple[str, Callable[..., Any], str]]:
         (f"{PREFILL}.process_disagg_prefill_inflight_queue", hooks.after_step, "AFTER"),
         (f"{DECODE}.process_decode_queue", hooks.after_step, "AFTER"),
         (f"{SCHEDULER}.on_idle", hooks.nap, "AFTER"),
+        (f"{SCHEDULER}.init_disaggregation", hooks.attach_alone, "AFTER"),
+        (f"{SCHEDULER}.get_next_batch_to_run", hooks.note_alone, "AFTER"),
     ]
 
 

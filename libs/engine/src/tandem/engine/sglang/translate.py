@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from tandem.core.errors import ErrorReason
-from tandem.core.ids import Role, RoomId
+from tandem.core.ids import PAIR, Role, RoomId
 from tandem.core.room.events import Why
 from tandem.engine.port import Delta, Finish, FinishKind, Job, LogprobOptions, Sampling, TokenLogprob
 from tandem.engine.sglang import tags
@@ -66,11 +66,11 @@ def request_of(job: Job, role: Role) -> dict[str, Any]:
         "input_ids": job.input_ids,
         "sampling_params": sampling_params(job.sampling) | marks(job, role),
         "stream": True,
-        "bootstrap_host": BOOTSTRAP_HOST,
-        "bootstrap_room": job.room,
     }
     if job.sampling.reasoning_first:
         request["require_reasoning"] = True
+    if role in PAIR:
+        request |= {"bootstrap_host": BOOTSTRAP_HOST, "bootstrap_room": job.room}
     if job.logprobs is not None:
         request["return_logprob"] = True
         request["top_logprobs_num"] = job.logprobs.top
@@ -85,8 +85,8 @@ def marks(job: Job, role: Role) -> dict[str, Any]:
 
 
 def prompt_start(options: LogprobOptions, role: Role) -> int:
-    """First prompt position to score; only prefill sees the prompt."""
-    return options.prompt_start if options.prompt and role is Role.PREFILL else -1
+    """First prompt position to score; decode never sees the prompt."""
+    return options.prompt_start if options.prompt and role is not Role.DECODE else -1
 
 
 def delta_of(job: Job, role: Role, answer: Mapping[str, Any]) -> Delta:
@@ -100,15 +100,21 @@ def delta_of(job: Job, role: Role, answer: Mapping[str, Any]) -> Delta:
     if role is Role.PREFILL:
         if finish is None:
             return Delta(job.room, token_ids=tuple(answer["output_ids"]), text=answer.get("text") or "")
-        wanted = job.logprobs is not None and job.logprobs.prompt
-        return Delta(job.room, prompt_logprobs=token_logprobs(meta, "input") if wanted else (), finish=finish)
+        return Delta(job.room, prompt_logprobs=_of_prompt(job, meta), finish=finish)
+    # SGLang repeats what it says of the prompt with every answer.
+    first = role is Role.UNIFIED and meta["completion_tokens"] == len(answer["output_ids"])
     return Delta(
         job.room,
         token_ids=tuple(answer["output_ids"]),
         text=answer.get("text") or "",
         logprobs=token_logprobs(meta, "output") if job.logprobs is not None else (),
+        prompt_logprobs=_of_prompt(job, meta) if first else (),
         finish=finish,
     )
+
+
+def _of_prompt(job: Job, meta: Mapping[str, Any]) -> tuple[TokenLogprob, ...]:
+    return token_logprobs(meta, "input") if job.logprobs is not None and job.logprobs.prompt else ()
 
 
 def token_logprobs(meta: Mapping[str, Any], side: str) -> tuple[TokenLogprob, ...]:

@@ -129,7 +129,8 @@ const WORKER_COLUMNS = [
 ];
 
 function workers(rows) {
-  return ["prefill", "decode"].flatMap((role) => {
+  const unified = rows.some((row) => row.role === "unified") ? ["unified"] : [];
+  return ["prefill", "decode", ...unified].flatMap((role) => {
     const mine = rows.filter((row) => row.role === role);
     const cells = mine.map((row) => Object.assign([
       h("b", null, row.id), pill(row.state), pages(row.pages), count(row.running), count(row.queued),
@@ -162,7 +163,7 @@ function rooms(seen) {
   const legend = PHASES.map((phase) => h("span", { class: `key ${phase}` }, `${phase} `, h("b", null, String(seen[phase]))));
   const oldest = seen.oldest.map((room) => [
     age(room.age_ms), h("span", { class: `key ${room.phase}` }, room.phase), h("code", null, room.request_id),
-    String(room.attempt), `${room.prefill} → ${room.decode}`,
+    String(room.attempt), room.prefill === room.decode ? room.decode : `${room.prefill} → ${room.decode}`,
   ]);
   const columns = [["Age", "num"], ["Phase", "state"], ["Request", "id"], ["Attempt", "num"], ["Workers", ""]];
   return [
@@ -200,7 +201,7 @@ function bar(trace, span) {
   for (let parent = span.parent; parent !== null && depth < 8; parent = trace.spans[parent]?.parent ?? null) depth += 1;
   const percent = (ms) => `${Math.min(100, Math.max(0, (100 * ms) / Math.max(trace.duration_ms, 1e-6)))}%`;
   const told = Object.entries(span.attributes).map(([name, value]) => `${name}=${value}`).join(" ");
-  const cls = `${/^(gateway|prefill|decode)/.exec(span.service)?.[0] ?? "other"}${span.status === "ok" ? "" : " broken"}`;
+  const cls = `${/^(gateway|prefill|decode|unified)/.exec(span.service)?.[0] ?? "other"}${span.status === "ok" ? "" : " broken"}`;
   return [
     h("span", { class: "step", vars: { "padding-left": `${depth * 10}px` }, title: told },
       span.name, " ", h("span", { class: "dim" }, span.service),

@@ -235,6 +235,72 @@ async def test_an_answer_goes_on_token_for_token_when_its_decode_worker_is_kille
         assert "attempt 1 on" in system.logs(200), "the answer was over before the worker was killed"
 
 
+# ---------------------------------------------------------------- unified workers
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """One worker that is not disaggregated, and no other."""
+    with running_system(tmp_path_factory.mktemp("alone"), "--ratio", "0:0", "--unified", "1") as system:
+        yield system
+
+
+@pytest.mark.parametrize(("at_once", "every"), A_THIRD_OR_ALL)
+async def test_a_unified_worker_changes_no_token(
+    alone: System, references: References, at_once: int, every: int
+) -> None:
+    wanted = references.answers()
+    before = (await alone.wait_idle())["unified-0"]
+    answers = await answers_of(alone, at_once=at_once, every=every)
+    assert not differences(answers, wanted, every)
+    status = (await alone.wait_idle())["unified-0"]
+    assert status.rooms_succeeded - before.rooms_succeeded == len(answers)
+    assert [pool.name for pool in status.pools] == ["kv"]
+    assert status.pools[0].free + status.pools[0].evictable == status.pools[0].total > 0
+
+
+async def test_a_unified_worker_scores_prompt_and_answer(alone: System) -> None:
+    request = {"model": "tandem-tiny", "prompt": PROMPTS[10], "max_tokens": 4, "logprobs": 2, "echo": True}
+    async with alone.client() as client:
+        response = await client.post("/v1/completions", json={**request, "ignore_eos": True})
+    assert response.status_code == 200, response.text
+    found = response.json()["choices"][0]["logprobs"]
+    assert found["token_logprobs"][0] is None
+    assert len(found["token_logprobs"]) == LENGTHS[10] + 4
+    assert all(isinstance(one, float) for one in found["token_logprobs"][1:])
+
+
+async def test_a_client_of_a_unified_worker_that_leaves_frees_its_pages(alone: System) -> None:
+    before = (await alone.wait_idle())["unified-0"]
+    async with alone.client() as client:
+        async for _ in events(client, "/generate", body(PROMPTS[10], 1500, ignore_eos=True)):
+            break
+    status = (await alone.wait_idle())["unified-0"]
+    assert status.rooms_failed - before.rooms_failed == 1
+    assert is_idle(status)
+
+
+@pytest.mark.long
+async def test_an_answer_that_a_unified_worker_began_goes_on_token_for_token_on_a_pair(
+    tmp_path: Path, references: References
+) -> None:
+    number = 14
+    with running_system(tmp_path, "--unified", "1") as system:
+        async with system.client() as client:
+            last: dict[str, Any] = {}
+            killed = 0
+            async for last in events(client, "/generate", body(PROMPTS[number], NEW_TOKENS, ignore_eos=True)):
+                if not killed and len(last["output_ids"]) >= 5:
+                    killed = system.kill("unified-0")
+            assert "error" not in last, last
+            assert last["output_ids"] == references.answers()[number]
+            assert "attempt 1 on unified-0" in system.logs(200), "the answer was over before the worker was killed"
+            answer = await generate(client, PROMPTS[-1], NEW_TOKENS, ignore_eos=True)
+            assert answer.tokens == references.answers()[-1]
+        statuses = await system.statuses()
+        assert statuses["decode-0"].rooms_succeeded == 2
+
+
 # ---------------------------------------------------------------- two ranks on each side
 
 

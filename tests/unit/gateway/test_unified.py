@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from opentelemetry.trace import INVALID_SPAN
 
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import ALONE, PAIR, RequestId, Role
+from tandem.core.kv_index import KvChange, KvIndex, KvMatch, PageHash
 from tandem.core.placement import teams_for
 from tandem.core.policies import PolicyName
 from tandem.gateway.attempt import RoomPhase
@@ -106,6 +107,35 @@ async def test_the_length_of_a_prompt_decides(ids: tuple[int, ...], alone: bool)
     assert sent == ([1, 0, 0] if alone else [0, 1, 1])
     await end(task, worker if alone else workers.decodes[0])
     assert got.tokens == [4]
+
+
+class Held:
+    """Holders, of whom one holds so many pages of every prompt."""
+
+    def __init__(self, worker: NotingWorker, pages: int) -> None:
+        self._worker = worker
+        self._pages = pages
+
+    def serve(self, policies: dict[Role, PolicyName]) -> None:
+        """Any."""
+
+    def match(self, pages: Sequence[PageHash]) -> KvMatch:
+        index = KvIndex(100)
+        index.apply(self._worker.life, KvChange(1, cleared=True))
+        index.apply(self._worker.life, KvChange(2, stored=tuple(pages[: self._pages])))
+        return index.match(pages)
+
+
+@pytest.mark.parametrize(("pages", "alone"), [(3, True), (2, False)])
+async def test_what_a_unified_worker_holds_of_a_prompt_does_not_count(pages: int, alone: bool) -> None:
+    workers = unified_too()
+    [worker] = workers.unified
+    size = worker.info.layout.page_size
+    router = router_of(workers, limit=size, holders=Held(worker, pages))
+    router.set_policy(PolicyName.CACHE_AWARE, Role.UNIFIED)
+    task = await settled(router.run(sequence(tuple(range(4 * size))), journey(), lambda _: True))
+    assert bool(worker.submits) is alone
+    await end(task, worker if alone else workers.decodes[0])
 
 
 async def test_a_unified_worker_is_sent_no_peer() -> None:

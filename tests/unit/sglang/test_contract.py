@@ -19,7 +19,7 @@ from tests.support.sglang import installed
 installed.require()
 
 from tandem.core.errors import TandemError  # noqa: E402 (SGLang warns when it is loaded)
-from tandem.core.ids import Role  # noqa: E402
+from tandem.core.ids import PAIR, Role  # noqa: E402
 from tandem.engine.port import PoolStatus  # noqa: E402
 from tandem.engine.sglang import arguments, backend, hooks, plugin, scheduler_gauges, translate  # noqa: E402
 
@@ -80,6 +80,7 @@ def test_version_is_the_one_that_this_was_read_in():
         ),
         ("managers.scheduler:Scheduler.process_pending_chunked_abort", "self"),
         ("managers.scheduler:Scheduler.on_idle", "self"),
+        ("managers.scheduler:Scheduler.init_disaggregation", "self"),
         ("managers.tokenizer_manager:TokenizerManager.handle_loop", "self"),
         ("managers.tokenizer_manager:TokenizerManager.abort_request", "self rid abort_all"),
         ("arg_groups.choices:add_disagg_transfer_backend_choices", "iterable"),
@@ -388,7 +389,7 @@ def test_cpu_defaults_are_arguments_of_sglang_and_the_user_wins(role, tmp_path, 
     assert args["max_running_requests"] == 3
     assert args["max_total_tokens"] == 99
     assert args["sleep_on_idle"] is False
-    assert args["disaggregation_transfer_backend"] == "tandem"
+    assert args.get("disaggregation_transfer_backend") == ("tandem" if role in PAIR else None)
     from sglang.srt.server_args import ServerArgs
 
-    assert ServerArgs(**args).disaggregation_mode == role.value
+    assert ServerArgs(**args).disaggregation_mode == (role.value if role in PAIR else "null")

@@ -122,9 +122,10 @@ def test_sampling_leaves_out_what_is_not_set():
     assert translate.sampling_params(Sampling(5, logit_bias=((7, -100.0),)))["logit_bias"] == {"7": -100.0}
 
 
-def test_only_prefill_scores_the_prompt():
+def test_decode_does_not_score_the_prompt():
     asked = job(logprobs=LogprobOptions(top=2, prompt=True, prompt_start=1))
     assert translate.request_of(asked, Role.PREFILL)["logprob_start_len"] == 1
+    assert translate.request_of(asked, Role.UNIFIED)["logprob_start_len"] == 1
     assert translate.request_of(asked, Role.DECODE)["logprob_start_len"] == -1
     assert "return_logprob" not in translate.request_of(job(), Role.DECODE)
 
@@ -156,6 +157,22 @@ def test_decode_answer_becomes_a_delta():
         (5, -0.5, ((5, -0.5),)),
         (6, -1.0, ()),
     ]
+
+
+def test_a_unified_worker_says_once_what_sglang_repeats_of_the_prompt():
+    asked = job(logprobs=LogprobOptions(prompt=True))
+    said = {"output_token_logprobs": [(-0.5, 5, None), (-1.0, 6, None)]}
+    said |= {"input_token_logprobs": [(None, 1, None), (-2.0, 2, None)]}
+    first = translate.delta_of(asked, Role.UNIFIED, answer(completion_tokens=2, **said))
+    later = translate.delta_of(asked, Role.UNIFIED, answer({"type": "length"}, completion_tokens=4, **said))
+    assert [(one.token_id, one.logprob) for one in first.prompt_logprobs] == [(1, None), (2, -2.0)]
+    assert [one.token_id for one in first.logprobs] == [5, 6]
+    assert (later.prompt_logprobs, later.token_ids, later.finish.kind) == ((), (5, 6), FinishKind.LENGTH)
+
+
+def test_a_room_without_a_peer_is_not_named_to_sglang():
+    paired, alone = (translate.request_of(job(), role) for role in (Role.DECODE, Role.UNIFIED))
+    assert set(paired) - set(alone) == {"bootstrap_host", "bootstrap_room"}
 
 
 @pytest.mark.parametrize(

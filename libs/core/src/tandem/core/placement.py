@@ -15,7 +15,7 @@ Team = tuple[Role, ...]
 def teams_for(new_tokens: int, short: int, *, unified_has_place: bool) -> tuple[Team, ...]:
     """Who may take a prompt, the best first. The next is taken where workers of the one before it are lacking.
 
-    new_tokens: those of the prompt that are still to be computed. short: so many are a short prompt, which costs less
-    to compute beside a batch than to move; 0 = none is. unified_has_place: whether it need not wait there.
+    new_tokens: those of the prompt that a unified worker has still to compute. short: so many are a short prompt, which
+    costs less to compute beside a batch than to move; 0 = none is. unified_has_place: whether it need not wait there.
     """
     return (ALONE, PAIR) if new_tokens <= short and unified_has_place else (PAIR, ALONE)

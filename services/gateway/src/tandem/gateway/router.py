@@ -138,8 +138,6 @@ class _Wish:
     model: str
     avoid: Collection[WorkerLife]
     """Others, where there are any."""
-    new_tokens: int
-    """Tokens of the prompt that are still to be computed, as far as the gateway knows: all of them."""
     session: AffinityKey
     prefix: AffinityKey
     ids: SequenceOf[int]
@@ -301,7 +299,7 @@ class Router:
         trace = RouteTrace(self._tracing, journey.span, sequence, len(avoid))
         prefix = key_of_prefix(sequence.input_ids, self._settings.prefix_tokens)
         try:
-            wish = _Wish(sequence.model, avoid, len(sequence.input_ids), journey.session, prefix, sequence.input_ids)
+            wish = _Wish(sequence.model, avoid, journey.session, prefix, sequence.input_ids)
             choices = await self._pick_in_time(wish)
         except TandemError as error:
             trace.failed(error)
@@ -346,7 +344,7 @@ class Router:
         unified = self._workers.sessions(Role.UNIFIED, wish.model)
         has_place = any(worker.in_flight < worker.info.max_running for worker in unified)
         short = self._settings.unified_max_prompt_tokens
-        teams = teams_for(wish.new_tokens, short, unified_has_place=has_place)
+        teams = teams_for(self._new_tokens(unified, wish), short, unified_has_place=has_place)
         for only_good in (True, False):
             for roles in teams:
                 team = self._alone(unified, wish, only_good) if roles == ALONE else self._pair(wish, only_good)
@@ -355,6 +353,15 @@ class Router:
         empty = (role for role in (Role.DECODE, Role.PREFILL) if not self._workers.sessions(role, wish.model))
         lacking = next(empty, Role.DECODE)
         raise TandemError(ErrorReason.NO_WORKER, f"no {lacking.value} worker can take the request now")
+
+    def _new_tokens(self, unified: SequenceOf[RoutableWorker], wish: _Wish) -> int:
+        """Tokens of the prompt that a unified worker has still to compute: the one that is known to hold most of it."""
+        tokens = len(wish.ids)
+        if not unified or self._choosers[Role.UNIFIED].policy not in BY_HELD_PAGES:
+            return tokens
+        page_size = unified[0].info.layout.page_size
+        held = self._holders.match(wish.pages(page_size))
+        return tokens - page_size * max(held.pages_of(worker.life) for worker in unified)
 
     def _alone(self, unified: SequenceOf[RoutableWorker], wish: _Wish, only_good: bool) -> _Choices | None:
         choice = self._choose(Role.UNIFIED, unified, wish, only_good)

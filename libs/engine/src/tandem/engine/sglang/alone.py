@@ -17,14 +17,13 @@ class Alone:
     """One per scheduler process."""
 
     def __init__(self, scheduler: Any) -> None:
+        """Attaches. Raises TandemError, OSError or grpc.aio.AioRpcError."""
         self._scheduler = scheduler
         self.gauges = Gauges()
         """The scheduler's numbers after its last step; the rank's thread reads them."""
-
-    def start(self) -> None:
-        """Attaches. Raises TandemError, OSError or grpc.aio.AioRpcError."""
-        setup = RankSetup(Role.UNIFIED, rank_of_process(), layout_of(self._scheduler), pools=())
-        ThreadedRank(setup, environment.rank_hub_address(), lambda: self.gauges).start()
+        setup = RankSetup(Role.UNIFIED, rank_of_process(), layout_of(scheduler), pools=())
+        self.rank = ThreadedRank(setup, environment.rank_hub_address(), lambda: self.gauges)
+        self.rank.start()
         self.note()
 
     def note(self) -> None:

@@ -16,6 +16,7 @@ from tandem.engine.sglang.scheduler_gauges import pools_of, state_pools_of, wait
 from tandem.engine.sglang.translate import EARLY_FIRST_TOKEN
 
 if TYPE_CHECKING:
+    from tandem.engine.rank.threaded import ThreadedRank
     from tandem.engine.sglang.backend import TandemKVManager
 
 log = logging.getLogger(__name__)
@@ -116,16 +117,16 @@ def after_step(result: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:
         running, waiting = len(scheduler.running_batch.reqs), waiting_rooms(scheduler)
         pools = pools_of(scheduler) + state_pools_of(scheduler, state_names(manager.kv_args))
         manager.gauges = Gauges(pools, running, waiting)
-        tell_held(scheduler, manager)
+        tell_held(scheduler, manager.rank)
 
 
-def tell_held(scheduler: Any, manager: TandemKVManager) -> None:
+def tell_held(scheduler: Any, rank: ThreadedRank) -> None:
     """Passes on what has changed in the prefix cache, if SGLang was told to say."""
     from tandem.engine.sglang import kv_events
 
     publisher = scheduler.kv_events_publisher.kv_event_publisher
     if isinstance(publisher, kv_events.TandemPublisher) and (changes := publisher.take()):
-        manager.rank.tell_held(changes)
+        rank.tell_held(changes)
 
 
 def nap(result: Any, scheduler: Any) -> None:
@@ -135,7 +136,7 @@ def nap(result: Any, scheduler: Any) -> None:
     manager = manager_of(scheduler)
     if manager is None:
         return
-    tell_held(scheduler, manager)
+    tell_held(scheduler, manager.rank)
     sleeper = scheduler.idle_sleeper
     if sleeper is not None:
         if manager.sleeper is not sleeper:
@@ -161,13 +162,12 @@ def attach_alone(result: Any, scheduler: Any) -> None:
     from tandem.engine.sglang import alone, environment
 
     if scheduler.disaggregation_mode.value == LONE_MODE and environment.in_a_worker():
-        one = alone.Alone(scheduler)
-        one.start()
-        setattr(scheduler, ALONE, one)
+        setattr(scheduler, ALONE, alone.Alone(scheduler))
 
 
 def note_alone(result: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:
-    """After SGLang has decided its next step: notes the numbers of a rank that works alone."""
+    """After SGLang has decided its next step: notes the numbers of a rank that works alone, and what it has cached."""
     one = vars(scheduler).get(ALONE)
     if one is not None:
         one.note()
+        tell_held(scheduler, one.rank)

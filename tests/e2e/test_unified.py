@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from tandem.cli.cluster import set_draining
+from tandem.cli.trace import trace_of
 from tandem.rpc.credentials import PLAIN
 from tests.support.mock.oracle import Oracle
 from tests.support.system.asking import body, events, generate, metric, prompt_of, streamed
@@ -59,6 +60,25 @@ async def test_short_prompts_go_to_the_unified_worker_and_long_ones_to_the_pair(
         assert await metric(client, 'tandem_gateway_workers{role="unified",state="ready"}') == 1
     assert await served(beside) == (unified + 2, decode + 2)
     assert (await beside.statuses())["unified-0"].links == []
+
+
+async def test_a_trace_and_the_lists_show_it(beside: System) -> None:
+    async with beside.client() as client:
+        response = await client.post("/generate", json=body(SHORT, 4), headers={"X-Request-Id": "shown-unified"})
+        assert response.status_code == 200, response.text
+    trace = await trace_of(beside.state.admin, "shown-unified", PLAIN)
+    legs = [span for span in trace.spans if span.service == "tandem-unified"]
+    assert {span.name for span in legs} == {"unified", "ticket", "generate"}
+    [attempt] = [span for span in trace.spans if span.name == "attempt"]
+    assert str(attempt.attributes["tandem.unified.worker"]).startswith("unified-0@")
+    [first] = [span for span in trace.spans if span.name == "first_token"]
+    assert first.attributes["tandem.first_token.source"] == "unified"
+    members = await beside.members()
+    assert {name: member.role for name, member in members.items()} == {
+        "prefill-0": "prefill",
+        "decode-0": "decode",
+        "unified-0": "unified",
+    }
 
 
 async def test_log_probabilities_come_with_the_answer(beside: System) -> None:

@@ -24,13 +24,11 @@ class Alone:
         setup = RankSetup(Role.UNIFIED, rank_of_process(), layout_of(scheduler), pools=())
         self.rank = ThreadedRank(setup, environment.rank_hub_address(), lambda: self.gauges)
         self.rank.start()
-        self.note()
+        self.note(running=0)
 
-    def note(self) -> None:
-        """Reads the scheduler's numbers, on its own thread."""
-        scheduler = self._scheduler
-        running, waiting = len(scheduler.running_batch.reqs), len(scheduler.waiting_queue)
-        self.gauges = Gauges((kv_pool_of(scheduler),), running, waiting)
+    def note(self, running: int) -> None:
+        """Reads the scheduler's numbers, on its own thread. running: requests that generate."""
+        self.gauges = Gauges((kv_pool_of(self._scheduler),), running, len(self._scheduler.waiting_queue))
 
 
 def rank_of_process() -> RankId:

@@ -165,9 +165,9 @@ def attach_alone(result: Any, scheduler: Any) -> None:
         setattr(scheduler, ALONE, alone.Alone(scheduler))
 
 
-def note_alone(result: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:
+def note_alone(plan: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:
     """After SGLang has decided its next step: notes the numbers of a rank that works alone, and what it has cached."""
     one = vars(scheduler).get(ALONE)
     if one is not None:
-        one.note()
+        one.note(len(plan.running_batch.reqs))
         tell_held(scheduler, one.rank)

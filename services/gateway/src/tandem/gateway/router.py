@@ -417,7 +417,7 @@ class Router:
         d_by_life = self._to_choose_from(decodes, wish, only_good)
         if not p_by_life or not d_by_life:
             return None
-        prompt = prompt_of(wish.new_tokens, decodes[0].info.layout)
+        prompt = prompt_of(len(wish.ids), decodes[0].info.layout)
         held = self._holders.match(wish.pages(prompt.page_size))
         loads = {
             life: worker.in_flight / self._health.places(life, worker.info.max_running)

@@ -40,6 +40,10 @@ What the gateway takes and what it refuses, field by field. The same is served a
 - `n` answers and prompts of a list are rooms of their own: they are streamed as they come, each with its `index`; their
   tokens are summed, each prompt's once. If one fails, the request fails with its error, and the others are ended.
 - What `tools` and reasoning need and do: [tools.md](tools.md).
+- `/v1/responses` keeps answers in the memory of its gateway, the last `TANDEM_GATEWAY_KEPT_RESPONSES` within
+  `TANDEM_GATEWAY_KEPT_RESPONSES_BYTES` and `TANDEM_GATEWAY_KEPT_RESPONSES_AGE_S`, unless `store` is false. They end
+  with the process, and other gateways do not know them. Only the key that an answer was asked for with can read, delete
+  and go on from it.
 - The mock engine has no grammars, penalties and biases: a request with one fails with 501.
 
 Written by `python -m tools.api_doc` from the schemas of `gateway/api_fields.py`; tests hold those against what the
@@ -134,6 +138,9 @@ def document() -> str:
             parts += section(f"sampling_params of {path}", nested["anyOf"][0])
     parts.append("\n## GET\n\n| path | answers |\n|---|---|\n")
     parts += [f"| `{path}` | {cell(summary)} |\n" for path, summary in openapi.READ.items()]
+    parts.append("\n## Answers that are kept\n\n| method | path | |\n|---|---|---|\n")
+    for path, methods in openapi.KEPT.items():
+        parts += [f"| {method.upper()} | `{path}` | {cell(summary)} |\n" for method, summary in methods.items()]
     parts.append(f"\n{NOT_OFFERED}\n| path | why |\n|---|---|\n")
     parts += [f"| `{path}` | {cell(why)} |\n" for path, why in NOT_SERVED.items()]
     return "".join(parts)

@@ -12,7 +12,8 @@ from tandem.gateway.openai_schema import SchemaLimits
 from tests.support.system.contract import operations, try_operation
 from tests.support.system.system import System, running_system
 
-POSTS = sorted(openapi.document(SchemaLimits(max_n=3, max_batch=3))["paths"].keys() - openapi.READ.keys())
+PATHS = openapi.document(SchemaLimits(max_n=3, max_batch=3))["paths"].keys()
+POSTS = sorted(PATHS - openapi.READ.keys() - openapi.KEPT.keys())
 SMALL = {"DEFAULT_MAX_TOKENS": 8, "MAX_N": 3, "MAX_BATCH": 3}
 EXAMPLES = 6
 MANY = 250

@@ -22,6 +22,7 @@ from tandem.gateway.http import HttpParts, build_http
 from tandem.gateway.keys import KeyRing
 from tandem.gateway.openai_schema import SchemaLimits
 from tandem.gateway.prepare import Catalog, Preparer
+from tandem.gateway.responses_store import KeepLimits, ResponseStore
 from tandem.gateway.router import Router, RouterSettings
 from tandem.gateway.sessions import Leg
 from tandem.gateway.slots import Slots
@@ -240,6 +241,7 @@ def http_client(workers: NotingWorkers, limits: AppLimits | None = None) -> http
         counted,
         GenerationLimits(limits.max_body_bytes, 60_000, 1000, 1),
         untraced(),
+        ResponseStore(KeepLimits(4, 1 << 16, 60), SystemClock().monotonic),
         limits.parsers,
     )
     schema = SchemaLimits(max_n=4, max_batch=4, max_tokenize_size=limits.max_tokenize_size)

@@ -25,10 +25,10 @@ CHECKS = [
 ]
 REFUSED_BY_SIZE = 413
 """How a body that is too large is refused; schemathesis does not count that as refused."""
-SHORT = {"max_tokens": 9, "max_new_tokens": 9, "max_completion_tokens": 9}
+SHORT = {"max_tokens": 9, "max_new_tokens": 9, "max_completion_tokens": 9, "max_output_tokens": 9}
 NOT_OF_THE_MOCK = (
     *("json_schema", "regex", "ebnf", "response_format", "logit_bias"),
-    *("frequency_penalty", "presence_penalty", "repetition_penalty"),
+    *("frequency_penalty", "presence_penalty", "repetition_penalty", "tools", "tool_choice", "text"),
 )
 TIED = ("min_tokens", "min_new_tokens", "top_logprobs", "stream_options", "best_of", "continue_final_message")
 """Fields that only go with others, which a JSON schema does not say."""

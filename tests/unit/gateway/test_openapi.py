@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.gateway import generate_schema, messages_schema, openai_schema, openapi, token_schema
+from tandem.gateway import generate_schema, messages_schema, openai_schema, openapi, responses_schema, token_schema
 from tandem.gateway.api_fields import REFUSED
 from tandem.gateway.chat_schema import CHAT_PROMPT_FIELDS
 from tandem.gateway.fields import Unsupported
@@ -121,6 +121,14 @@ READERS = {
         messages_schema.MESSAGES_FIELDS,
         messages_schema.MESSAGES_UNSUPPORTED,
     ),
+    "responses": Reader(
+        BODIES["/v1/responses"],
+        lambda body: responses_schema.read_response(body, LIMITS, PlainParsers()),
+        {"input": "a", "tools": [{"type": "function", "name": "cook"}]},
+        responses_schema.RESPONSES_FIELDS,
+        responses_schema.RESPONSES_UNSUPPORTED,
+        frozenset({"input", "text", "reasoning", "tools"}),
+    ),
     "count_tokens": Reader(
         BODIES["/v1/messages/count_tokens"],
         lambda body: messages_schema.read_count(body, LIMITS),
@@ -221,7 +229,8 @@ async def test_the_document_is_served_and_names_every_endpoint_for_programs() ->
     assert served == json.loads(json.dumps(openapi.document(LIMITS)))
     found = {(path, method.upper()) for path, methods in served["paths"].items() for method in methods}
     pages = {(path, method) for path, method in ENDPOINTS.items() if path.startswith("/dashboard")}
-    assert found == {*ENDPOINTS.items(), ("/v1/models/{model}", "GET")} - pages
+    kept = {(path, method.upper()) for path, methods in openapi.KEPT.items() for method in methods}
+    assert found == {*ENDPOINTS.items(), *kept, ("/v1/models/{model}", "GET")} - pages
     for methods in served["paths"].values():
         for operation in methods.values():
             content = operation.get("requestBody", {"content": {}})["content"]

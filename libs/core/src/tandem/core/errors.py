@@ -17,6 +17,7 @@ class ErrorReason(Enum):
     INVALID_ARGUMENT = "INVALID_ARGUMENT"
     CONTEXT_TOO_LONG = "CONTEXT_TOO_LONG"
     UNKNOWN_MODEL = "UNKNOWN_MODEL"
+    UNKNOWN_RESPONSE = "UNKNOWN_RESPONSE"
     UNKNOWN_ENDPOINT = "UNKNOWN_ENDPOINT"
     METHOD_NOT_ALLOWED = "METHOD_NOT_ALLOWED"
     BODY_TOO_LARGE = "BODY_TOO_LARGE"
@@ -72,6 +73,7 @@ CATALOGUE: Final[dict[ErrorReason, ErrorSpec]] = {
         "INVALID_ARGUMENT", 400, False, "The prompt does not fit the model's context."
     ),
     ErrorReason.UNKNOWN_MODEL: ErrorSpec("NOT_FOUND", 404, False, "There is no such model here."),
+    ErrorReason.UNKNOWN_RESPONSE: ErrorSpec("NOT_FOUND", 404, False, "There is no such response here, or no longer."),
     ErrorReason.UNKNOWN_ENDPOINT: ErrorSpec("UNIMPLEMENTED", 404, False, "There is no such endpoint."),
     ErrorReason.METHOD_NOT_ALLOWED: ErrorSpec(
         "UNIMPLEMENTED", 405, False, "The endpoint does not take this HTTP method."

@@ -93,6 +93,16 @@ COMPONENTS: Final[dict[str, Schema]] = {
             output_tokens=_COUNT,
         ),
     ),
+    "Response": _object(
+        id=_TEXT,
+        object={"const": "response"},
+        created_at={"type": "integer"},
+        model=_TEXT,
+        status={"enum": ["completed", "incomplete"]},
+        output=_list(_object(id=_TEXT, type=_TEXT, status=_TEXT)),
+        usage=_object(input_tokens=_COUNT, output_tokens=_COUNT, total_tokens=_COUNT),
+    ),
+    "Deleted": _object(id=_TEXT, object={"const": "response"}, deleted={"const": True}),
     "TokenCount": _object(input_tokens=_COUNT),
     "Tokenized": {
         "anyOf": [
@@ -121,6 +131,9 @@ ANSWERS: Final = {
     "/v1/completions": "Completion",
     "/generate": "Generated",
     "/v1/messages": "Message",
+    "/v1/responses": "Response",
+    "get /v1/responses/{response}": "Response",
+    "delete /v1/responses/{response}": "Deleted",
     "/v1/messages/count_tokens": "TokenCount",
     "/v1/tokenize": "Tokenized",
     "/v1/detokenize": "Detokenized",
@@ -134,11 +147,17 @@ ANSWERS: Final = {
     "/openapi.json": "Document",
 }
 """Which of them an endpoint answers with; those that are not here answer with text."""
-STREAMING: Final = frozenset(["/v1/chat/completions", "/v1/completions", "/generate", "/v1/messages"])
+STREAMING: Final = frozenset(["/v1/chat/completions", "/v1/completions", "/generate", "/v1/messages", "/v1/responses"])
 """Endpoints that answer with events where `stream` is true."""
 _READS_BODY: Final = frozenset({400, 404, 413, 429, 501, 503})
 _GENERATES: Final = _READS_BODY | {500, 502, 504}
-_OF_GET: Final = {"/v1/models/{model}": {404}, "/ready": {503}}
+_OF_GET: Final = {
+    "/v1/models/{model}": {404},
+    "/ready": {503},
+    "get /v1/responses/{response}": {404},
+    "delete /v1/responses/{response}": {404},
+    "post /v1/responses/{response}/cancel": {400, 404},
+}
 _OPEN: Final = frozenset({"/health", "/ready"})
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from tandem.core.fair_queue import Priority
-from tandem.gateway import messages_schema, sampling
+from tandem.gateway import messages_schema, responses_schema, sampling
 from tandem.gateway.chat_schema import EFFORTS, MAX_MESSAGES, MOST_EFFORT, RESERVED_TEMPLATE_OPTIONS, ROLES
 from tandem.gateway.fields import Unsupported
 from tandem.gateway.openai_schema import MAX_SESSION, SchemaLimits
@@ -272,6 +272,9 @@ _RESPONSE_FORMAT: Final[Schema] = {
 }
 
 
+_ITEMS: Final = ("message", "function_call", "function_call_output", "reasoning")
+
+
 def _openai_common(limits: SchemaLimits) -> Fields:
     return {
         "model": MODEL,
@@ -381,6 +384,44 @@ def generate(limits: SchemaLimits, sampling_params: Schema) -> Fields:
         "rid": _field("Your own name of the request.", {"anyOf": [_string(1, 128), _list(_string(1, 128))]}),
         "model": MODEL,
         **dict.fromkeys(("log_metrics", "no_logs", "background"), _UNUSED),
+    }
+
+
+def responses(limits: SchemaLimits) -> Fields:
+    """Fields of /v1/responses."""
+    same = chat(limits)
+    function: Schema = {**_FUNCTION, "properties": {"type": {"const": "function"}, **_FUNCTION["properties"]}}
+    tool: Schema = {**function, "title": '`{"type": "function", "name": "f", "parameters": {}}`'}
+    named: Schema = {
+        "title": '`{"type": "function", "name": "f"}`',
+        "type": "object",
+        "properties": {"type": {"const": "function"}, "name": {"type": "string"}},
+        "required": ["type", "name"],
+    }
+    items: Schema = {"title": "items", "type": "object", "properties": {"type": {"enum": list(_ITEMS)}}}
+    tool["required"] = ["type", "name"]
+    return {
+        "input": _field(
+            "A text, or items: messages, function calls, their outputs, reasoning.",
+            {"anyOf": [_TEXT, _list(items, 1, MAX_MESSAGES)]},
+        ),
+        "instructions": _field("A system message before the chat, for this answer only.", {"type": "string"}),
+        **{name: same[name] for name in responses_schema.SAME},
+        "max_output_tokens": same["max_tokens"],
+        "tools": _field(same["tools"]["description"], _list(tool, None, MAX_TOOLS)),
+        "tool_choice": _field(
+            same["tool_choice"]["description"], {"anyOf": [_words(("none", "auto", "required")), named]}
+        ),
+        "text": _field("`format`: as `response_format` of a chat, with `schema` in it directly.", {"type": "object"}),
+        "reasoning": _field("`effort`: as `reasoning_effort` of a chat.", {"type": "object"}),
+        "previous_response_id": _field(
+            "The answer to go on from: its chat comes before `input`. 404 if it is not kept.",
+            _string(1, responses_schema.MAX_ID),
+        ),
+        "store": _field("Whether the answer is kept, for a while; true by default.", _BOOLEAN),
+        "metadata": _field("Said again in the answer.", {"type": "object"}),
+        "stream_options": _field("Taken, and means nothing here.", {"type": "object"}),
+        **dict.fromkeys(("service_tier", "safety_identifier"), _UNUSED),
     }
 
 

@@ -45,6 +45,7 @@ from tandem.gateway.pair_costs import PairCosts
 from tandem.gateway.parsers import load_parsers
 from tandem.gateway.pool import PoolSettings, SessionPool
 from tandem.gateway.prepare import Catalog, Preparer
+from tandem.gateway.responses_store import KeepLimits, ResponseStore
 from tandem.gateway.rooms import RoomBook
 from tandem.gateway.router import Router, RouterSettings
 from tandem.gateway.settings import STATUS_INTERVAL_MS, GatewaySettings
@@ -278,6 +279,10 @@ class Gateway:
                 settings.retry_after_s,
             ),
             tracing=self._tracing,
+            responses=ResponseStore(
+                KeepLimits(settings.kept_responses, settings.kept_responses_bytes, settings.kept_responses_age_s),
+                SystemClock().monotonic,
+            ),
             parsers=parsers,
         )
         parts = HttpParts(

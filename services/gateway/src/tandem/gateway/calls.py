@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
 from tandem.core.fair_queue import Priority
 from tandem.gateway.speech import Hearing, TemplateOptions
@@ -20,6 +21,7 @@ class Api(Enum):
     COMPLETION = "completion"
     GENERATE = "generate"
     MESSAGES = "messages"
+    RESPONSES = "responses"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,24 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
+class ResponsePlan:
+    """/v1/responses: what the answer needs to know of its request."""
+
+    id: str
+    """Of the answer: long and random, as who knows it may read the answer."""
+    messages: tuple[Message, ...]
+    """The chat so far, without instructions, which hold for one answer only."""
+    echo: Mapping[str, Any]
+    """Fields that the answer says again."""
+    keep: bool
+    """Whether the answer is kept."""
+    previous_id: str = ""
+    """The answer that this one goes on from, until its chat is found; empty if there is none."""
+    owner: str = ""
+    """Name of the key that it came with: no other may read the answer."""
+
+
+@dataclass(frozen=True, slots=True)
 class GenerateCall:
     """One request of a client, checked."""
 
@@ -117,6 +137,8 @@ class GenerateCall:
     include_usage: bool = False
     session: str = ""
     """What the body names the session by; empty if it does not."""
+    plan: ResponsePlan | None = None
+    """Of /v1/responses."""
     hearing: Hearing | None = None
     """How answers are taken apart; None: they are text."""
     priority: Priority | None = None

@@ -44,7 +44,7 @@ RESERVED_TEMPLATE_OPTIONS: Final = frozenset(
 def read_chat_prompt(fields: Fields) -> ChatPrompt:
     """Reads the prompt of a chat."""
     prompt = ChatPrompt(
-        read_messages(fields, _message),
+        read_chat_messages(fields),
         _template_options(fields),
         continue_last=fields.boolean("continue_final_message"),
     )
@@ -73,6 +73,11 @@ def _effort_options(fields: Fields) -> dict[str, str | int | float | bool]:
         effort = fields.number("reasoning_effort", 0, MOST_EFFORT)
     thinks = effort != "none"
     return {"reasoning_effort": effort, "thinking": thinks, "enable_thinking": thinks}
+
+
+def read_chat_messages(fields: Fields) -> tuple[Message, ...]:
+    """Reads the messages of one of OpenAI's chats."""
+    return read_messages(fields, _message)
 
 
 def read_messages(fields: Fields, read_one: Callable[[str, dict[str, Any]], Message]) -> tuple[Message, ...]:

@@ -21,7 +21,7 @@ from tandem.core.fair_queue import Ask
 from tandem.core.refusals import Refused
 from tandem.core.tenants import Account
 from tandem.gateway.bodies import read_body
-from tandem.gateway.calls import Api, GenerateCall, Sequence
+from tandem.gateway.calls import Api, GenerateCall, ResponsePlan, Sequence
 from tandem.gateway.chat_answers import HeardChatAnswer
 from tandem.gateway.fields import parse_object
 from tandem.gateway.front import Visit, visit_of
@@ -34,6 +34,9 @@ from tandem.gateway.openai_answers import OpenAiAnswer, chat_head, event
 from tandem.gateway.prepare import Preparer
 from tandem.gateway.problems import ErrorShape, problem_of
 from tandem.gateway.request_trace import note_answers, note_call, note_prompts
+from tandem.gateway.responses_answers import ResponsesAnswer, broken_off
+from tandem.gateway.responses_schema import gone_on
+from tandem.gateway.responses_store import ResponseStore
 from tandem.gateway.router import Journey, Router
 from tandem.gateway.slots import Slots
 from tandem.gateway.speech import Parsers
@@ -89,6 +92,7 @@ class Works:
     metrics: GatewayMetrics
     limits: GenerationLimits
     tracing: Tracing
+    responses: ResponseStore
     parsers: Parsers | None = None
     """What takes answers apart; None: they are text."""
 
@@ -139,6 +143,8 @@ class GenerationEndpoint:
         try:
             body = await read_body(scope, receive, self._works.limits.max_body_bytes)
             call = self._read_call(parse_object(body))
+            if call.plan is not None:
+                call = gone_on(call, call.plan, self._works.responses, visit.owner)
         finally:
             reading.end()
         note_call(visit.span, call)
@@ -204,12 +210,20 @@ class GenerationEndpoint:
         if call.api is Api.GENERATE:
             return GenerateAnswer(call, visit.request_id, transcripts, text_of, watch.elapsed)
         model = transcripts[0].sequence.model
+        if call.plan is not None:
+            return self._response(call, call.plan, transcripts[0])
         if call.hearing is not None and self._works.parsers is not None:
             head = chat_head(model, visit.request_id, int(time.time()))
             return HeardChatAnswer(call, head, transcripts, text_of, self._works.parsers)
         if call.api is Api.MESSAGES:
             return MessagesAnswer(model, visit.request_id, transcripts[0])
         return OpenAiAnswer(call, model, visit.request_id, int(time.time()), transcripts, text_of)
+
+    def _response(self, call: GenerateCall, plan: ResponsePlan, transcript: Transcript) -> Answer:
+        parsers, hearing = self._works.parsers, call.hearing
+        listener = None if parsers is None or hearing is None else parsers.listener(hearing)
+        head = {"model": transcript.sequence.model, "created_at": int(time.time())}
+        return ResponsesAnswer(plan, head, transcript, listener, self._works.responses.put)
 
     @asynccontextmanager
     async def _generating(self, sequences: SequenceOf[Sequence], journey: Journey) -> AsyncIterator[Mailbox]:
@@ -312,6 +326,8 @@ def _broken_off(api: Api, error: TandemError, retry_after_s: int) -> bytes:
     """The last event of a stream that went wrong."""
     if api is Api.MESSAGES:
         return failure_event(problem_of(error, retry_after_s, ErrorShape.ANTHROPIC))
+    if api is Api.RESPONSES:
+        return broken_off(problem_of(error, retry_after_s))
     return event(problem_of(error, retry_after_s).body)
 
 

@@ -27,6 +27,8 @@ from tandem.gateway.not_served import NOT_SERVED, NotServed
 from tandem.gateway.openai_schema import SchemaLimits, read_chat, read_completion
 from tandem.gateway.prepare import Catalog
 from tandem.gateway.problems import shape_of
+from tandem.gateway.responses_endpoints import KeptResponses
+from tandem.gateway.responses_schema import read_response
 from tandem.gateway.token_endpoints import TokenEndpoints
 from tandem.rpc.metrics import CONTENT_TYPE
 
@@ -35,6 +37,7 @@ ENDPOINTS: Final[Mapping[str, str]] = {
     "/v1/completions": "POST",
     "/generate": "POST",
     "/v1/messages": "POST",
+    "/v1/responses": "POST",
     "/v1/messages/count_tokens": "POST",
     "/v1/tokenize": "POST",
     "/v1/detokenize": "POST",
@@ -50,7 +53,7 @@ ENDPOINTS: Final[Mapping[str, str]] = {
     EVENTS: "GET",
 }
 """Every endpoint and its method."""
-GENERATING: Final = frozenset(["/v1/chat/completions", "/v1/completions", "/generate", "/v1/messages"])
+GENERATING: Final = frozenset(["/v1/chat/completions", "/v1/completions", "/generate", "/v1/messages", "/v1/responses"])
 """Those that generate."""
 
 
@@ -77,11 +80,14 @@ def build_http(parts: HttpParts) -> Starlette:
     """The ASGI application."""
     pages, board = _Pages(parts), DashboardPages(parts.dashboard)
     read_a_chat = partial(read_chat, limits=parts.schema, parsers=parts.works.parsers)
+    read_a_response = partial(read_response, limits=parts.schema, parsers=parts.works.parsers)
+    kept = KeptResponses(parts.works.responses)
     endpoints: dict[str, Any] = {
         "/v1/chat/completions": GenerationEndpoint(read_a_chat, parts.works),
         "/v1/completions": GenerationEndpoint(partial(read_completion, limits=parts.schema), parts.works),
         "/generate": GenerationEndpoint(partial(read_generate, limits=parts.schema), parts.works),
         "/v1/messages": GenerationEndpoint(read_message_call, parts.works),
+        "/v1/responses": GenerationEndpoint(read_a_response, parts.works),
         "/v1/messages/count_tokens": parts.tokens.count(),
         "/v1/tokenize": parts.tokens.tokenize(),
         "/v1/detokenize": parts.tokens.detokenize(),
@@ -97,6 +103,9 @@ def build_http(parts: HttpParts) -> Starlette:
         EVENTS: DashboardEvents(parts.dashboard),
     }
     routes = [Route(path, endpoints[path], methods=[method]) for path, method in ENDPOINTS.items()]
+    routes.append(Route("/v1/responses/{response}", kept.get, methods=["GET"]))
+    routes.append(Route("/v1/responses/{response}", kept.delete, methods=["DELETE"]))
+    routes.append(Route("/v1/responses/{response}/cancel", kept.cancel, methods=["POST"]))
     routes += [Route(path, NotServed(why)) for path, why in NOT_SERVED.items()]
     routes.append(Route("/v1/models/{model:path}", pages.model, methods=["GET"]))
     routes += [Route(path, board.file, methods=["GET"]) for path in FILES if path != PAGE]

@@ -30,7 +30,6 @@ NOT_SERVED: Final[dict[str, str]] = {
     "/v1/images/generations": _TEXT_ONLY,
     "/v1/images/edits": _TEXT_ONLY,
     "/v1/images/variations": _TEXT_ONLY,
-    "/v1/responses": f"{_NO_MEMORY} Use /v1/chat/completions and send the whole chat each time.",
     "/v1/files": f"{_NO_MEMORY} Send prompts in requests.",
     "/v1/batches": f"{_NO_MEMORY} Send a list of prompts to /v1/completions or /generate.",
     "/v1/fine_tuning/jobs": "Models are served as they are.",

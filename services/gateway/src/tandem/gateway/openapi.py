@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import version
 from typing import Any, Final
 
-from tandem.gateway import api_answers, api_fields, generate_schema, messages_schema, openai_schema, token_schema
+from tandem.gateway import (
+    api_answers,
+    api_fields,
+    generate_schema,
+    messages_schema,
+    openai_schema,
+    responses_schema,
+    token_schema,
+)
 from tandem.gateway.api_fields import Schema, closed, refused
 from tandem.gateway.openai_schema import SchemaLimits
 
@@ -18,11 +27,21 @@ READ: Final = {
     "/metrics": "Metrics for Prometheus.",
     "/openapi.json": "This document.",
 }
+KEPT: Final = {
+    "/v1/responses/{response}": {
+        "get": "An answer of /v1/responses that is kept.",
+        "delete": "Forgets it.",
+    },
+    "/v1/responses/{response}/cancel": {"post": "400: an answer is kept once it has ended."},
+}
+"""Paths of answers that are kept: method and summary."""
+_IN_PATH: Final = re.compile(r"{(\w+)}")
 _SUMMARIES: Final = {
     "/v1/chat/completions": "Answers a chat.",
     "/v1/completions": "Goes on from a text.",
     "/generate": "Goes on from a text, in SGLang's own shape.",
     "/v1/messages": "Answers a chat, in Anthropic's shape.",
+    "/v1/responses": "Answers a chat, in the shape of OpenAI's newer API, and keeps the answer.",
     "/v1/messages/count_tokens": "Counts the tokens of such a chat.",
     "/v1/tokenize": "Turns texts or a chat into tokens.",
     "/v1/detokenize": "Turns tokens into text.",
@@ -44,6 +63,9 @@ def bodies(limits: SchemaLimits) -> dict[str, Schema]:
         ),
         "/generate": closed({**api_fields.generate(limits, params), **refused(generate_schema.GENERATE_UNSUPPORTED)}),
         "/v1/messages": closed({**api_fields.messages(), **not_of_messages}, ("messages", "max_tokens")),
+        "/v1/responses": closed(
+            {**api_fields.responses(limits), **refused(responses_schema.RESPONSES_UNSUPPORTED)}, ("input",)
+        ),
         "/v1/messages/count_tokens": closed({**api_fields.count(), **not_of_messages}, ("messages",)),
         "/v1/tokenize": closed({**api_fields.tokenize(limits), **refused(token_schema.TOKENIZE_UNSUPPORTED)}),
         "/v1/detokenize": closed(api_fields.detokenize(limits), ("tokens",)),
@@ -56,6 +78,8 @@ def document(limits: SchemaLimits) -> dict[str, Any]:
     paths: dict[str, Any] = {path: {"post": _post(path, schema)} for path, schema in known.items()}
     paths |= {alias: {"post": _post(path, known[path])} for alias, path in _ALIASES.items()}
     paths |= {path: {"get": _get(path, summary)} for path, summary in READ.items()}
+    for path, methods in KEPT.items():
+        paths[path] = {method: _get(path, summary, f"{method} {path}") for method, summary in methods.items()}
     return {
         "openapi": "3.1.0",
         "info": {"title": "Tandem", "version": version("tandem-gateway")},
@@ -76,8 +100,9 @@ def _post(path: str, schema: Schema) -> dict[str, Any]:
     }
 
 
-def _get(path: str, summary: str) -> dict[str, Any]:
-    operation: dict[str, Any] = {"summary": summary, "responses": api_answers.responses(path, post=False)}
-    if "{model}" in path:
-        operation["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": _NAME}]
+def _get(path: str, summary: str, name: str = "") -> dict[str, Any]:
+    """name: of the operation, where a path has several."""
+    operation: dict[str, Any] = {"summary": summary, "responses": api_answers.responses(name or path, post=False)}
+    for name in _IN_PATH.findall(path):
+        operation["parameters"] = [{"name": name, "in": "path", "required": True, "schema": _NAME}]
     return operation

@@ -24,6 +24,7 @@ _OPERATIONS: Final = {
     Api.COMPLETION: "text_completion",
     Api.GENERATE: "text_completion",
     Api.MESSAGES: "chat",
+    Api.RESPONSES: "chat",
 }
 
 

@@ -161,6 +161,11 @@ class GatewaySettings(Settings):
         default=4096, ge=1, le=1 << 20, description="tokens kept for a client that reads slowly, before it is dropped"
     )
     session_outbox: int = Field(default=4096, ge=16, le=1 << 20, description="messages waiting for one worker")
+    kept_responses: int = Field(
+        default=1024, ge=0, le=1 << 20, description="answers of /v1/responses that are kept in memory; 0 = none"
+    )
+    kept_responses_bytes: int = Field(default=64 << 20, ge=1024, le=1 << 36, description="bytes of them, about")
+    kept_responses_age_s: int = Field(default=86_400, ge=1, le=30 * 86_400, description="how long one is kept")
     tool_call_parser: str = Field(
         default="",
         description="SGLang's name of how the model writes tool calls, such as qwen25 or llama3; empty = no tools. "

@@ -4,7 +4,8 @@ Two systems of real processes, one with --keep-prefixes and one without, each a 
 Conversations take turns on both: every prompt is all that was said before and something new. Printed are, per turn, the
 KV bytes that moved, and medians over the conversations of the time to the first token, which prefill says before
 anything has to be there, and to the second, which decode says when all has landed; with the ratio of kept to not kept
-of the same conversation and turn, and its quartiles.
+of the same conversation and turn, and its quartiles. With several decode workers, --policy chooses among them; each
+conversation names itself as a session.
 """
 
 from __future__ import annotations
@@ -43,14 +44,19 @@ class Turn:
     answer: tuple[int, ...]
 
 
+async def moved_so_far(system: System) -> int:
+    """KV bytes that decode workers have got."""
+    return sum(status.kv_bytes for name, status in (await system.wait_idle()).items() if name.startswith("decode"))
+
+
 async def take_turn(system: System, client: httpx.AsyncClient, prompt: Sequence[int], new_tokens: int) -> Turn:
     """Asks, and looks at what was moved."""
-    before = (await system.wait_idle())["decode-0"].kv_bytes
+    before = await moved_so_far(system)
     began, times, tokens = time.perf_counter(), [], list[int]()
     async for event in events(client, "/generate", body(prompt, new_tokens, ignore_eos=True)):
         times += [time.perf_counter() - began] * (len(event["output_ids"]) - len(tokens))
         tokens = event["output_ids"]
-    moved = (await system.wait_idle())["decode-0"].kv_bytes - before
+    moved = await moved_so_far(system) - before
     return Turn(len(prompt), moved, times[0], times[1], tuple(tokens))
 
 
@@ -62,6 +68,7 @@ async def converse(systems: dict[str, System], number: int, given: Any) -> dict[
     for turn in range(given.turns):
         for side in list(systems)[:: 1 if (turn + number) % 2 else -1]:
             async with systems[side].client() as client:
+                client.headers["X-Session-Id"] = f"conversation-{number}"
                 found[side].append(await take_turn(systems[side], client, talk, given.new_tokens))
         answers = {turns[-1].answer for turns in found.values()}
         assert len(answers) == 1, f"conversation {number}, turn {turn}: {answers}"
@@ -72,6 +79,7 @@ async def converse(systems: dict[str, System], number: int, given: Any) -> dict[
 async def measure(given: Any) -> list[dict[str, list[Turn]]]:
     """Every conversation but the first, which warms up."""
     options = ["--engine", given.engine, "--provider", given.provider, "--page-size", str(given.page_size)]
+    options += ["--ratio", f"1:{given.decode}", "--env", f"gateway:TANDEM_GATEWAY_DECODE_POLICY={given.policy}"]
     options += [option for one in given.engine_arg for option in ("--engine-arg", one)]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -101,6 +109,8 @@ def main() -> int:
     parser.add_argument("--provider", choices=("tcp", "cma"), default="tcp")
     parser.add_argument("--engine-arg", action="append", default=[])
     parser.add_argument("--page-size", type=int, default=16)
+    parser.add_argument("--decode", type=int, default=1, help="decode workers")
+    parser.add_argument("--policy", default="least_load", help="among them")
     parser.add_argument("--conversations", type=int, default=8, help="at least 2")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--start", type=int, default=600, help="tokens of the first prompt")

@@ -49,6 +49,7 @@ LABELS: Final = {
     "service": "`gateway`, `bootstrap`, `prefill`, `decode` or `unified`",
     "state": "see the metric; of rooms: as in [ARCHITECTURE.md](../ARCHITECTURE.md#the-room-machines), in lower case",
     "version": "version of Tandem",
+    "won": "`true` or `false`",
 }
 """What each label's values are. All of them are bounded."""
 INTRO: Final = """\

@@ -17,7 +17,8 @@ from tandem.core.ids import Incarnation, RequestId, Role, WorkerId, WorkerLife
 from tandem.core.policies import PolicyName
 from tandem.gateway import health
 from tandem.gateway.health import HealthBook
-from tandem.gateway.router import Dice, Journey, Router, RouterSettings
+from tandem.gateway.room_runs import Dice, Journey
+from tandem.gateway.router import Router, RouterSettings
 from tandem.v1 import common_pb2, session_pb2
 from tests.support.gateway.doubles import (
     NotingWorker,

@@ -200,6 +200,7 @@ class Gateway:
             on_retry=counted.count_retry,
             on_resume=counted.resumed.inc,
             on_no_budget=counted.no_budget.inc,
+            on_hedge=counted.count_hedge,
             on_picked=counted.queue.observe,
             rooms=rooms,
             health=self._health(clock, counted),
@@ -372,4 +373,5 @@ def _routing(settings: GatewaySettings) -> RouterSettings:
         settings.prefix_tokens,
         BudgetSettings(settings.retry_burst, settings.retry_ratio),
         settings.unified_max_prompt_tokens,
+        settings.hedge_after_ms,
     )

@@ -124,6 +124,11 @@ class GatewayMetrics:
             "tandem_gateway_retry_budget_spent",
             "Attempts that failed and were not repeated, since too many were of late.",
         )
+        self.hedges = metrics.counter(
+            "tandem_gateway_hedges",
+            "Answers for which a second room was asked, as the first said nothing for a while; won: that one did.",
+            ("won",),
+        )
         self.resumed = metrics.counter(
             "tandem_gateway_resumed", "Answers that went on, on other workers, after a part of them was told."
         )
@@ -253,6 +258,10 @@ class GatewayMetrics:
         self._metrics.read(
             (WAITING,), lambda: [Sample(WAITING, count, (one.value,)) for one, count in waiting().items()]
         )
+
+    def count_hedge(self, won: bool) -> None:
+        """A second room was asked for an answer; won: it was heard."""
+        self.hedges.labels(str(won).lower()).inc()
 
     def count_breaker(self, role: Role) -> None:
         """A worker's circuit breaker has opened."""

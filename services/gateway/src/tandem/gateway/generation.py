@@ -37,7 +37,8 @@ from tandem.gateway.request_trace import note_answers, note_call, note_prompts
 from tandem.gateway.responses_answers import ResponsesAnswer, broken_off
 from tandem.gateway.responses_schema import gone_on
 from tandem.gateway.responses_store import ResponseStore
-from tandem.gateway.router import Journey, Router
+from tandem.gateway.room_runs import Journey
+from tandem.gateway.router import Router
 from tandem.gateway.slots import Slots
 from tandem.gateway.speech import Parsers
 from tandem.gateway.tenants import Bill, Tenants

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from collections.abc import Sequence as SequenceOf
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
-from opentelemetry.trace import Span
-
-from tandem.core.affinity import NO_KEY, AffinityKey, key_of_prefix
+from tandem.core.affinity import AffinityKey, key_of_prefix
 from tandem.core.breaker import State
-from tandem.core.cluster import WorkerInfo
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.core.ids import ALONE, NONCE_BYTES, PAIR, RequestId, Role, RoomId, WorkerLife, room_from_random
+from tandem.core.ids import ALONE, PAIR, Role, WorkerLife
 from tandem.core.kv_index import NOTHING_HELD, PageHash, page_hashes
 from tandem.core.layout import KvLayout, mismatches
 from tandem.core.placement import DEFAULT_UNIFIED_MAX_PROMPT_TOKENS, teams_for
@@ -34,16 +30,18 @@ from tandem.core.policies import (
     choose,
 )
 from tandem.core.retry_budget import BudgetSettings, RetryBudget
-from tandem.gateway.attempt import Attempt, Worker
+from tandem.gateway.attempt import Attempt
 from tandem.gateway.calls import Sequence
 from tandem.gateway.first_token import FirstToken
 from tandem.gateway.health import HealthBook
+from tandem.gateway.hedge import Race
 from tandem.gateway.held_pages import Holders, NobodyHolds
 from tandem.gateway.lone_attempt import LoneAttempt
 from tandem.gateway.pair_costs import PairCosts, prompt_of
-from tandem.gateway.request_trace import CANDIDATES, HELD_TOKENS, POLICIES, AttemptTrace, RouteTrace
+from tandem.gateway.request_trace import CANDIDATES, HELD_TOKENS, POLICIES, RouteTrace
 from tandem.gateway.resume import Told
-from tandem.gateway.rooms import RoomBook, RoomFacts
+from tandem.gateway.room_runs import Dice, Journey, Order, Ran, RoomRuns, RoutableWorker, Team, Tell, lives_of
+from tandem.gateway.rooms import RoomBook
 from tandem.rpc.tracing import names
 from tandem.rpc.tracing.provider import Tracing, Value
 from tandem.v1 import session_pb2
@@ -55,25 +53,6 @@ MAX_COUNTS: Final = 1024
 
 Deliver = Callable[[session_pb2.Delta | None], bool]
 """Takes news for the client; None makes void what came before. False if the client is too far behind."""
-
-Tell = Callable[[session_pb2.Delta], bool]
-
-_DP_RANKS: Final = {
-    Role.PREFILL: "prefill_dp_rank",
-    Role.DECODE: "decode_dp_rank",
-    Role.UNIFIED: "decode_dp_rank",
-}
-"""Field of Submit that names the rank of each leg."""
-
-
-class RoutableWorker(Worker, Protocol):
-    """A Session as the router sees it."""
-
-    info: WorkerInfo
-
-    @property
-    def in_flight(self) -> int:
-        """Rooms of ours that run there."""
 
 
 class Workers(Protocol):
@@ -87,18 +66,6 @@ class Workers(Protocol):
 
     async def wait_changed(self) -> None:
         """Returns when `sessions` may have others to offer."""
-
-
-class Dice:
-    """Every random number of the router, so that a test can load it."""
-
-    def bits(self, count: int) -> int:
-        """That many random bits."""
-        return secrets.randbits(count)
-
-    def nonce(self) -> bytes:
-        """16 random bytes."""
-        return secrets.token_bytes(NONCE_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,19 +83,8 @@ class RouterSettings:
     """Of all sequences together."""
     unified_max_prompt_tokens: int = DEFAULT_UNIFIED_MAX_PROMPT_TOKENS
     """See tandem.core.placement.teams_for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Journey:
-    """What all sequences of one client request share."""
-
-    request_id: RequestId
-    span: Span
-    """Of the request."""
-    deadline: float
-    """Monotonic seconds, of the event loop's clock."""
-    session: AffinityKey = NO_KEY
-    """Of the session that the client named."""
+    hedge_after_ms: int = 0
+    """See tandem.gateway.hedge; 0 = never."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +118,6 @@ class _Choice:
 _Choices = Mapping[Role, _Choice]
 """For one room: of each role of a pair, or a unified one."""
 
-Team = Mapping[Role, RoutableWorker]
-"""Who serves one room: a worker of each role of a pair, or a unified one."""
-
 
 @dataclass(slots=True)
 class _Chooser:
@@ -195,6 +148,7 @@ class Router:
         on_retry: Callable[[ErrorReason], None] = lambda _: None,
         on_resume: Callable[[], None] = lambda: None,
         on_no_budget: Callable[[], None] = lambda: None,
+        on_hedge: Callable[[bool], None] = lambda _: None,
         on_picked: Callable[[float], None] = lambda _: None,
         rooms: RoomBook | None = None,
         health: HealthBook | None = None,
@@ -202,7 +156,8 @@ class Router:
         on_held: Callable[[Role, int], None] = lambda *_: None,
         costs: PairCosts | None = None,
     ) -> None:
-        """on_no_budget: hears of each failed attempt that the retry budget leaves as it is. on_picked: gets the seconds
+        """on_no_budget: hears of each failed attempt that the retry budget leaves as it is. on_hedge: whether the
+        second of two rooms for an answer was the one that was heard. on_picked: gets the seconds
         that an attempt has waited for workers. rooms: where those that run are noted.
         health: who is trusted, and hears how rooms end. holders: who holds what. on_held: gets the tokens of each
         prompt that the chosen worker of a role is known to hold. costs: what pairs cost, for LEAST_COST."""
@@ -214,10 +169,11 @@ class Router:
         self._on_retry = on_retry
         self._on_resume = on_resume
         self._on_no_budget = on_no_budget
+        self._on_hedge = on_hedge
         self._budget = RetryBudget(settings.retries, time.monotonic())
         self._on_picked = on_picked
-        self._rooms = rooms or RoomBook()
         self._health = health or HealthBook()
+        self._runs = RoomRuns(tracing, self._dice, rooms or RoomBook(), self._health)
         self._holders = holders or NobodyHolds()
         self._on_held = on_held
         self._costs = costs or PairCosts()
@@ -256,21 +212,15 @@ class Router:
         self._budget.began(time.monotonic())
         for number in range(1, self._settings.max_attempts + 1):
             choices = await self._route(sequence, journey, avoid)
-            team = {role: choice.worker for role, choice in choices.items()}
-            legs = {role: worker.life for role, worker in team.items()}
-            submit = self._submit(asked, journey, team)
-            trace = AttemptTrace(self._tracing, journey.span, sequence, number)
-            trace.submit(submit, legs, len(asked.input_ids) - len(sequence.input_ids))
-            pass_on = trace.noting(lambda delta: deliver(told.add(delta)))
-            attempt = _attempt(submit, team, pass_on, first_token)
-            facts = RoomFacts(RoomId(submit.room), journey.request_id, number, legs, journey.deadline)
-            measuring = self._measuring(attempt, choices, len(asked.input_ids))
-            with self._rooms.running(facts, attempt), self._health.watching(attempt, legs), measuring:
-                failure = await _run(attempt, trace, journey.deadline)
+            order = Order(sequence, asked, journey, number)
+            if number == 1 and self._settings.hedge_after_ms:
+                ran = await self._hedged(order, choices, lambda delta: deliver(told.add(delta)), avoid)
+            else:
+                ran = await self._run(order, choices, lambda delta: deliver(told.add(delta)), first_token)
+            attempt, failure, first_token = ran.attempt, ran.failure, ran.first_token
             if failure is None:
                 return
             cause = cause or failure
-            log.warning("attempt %d on %s failed: %s", number, " and ".join(map(str, legs.values())), failure)
             if attempt.final:
                 raise cause
             if not failure.spec.retryable or number == self._settings.max_attempts:
@@ -295,12 +245,49 @@ class Router:
             finally:
                 backoff.end()
 
+    async def _run(self, order: Order, choices: _Choices, deliver: Tell, first_token: FirstToken) -> Ran:
+        def measuring(attempt: Attempt | LoneAttempt) -> AbstractContextManager[None]:
+            return self._measuring(attempt, choices, len(order.asked.input_ids))
+
+        return await self._runs.run(order, _team(choices), deliver, first_token, measuring)
+
+    async def _hedged(self, order: Order, choices: _Choices, deliver: Tell, avoid: set[WorkerLife]) -> Ran:
+        """As `_run`; but other workers are asked too where these say nothing for a while."""
+        race = Race[Ran](deliver)
+
+        def another(tell: Tell) -> Coroutine[Any, Any, Ran] | None:
+            rival = self._rival(order, choices)
+            return None if rival is None else self._run(order, rival, tell, FirstToken())
+
+        def first(tell: Tell) -> Coroutine[Any, Any, Ran]:
+            return self._run(order, choices, tell, FirstToken())
+
+        ran = await race.run(first, another, self._settings.hedge_after_ms / 1000)
+        if race.hedged:
+            self._on_hedge(race.hedge_won)
+        for one in ran[:-1]:
+            avoid.update(one.attempt.suspects)
+        return ran[-1]
+
+    def _rival(self, order: Order, choices: _Choices) -> _Choices | None:
+        """Workers that have nothing to do with others; None where there are none, or the retry budget is spent."""
+        lives = set(lives_of(_team(choices)).values())
+        try:
+            rival = self._pick(self._wish(order.sequence, order.journey, lives))
+        except TandemError:
+            return None
+        if lives & set(lives_of(_team(rival)).values()) or not self._budget.take(time.monotonic()):
+            return None
+        return rival
+
+    def _wish(self, sequence: Sequence, journey: Journey, avoid: Collection[WorkerLife]) -> _Wish:
+        prefix = key_of_prefix(sequence.input_ids, self._settings.prefix_tokens)
+        return _Wish(sequence.model, avoid, journey.session, prefix, sequence.input_ids)
+
     async def _route(self, sequence: Sequence, journey: Journey, avoid: set[WorkerLife]) -> _Choices:
         trace = RouteTrace(self._tracing, journey.span, sequence, len(avoid))
-        prefix = key_of_prefix(sequence.input_ids, self._settings.prefix_tokens)
         try:
-            wish = _Wish(sequence.model, avoid, journey.session, prefix, sequence.input_ids)
-            choices = await self._pick_in_time(wish)
+            choices = await self._pick_in_time(self._wish(sequence, journey, avoid))
         except TandemError as error:
             trace.failed(error)
             raise
@@ -447,42 +434,9 @@ class Router:
         lives = (prefill.worker.life, decode.worker.life)
         return self._costs.running(attempt, prompt, lives, (prefill.held_tokens, decode.held_tokens))
 
-    def _submit(self, sequence: Sequence, journey: Journey, team: Team) -> session_pb2.Submit:
-        room = room_from_random(self._dice.bits(63))
-        left_ms = (journey.deadline - asyncio.get_running_loop().time()) * 1000
-        if left_ms <= 0:
-            raise TandemError(ErrorReason.DEADLINE_EXCEEDED, "The request ran out of time.")
-        submit = session_pb2.Submit(
-            request_id=journey.request_id,
-            room=room,
-            nonce=self._dice.nonce(),
-            timeout_ms=max(1, int(left_ms)),
-            model=sequence.model,
-            input_ids=sequence.input_ids,
-            sampling=sequence.sampling,
-            logprobs=sequence.item.logprobs,
-            early_first_token=sequence.early_first_token,
-        )
-        for role, worker in team.items():
-            setattr(submit, _DP_RANKS[role], room % worker.info.dp_size)
-        return submit
 
-
-def _attempt(submit: session_pb2.Submit, team: Team, deliver: Tell, first_token: FirstToken) -> Attempt | LoneAttempt:
-    if (unified := team.get(Role.UNIFIED)) is not None:
-        return LoneAttempt(submit, unified, deliver, first_token)
-    return Attempt(submit, team[Role.PREFILL], team[Role.DECODE], deliver, first_token)
-
-
-async def _run(attempt: Attempt | LoneAttempt, trace: AttemptTrace, deadline: float) -> TandemError | None:
-    trace.follow(attempt)
-    try:
-        failure = await attempt.run()
-    except asyncio.CancelledError:
-        trace.given_up(late=asyncio.get_running_loop().time() >= deadline)
-        raise
-    trace.ended(failure)
-    return failure
+def _team(choices: _Choices) -> Team:
+    return {role: choice.worker for role, choice in choices.items()}
 
 
 @lru_cache(1024)

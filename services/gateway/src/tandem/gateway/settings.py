@@ -111,6 +111,13 @@ class GatewaySettings(Settings):
     retry_ratio: float = Field(
         default=0.2, ge=0, le=10, description="retries that each new answer adds to what is left of that number"
     )
+    hedge_after_ms: int = Field(
+        default=0,
+        ge=0,
+        le=600_000,
+        description="without a word for so long other workers are asked too, and the first that speaks is heard; "
+        "0 = never",
+    )
     retry_wait_ms: int = Field(
         default=1000,
         ge=0,

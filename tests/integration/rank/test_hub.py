@@ -262,3 +262,27 @@ async def test_open_rooms_of_every_rank_are_told_the_oldest_first() -> None:
     finally:
         await decode.close()
         await prefill.close()
+
+
+async def test_ranks_that_work_alone_tell_their_numbers_and_open_no_rooms() -> None:
+    hub = RankHub(Role.UNIFIED, 2)
+    address = await hub.start()
+    gauges = Gauges(pools=(PoolStatus("kv", 32, 30, 2, 0),), running=3, waiting=1)
+    layout = KvLayout(8, "uint8", 1, "nhd", 2, 1, ())
+    setups = [RankSetup(Role.UNIFIED, RankId(tp=tp), layout, ()) for tp in range(2)]
+    ranks = [ThreadedRank(setup, address, lambda: gauges) for setup in setups]
+    try:
+        await asyncio.gather(*(asyncio.to_thread(rank.start) for rank in ranks))
+        infos, found = await hub.wait_ranks(5_000)
+        assert ([info.kv_link_address for info in infos], found) == (["", ""], layout)
+        hub.identify(DECODE)
+        measured = await hub.measured()
+        assert (measured.status.running, measured.status.waiting, measured.status.pools) == (3, 1, gauges.pools)
+        assert [report.process.resident_bytes > 0 for report in measured.ranks] == [True, True]
+        assert (await hub.rooms(10)).total == 0
+        with pytest.raises(TandemError) as caught:
+            await hub.open_tickets(_job(1, "prefill", {}))
+        assert caught.value.reason is ErrorReason.NOT_SUPPORTED
+    finally:
+        await hub.close()
+        await asyncio.gather(*(asyncio.to_thread(rank.close) for rank in ranks))

@@ -87,7 +87,9 @@ def test_the_scheduler_shows_where_it_computes(manager, monkeypatch):
     monkeypatch.setattr(hooks, "pools_of", lambda scheduler: ())
     monkeypatch.setattr(hooks, "waiting_rooms", lambda scheduler: 0)
     manager.kv_args = SimpleNamespace(state_types=[])
-    hooks.after_step(None, SimpleNamespace(running_batch=SimpleNamespace(reqs=[]), forward_stream="stream"))
+    silent = SimpleNamespace(kv_event_publisher=None)
+    batch = SimpleNamespace(reqs=[])
+    hooks.after_step(None, SimpleNamespace(running_batch=batch, forward_stream="stream", kv_events_publisher=silent))
     assert manager.forward_stream == "stream"
 
 

@@ -200,7 +200,12 @@ def test_idle_scheduler_sleeps_until_a_room_changes(manager, monkeypatch):
     manager.sleeper = None
     sleeper = SimpleNamespace(poller=zmq.Poller())
     queue = SimpleNamespace(kv_manager=manager)
-    scheduler = SimpleNamespace(idle_sleeper=sleeper, disagg_prefill_bootstrap_queue=queue, tp_size=1)
+    scheduler = SimpleNamespace(
+        idle_sleeper=sleeper,
+        disagg_prefill_bootstrap_queue=queue,
+        tp_size=1,
+        kv_events_publisher=SimpleNamespace(kv_event_publisher=None),
+    )
     hooks.nap(None, scheduler)
     assert sleeper.poller.poll(0) == [], "nothing to wake up for"
     sender(manager).handle.update(Phase.WAITING, None)

@@ -125,16 +125,16 @@ async def test_metrics_and_model_info() -> None:
         'tandem_gateway_requests_total{code="400",endpoint="/v1/completions"} 1.0',
         'tandem_gateway_requests_total{code="404",endpoint="other"} 1.0',
         'tandem_gateway_errors_total{endpoint="/v1/completions",reason="INVALID_ARGUMENT"} 1.0',
-        'gen_ai_server_time_to_first_token_seconds_count{endpoint="/v1/completions"} 1.0',
-        'gen_ai_server_time_per_output_token_seconds_count{endpoint="/v1/completions"} 1.0',
-        'tandem_gateway_inter_token_seconds_count{endpoint="/v1/completions"} 1.0',
+        'gen_ai_server_time_to_first_token_seconds_count{endpoint="/v1/completions",model="tandem-tiny"} 1.0',
+        'gen_ai_server_time_per_output_token_seconds_count{endpoint="/v1/completions",model="tandem-tiny"} 1.0',
+        'tandem_gateway_inter_token_seconds_count{endpoint="/v1/completions",model="tandem-tiny"} 1.0',
         'tandem_gateway_workers{role="decode",state="ready"} 1.0',
         'tandem_gateway_workers{role="decode",state="lost"} 0.0',
         "tandem_gateway_bootstrap_connected 1.0",
         "tandem_gateway_queue_seconds_count 1.0",
         "tandem_gateway_prepare_seconds_count 1.0",
         "tandem_gateway_sequences_in_flight 0.0",
-        'tandem_gateway_tokens_total{kind="completion"} 2.0',
+        'tandem_gateway_tokens_total{kind="completion",model="tandem-tiny"} 2.0',
     ):
         assert line in metrics
     assert info["is_generation"] is True

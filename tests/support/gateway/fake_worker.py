@@ -20,6 +20,8 @@ from tests.support.bootstrap.workers import worker
 
 MODEL = "tandem-tiny"
 CONTEXT_TOKENS = 512
+PAGES = 100
+"""Of 16 tokens; there are more where the context is longer."""
 WAIT_S = 20
 FIRST_TOKEN = 300
 
@@ -150,6 +152,7 @@ class FakeWorker:
             models=(self.model,),
             address=address,
             context_tokens=CONTEXT_TOKENS,
+            total_pages=max(PAGES, CONTEXT_TOKENS // 16),
             tokenizer_path=self.tokenizer_path,
         )
         request = bootstrap_pb2.RegisterRequest(

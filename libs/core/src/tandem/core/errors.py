@@ -21,6 +21,7 @@ class ErrorReason(Enum):
     UNKNOWN_ENDPOINT = "UNKNOWN_ENDPOINT"
     METHOD_NOT_ALLOWED = "METHOD_NOT_ALLOWED"
     BODY_TOO_LARGE = "BODY_TOO_LARGE"
+    BODY_TOO_SLOW = "BODY_TOO_SLOW"
     UNAUTHENTICATED = "UNAUTHENTICATED"
     FORBIDDEN = "FORBIDDEN"
     NOT_SUPPORTED = "NOT_SUPPORTED"
@@ -79,6 +80,7 @@ CATALOGUE: Final[dict[ErrorReason, ErrorSpec]] = {
         "UNIMPLEMENTED", 405, False, "The endpoint does not take this HTTP method."
     ),
     ErrorReason.BODY_TOO_LARGE: ErrorSpec("INVALID_ARGUMENT", 413, False, "The request body is too large."),
+    ErrorReason.BODY_TOO_SLOW: ErrorSpec("DEADLINE_EXCEEDED", 408, False, "The request body came too slowly."),
     ErrorReason.UNAUTHENTICATED: ErrorSpec("UNAUTHENTICATED", 401, False, "A valid credential is needed."),
     ErrorReason.FORBIDDEN: ErrorSpec("PERMISSION_DENIED", 403, False, "Only an operator may do this."),
     ErrorReason.NOT_SUPPORTED: ErrorSpec("UNIMPLEMENTED", 501, False, "This is not supported."),

@@ -6,14 +6,11 @@ import asyncio
 import logging
 import random
 import secrets
-import socket
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
-
-import uvicorn
 
 from tandem.core.breaker import BreakerSettings
 from tandem.core.cluster import WorkerInfo
@@ -39,7 +36,7 @@ from tandem.gateway.health import HealthBook
 from tandem.gateway.held_pages import HeldPages
 from tandem.gateway.http import GENERATING, HttpParts, build_http
 from tandem.gateway.keys import KeyRing
-from tandem.gateway.line import LineProtocol
+from tandem.gateway.listening import listen, server_of
 from tandem.gateway.openai_schema import SchemaLimits
 from tandem.gateway.pair_costs import PairCosts
 from tandem.gateway.parsers import load_parsers
@@ -79,8 +76,6 @@ log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 ADMIN_GRACE_MS: Final = 1000
-LISTEN_BACKLOG: Final = 2048
-KEEP_ALIVE_S: Final = 75
 MAX_TRACES_ASKED: Final = 16
 """Traces that are gathered for the dashboard at the same time."""
 
@@ -152,8 +147,7 @@ class Gateway:
     async def start(self) -> None:
         """Listens, and starts to follow the cluster. Raises TandemError, OSError where an address can't be bound."""
         settings = self._settings
-        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-        listener = socket.create_server((settings.host, settings.port), family=family, backlog=LISTEN_BACKLOG)
+        listener = listen(settings)
         self.http_address = f"{settings.host}:{listener.getsockname()[1]}"
         self.admin_address = self._admin.bind(settings.admin_address)
         await self._admin.start()
@@ -278,6 +272,7 @@ class Gateway:
                 settings.request_timeout_ms,
                 settings.stream_buffer_tokens,
                 settings.retry_after_s,
+                settings.read_timeout_ms,
             ),
             tracing=self._tracing,
             responses=ResponseStore(
@@ -298,21 +293,10 @@ class Gateway:
             ready=self._missing,
             render_metrics=metrics.render,
             dashboard=Dashboard(self._feed, on=settings.dashboard_viewers > 0),
+            cors_origins=settings.cors_origins,
             keys=KeyRing([key.get_secret_value() for key in settings.api_keys], settings.api_keys_file),
         )
-        config = uvicorn.Config(
-            build_http(parts),
-            http=LineProtocol,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=max(1, settings.drain_timeout_ms // 1000),
-        )
-        return HttpServer(config)
+        return server_of(build_http(parts), settings)
 
 
 def _all(*hearers: Callable[[_T], None]) -> Callable[[_T], None]:

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Final
+
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope
 
 from tandem.core.errors import ErrorReason, TandemError
+
+READ_TIMEOUT_MS: Final = 30_000
+
+
+async def read_body_in_time(scope: Scope, receive: Receive, max_bytes: int, timeout_ms: int) -> bytes:
+    """As `read_body`; raises BODY_TOO_SLOW too."""
+    try:
+        async with asyncio.timeout(timeout_ms / 1000):
+            return await read_body(scope, receive, max_bytes)
+    except TimeoutError:
+        text = f"The body was not there after {timeout_ms / 1000:g} s, the most that is waited for it."
+        raise TandemError(ErrorReason.BODY_TOO_SLOW, text) from None
 
 
 async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:

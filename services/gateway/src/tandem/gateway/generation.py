@@ -20,7 +20,7 @@ from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.fair_queue import Ask
 from tandem.core.refusals import Refused
 from tandem.core.tenants import Account
-from tandem.gateway.bodies import read_body
+from tandem.gateway.bodies import READ_TIMEOUT_MS, read_body_in_time
 from tandem.gateway.calls import Api, GenerateCall, ResponsePlan, Sequence
 from tandem.gateway.chat_answers import HeardChatAnswer
 from tandem.gateway.fields import parse_object
@@ -78,6 +78,7 @@ class GenerationLimits:
     request_timeout_ms: int
     stream_buffer_tokens: int
     retry_after_s: int
+    read_timeout_ms: int = READ_TIMEOUT_MS
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +143,8 @@ class GenerationEndpoint:
     async def _read(self, scope: Scope, receive: Receive, visit: Visit) -> GenerateCall:
         reading = self._works.tracing.start(names.READ, visit.span)
         try:
-            body = await read_body(scope, receive, self._works.limits.max_body_bytes)
+            limits = self._works.limits
+            body = await read_body_in_time(scope, receive, limits.max_body_bytes, limits.read_timeout_ms)
             call = self._read_call(parse_object(body))
             if call.plan is not None:
                 call = gone_on(call, call.plan, self._works.responses, visit.owner)
@@ -162,15 +164,22 @@ class GenerationEndpoint:
                 reading.close()
                 await self._admitted(request, sequences)
         except TimeoutError:
-            raise TandemError(ErrorReason.CANCELLED, "The client did not take its answer in time.") from None
+            error = TandemError(ErrorReason.CANCELLED, "The client did not take its answer in time.")
+            self._broke_off(request, error)
+            # Nothing more can be told: its connection is full. uvicorn closes it, as its answer is not whole.
+            return
         except TandemError as error:
-            if not reply.begun:
-                raise
-            self._works.metrics.count_error(visit.endpoint, error.reason, visit.request_id)
-            log.warning("the answer broke off: %s", error)
-            fail(visit.span, error.reason, error.message)
+            self._broke_off(request, error)
             await reply.write(_broken_off(request.call.api, error, self._works.limits.retry_after_s), more=False)
         request.watch.ended()
+
+    def _broke_off(self, request: _Request, error: TandemError) -> None:
+        """Notes why an answer is not whole. Raises it if nothing of it was sent, so that it can be told."""
+        if not request.reply.begun:
+            raise error
+        self._works.metrics.count_error(request.visit.endpoint, error.reason, request.visit.request_id)
+        log.warning("the answer broke off: %s", error)
+        fail(request.visit.span, error.reason, error.message)
 
     async def _admitted(self, request: _Request, sequences: tuple[Sequence, ...]) -> None:
         """Generates once the tenant may, and when it is the request's turn."""
@@ -188,7 +197,7 @@ class GenerationEndpoint:
         transcripts = [Transcript(sequence) for sequence in sequences]
         answer = self._shape(call, visit, watch, transcripts)
         try:
-            async with self._generating(sequences, journey) as mailbox:
+            async with asyncio.timeout(None) as patience, self._generating(sequences, journey, patience) as mailbox:
                 await self._write(call, answer, transcripts, mailbox, request.reply, watch)
         finally:
             bill.used = sum(len(one.sequence.input_ids) + one.completion_tokens for one in transcripts)
@@ -227,9 +236,13 @@ class GenerationEndpoint:
         return ResponsesAnswer(plan, head, transcript, listener, self._works.responses.put)
 
     @asynccontextmanager
-    async def _generating(self, sequences: SequenceOf[Sequence], journey: Journey) -> AsyncIterator[Mailbox]:
-        """Runs all sequences; leaving the context ends those that still run."""
-        mailbox = Mailbox(self._works.limits.stream_buffer_tokens * len(sequences))
+    async def _generating(
+        self, sequences: SequenceOf[Sequence], journey: Journey, patience: asyncio.Timeout
+    ) -> AsyncIterator[Mailbox]:
+        """Runs all sequences; leaving the context ends those that still run. patience: is over when the client is too
+        far behind."""
+        now = asyncio.get_running_loop().time
+        mailbox = Mailbox(self._works.limits.stream_buffer_tokens * len(sequences), lambda: patience.reschedule(now()))
         task = asyncio.create_task(_run_all(self._works.router, sequences, journey, mailbox))
         task.add_done_callback(partial(_close_mailbox, mailbox))
         try:

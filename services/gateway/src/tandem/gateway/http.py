@@ -11,6 +11,7 @@ import orjson
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -29,6 +30,7 @@ from tandem.gateway.prepare import Catalog
 from tandem.gateway.problems import shape_of
 from tandem.gateway.responses_endpoints import KeptResponses
 from tandem.gateway.responses_schema import read_response
+from tandem.gateway.tenants import RATE_HEADERS
 from tandem.gateway.token_endpoints import TokenEndpoints
 from tandem.rpc.metrics import CONTENT_TYPE
 
@@ -53,6 +55,8 @@ ENDPOINTS: Final[Mapping[str, str]] = {
     EVENTS: "GET",
 }
 """Every endpoint and its method."""
+CORS_AGE_S: Final = 600
+"""How long a browser remembers that it may ask."""
 GENERATING: Final = frozenset(["/v1/chat/completions", "/v1/completions", "/generate", "/v1/messages", "/v1/responses"])
 """Those that generate."""
 
@@ -74,6 +78,8 @@ class HttpParts:
     render_metrics: Callable[[], bytes]
     dashboard: Dashboard
     keys: KeyRing
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may read answers; `*` = all."""
 
 
 def build_http(parts: HttpParts) -> Starlette:
@@ -120,7 +126,23 @@ def build_http(parts: HttpParts) -> Starlette:
         retry_after_s=parts.works.limits.retry_after_s,
     )
     handlers: dict[Any, Any] = {HTTPException: _not_here, Exception: _crashed}
-    return Starlette(routes=routes, middleware=[front], exception_handlers=handlers)
+    return Starlette(routes=routes, middleware=[*_cors(parts.cors_origins), front], exception_handlers=handlers)
+
+
+def _cors(origins: tuple[str, ...]) -> list[Middleware]:
+    """Before all else, as a browser asks without a key whether it may ask."""
+    if not origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-Id", "Retry-After", *RATE_HEADERS],
+            max_age=CORS_AGE_S,
+        )
+    ]
 
 
 async def _not_here(request: Request, error: HTTPException) -> Response:

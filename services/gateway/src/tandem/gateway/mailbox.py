@@ -24,8 +24,9 @@ class News:
 class Mailbox:
     """Bounded, for any number of writers and one reader, all on one loop. Writing never waits."""
 
-    def __init__(self, max_tokens: int) -> None:
-        """max_tokens: tokens that may wait for the reader."""
+    def __init__(self, max_tokens: int, on_full: Callable[[], None] = lambda: None) -> None:
+        """max_tokens: tokens that may wait for the reader. on_full: is called once, when there would be more."""
+        self._on_full: Callable[[], None] | None = on_full
         self._max_tokens = max_tokens
         self._waiting: list[News] = []
         self._tokens = 0
@@ -50,6 +51,9 @@ class Mailbox:
             return True
         tokens = len(news.delta.token_ids)
         if self._waiting and self._tokens + tokens > self._max_tokens:
+            if self._on_full is not None:
+                self._on_full()
+                self._on_full = None
             return False
         self._waiting.append(news)
         self._tokens += tokens

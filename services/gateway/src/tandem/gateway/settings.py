@@ -96,6 +96,27 @@ class GatewaySettings(Settings):
         description="TOML file with what tenants may have: docs/admission.md; read again when it changes",
     )
 
+    http_cert_file: Annotated[Path | None, BeforeValidator(lambda given: given or None)] = Field(
+        default=None, description="PEM file with the certificate chain of the HTTP port, which then speaks TLS only"
+    )
+    http_key_file: Annotated[Path | None, BeforeValidator(lambda given: given or None)] = Field(
+        default=None, description="PEM file with its key"
+    )
+    cors_origins: tuple[str, ...] = Field(
+        default=(),
+        description="origins whose pages in a browser may use the HTTP API, such as https://chat.example.com; "
+        "`*` = all, empty = none",
+    )
+    client_stall_ms: int = Field(
+        default=30_000,
+        ge=100,
+        le=3_600_000,
+        description="how long a client may take nothing of what is sent to it, before its connection is ended",
+    )
+    read_timeout_ms: int = Field(
+        default=30_000, ge=10, le=3_600_000, description="most time between a request's headers and the end of its body"
+    )
+
     request_timeout_ms: int = Field(
         default=600_000, ge=1, le=86_400_000, description="most time for a request; X-Request-Timeout may ask for less"
     )

@@ -22,6 +22,9 @@ from tandem.gateway.watched_file import WatchedFile
 log = logging.getLogger(__name__)
 
 MAX_TENANTS: Final = 4096
+RATE_HEADERS: Final = tuple(
+    f"x-ratelimit-{what}-{kind}" for kind in ("requests", "tokens") for what in ("limit", "remaining", "reset")
+)
 _MOST: Final = 1 << 53
 _Count = Annotated[int, Field(ge=1, le=_MOST)]
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]

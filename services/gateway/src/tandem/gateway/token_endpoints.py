@@ -10,7 +10,7 @@ import orjson
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tandem.gateway.bodies import read_body
+from tandem.gateway.bodies import READ_TIMEOUT_MS, read_body_in_time
 from tandem.gateway.fields import parse_object
 from tandem.gateway.messages_schema import read_count
 from tandem.gateway.openai_schema import SchemaLimits
@@ -87,6 +87,6 @@ class _TokenEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
         with self._slots.holding():
-            body = parse_object(await read_body(scope, receive, self._max_body_bytes))
+            body = parse_object(await read_body_in_time(scope, receive, self._max_body_bytes, READ_TIMEOUT_MS))
             document = await self._answer(body)
         await Response(orjson.dumps(document), media_type="application/json")(scope, receive, send)

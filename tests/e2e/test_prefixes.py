@@ -66,7 +66,7 @@ def held_of(turns: list[tuple[list[int], Answer]]) -> list[int]:
 # ---------------------------------------------------------------- the mock
 
 
-@pytest.fixture(scope="module", params=["kept", "not kept"])
+@pytest.fixture(scope="module", params=["kept", pytest.param("not kept", marks=pytest.mark.long)])
 def mock(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[System, bool]]:
     """A system with the mock, and whether its decode worker keeps prefixes."""
     options = ["--engine", "mock", "--page-size", str(PAGE_SIZE), "--engine-arg", "chunk_tokens=64"]

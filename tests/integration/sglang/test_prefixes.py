@@ -72,7 +72,7 @@ async def test_turns_of_a_conversation_move_what_is_new_and_answer_as_the_model(
     await whole(pair, "kv", "metadata")
 
 
-@pytest.mark.parametrize("length", [15, 16, 17, 128])
+@pytest.mark.parametrize("length", [16, 17, 128])
 async def test_the_same_prompt_again(pair: Pair, length: int) -> None:
     ids = prompt(length, 100 + length)
     (expected,) = greedy(TINY, [ids], NEW_TOKENS)
@@ -85,7 +85,7 @@ async def test_the_same_prompt_again(pair: Pair, length: int) -> None:
 
 async def test_prompts_that_share_a_beginning_at_once(pair: Pair) -> None:
     start = prompt(96, 200)
-    asked = [start + prompt(10 + 9 * salt, 210 + salt) for salt in range(6)]
+    asked = [start + prompt(10 + 9 * salt, 210 + salt) for salt in range(4)]
     expected = greedy(TINY, [start, *asked], 12)
     assert (await ask(pair, start, 12))[0] == expected[0]
     before = (await pair.decode.idle())["kv_bytes"]

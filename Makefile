@@ -19,7 +19,7 @@ CHECKED := libs services cli tools tests $(wildcard benchmarks) $(wildcard examp
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up setup dev test unit sim test-rdma test-compose check lint types layers protos gen format lock model clean distclean
+.PHONY: help up setup dev test unit sim test-rdma test-compose bench-smoke check lint types layers protos gen format lock model clean distclean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -41,6 +41,9 @@ test-rdma: dev ## the tests on RDMA verbs only, long ones too, where need be in 
 
 test-compose: dev ## the tests in containers only, short ones; starts a Docker engine for them where none answers
 	@TANDEM_REQUIRE=docker $(PY) -m pytest -m "docker and not long" tests/compose $(ARGS)
+
+bench-smoke: dev ## run the benchmarks with tiny parameters, to see that they work; minutes
+	@$(PY) -m benchmarks.smoke
 
 # --- environment -----------------------------------------------------------------------------------------------------
 

@@ -117,7 +117,8 @@ async def test_a_client_that_leaves_frees_its_pages(beside: System) -> None:
 
 
 @pytest.mark.parametrize(
-    ("killed", "prompt"), [pytest.param("unified-0", SHORT, id="unified"), pytest.param("decode-0", LONG, id="pair")]
+    ("killed", "prompt"),
+    [pytest.param("unified-0", SHORT, id="unified"), pytest.param("decode-0", LONG, id="pair", marks=pytest.mark.long)],
 )
 async def test_a_stream_goes_on_on_the_other_where_its_worker_is_killed(
     tmp_path: Path, oracle: Oracle, killed: str, prompt: list[int]

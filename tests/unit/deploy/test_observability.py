@@ -71,6 +71,16 @@ def test_an_alert_says_what_is_wrong_and_what_to_do(rule: dict) -> None:
     assert re.fullmatch(r"\d+[smh]", rule.get("for", "0s"))
 
 
+@pytest.mark.parametrize("name", ["TandemNoWorker", "TandemNoSession"])
+def test_roles_that_a_cluster_need_not_have_are_not_missed(name: str) -> None:
+    """A pair is missed only where no unified worker serves, and a unified worker never."""
+    (rule,) = [rule for rule in files.alerts() if rule["alert"] == name]
+    selectors = promql.read(rule["expr"]).selectors
+    asked = [{label: (how, value) for label, how, value in one.matchers} for one in selectors]
+    assert [one["role"] for one in asked] == [("NotEqual", "unified"), ("Equal", "unified")]
+    assert " and on (" in rule["expr"]
+
+
 def test_alerts_have_names_of_their_own() -> None:
     names = Counter(rule["alert"] for rule in files.alerts())
     assert max(names.values()) == 1

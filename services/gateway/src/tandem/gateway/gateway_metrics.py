@@ -181,7 +181,7 @@ class GatewayMetrics:
         )
         self.queue = metrics.histogram(
             "tandem_gateway_queue_seconds",
-            "Wait of an attempt for a prefill and a decode worker that take it. Workers queue too: see"
+            "Wait of an attempt for workers that take it. Workers queue too: see"
             " tandem_room_queue_seconds.",
             _QUEUE_S,
         )

@@ -181,8 +181,7 @@ class GatewayMetrics:
         )
         self.queue = metrics.histogram(
             "tandem_gateway_queue_seconds",
-            "Wait of an attempt for workers that take it. Workers queue too: see"
-            " tandem_room_queue_seconds.",
+            "Wait of an attempt for workers that take it. Workers queue too: see tandem_room_queue_seconds.",
             _QUEUE_S,
         )
         self.ttft = metrics.histogram(

@@ -28,6 +28,8 @@ class Priority(Enum):
     NORMAL = "normal"
     LOW = "low"
 
+    __hash__ = object.__hash__  # Enum's own is written in Python, and each turn looks its class up several times
+
 
 CLASS_WEIGHTS: Final = MappingProxyType({Priority.HIGH: 64.0, Priority.NORMAL: 8.0, Priority.LOW: 1.0})
 """Shares of the classes while all of them have something waiting."""

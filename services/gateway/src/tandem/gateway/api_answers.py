@@ -149,7 +149,7 @@ ANSWERS: Final = {
 """Which of them an endpoint answers with; those that are not here answer with text."""
 STREAMING: Final = frozenset(["/v1/chat/completions", "/v1/completions", "/generate", "/v1/messages", "/v1/responses"])
 """Endpoints that answer with events where `stream` is true."""
-_READS_BODY: Final = frozenset({400, 404, 413, 429, 501, 503})
+_READS_BODY: Final = frozenset({400, 404, 408, 413, 429, 501, 503})
 _GENERATES: Final = _READS_BODY | {500, 502, 504}
 _OF_GET: Final = {
     "/v1/models/{model}": {404},

@@ -20,6 +20,7 @@ FIGURES = {
     ("4 streams: gap p99, added", "default"),
     ("memory per idle stream", "quickack"),
     ("cancel to prefill stopped p99", "quickack"),
+    ("routing by consistent_hash, p99", "no client"),
 }
 
 

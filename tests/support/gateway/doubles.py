@@ -14,6 +14,7 @@ from tandem.core.fair_queue import QueueLimits
 from tandem.core.ids import Role, RoomId, WorkerLife
 from tandem.core.policies import PolicyName
 from tandem.gateway.calls import ChatPrompt, IdsPrompt, Item, Sequence
+from tandem.gateway.crew import Crew
 from tandem.gateway.dashboard.endpoints import Dashboard
 from tandem.gateway.dashboard.feed import Feed
 from tandem.gateway.gateway_metrics import GatewayMetrics
@@ -152,6 +153,10 @@ class NotingWorkers:
     def sessions(self, role: Role, model: str) -> list[NotingWorker]:
         """All of a role."""
         return {Role.PREFILL: self.prefills, Role.DECODE: self.decodes, Role.UNIFIED: self.unified}[role]
+
+    def crew(self, role: Role, model: str) -> Crew[NotingWorker]:
+        """All of a role, as they are now."""
+        return Crew(self.sessions(role, model))
 
     async def wait_changed(self) -> None:
         """They change only where a test says so."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from tandem.cli import settings
-from tandem.cli.bench_gateway import peer_venv, report, scenarios
+from tandem.cli.bench_gateway import peer_venv, report, routing, scenarios
 from tandem.cli.bench_gateway.figures import Figures
 from tandem.cli.bench_gateway.scenarios import Field, Sizes, say
 from tandem.core.errors import TandemError
@@ -24,6 +24,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
     "streams": scenarios.streaming,
     "idle": scenarios.idle,
     "cancel": scenarios.cancelling,
+    "routing": routing.measure,
 }
 QUICK: Final = Sizes(
     rounds=1,

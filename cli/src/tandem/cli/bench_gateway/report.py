@@ -11,6 +11,7 @@ from typing import Final
 from tandem.cli.bench_gateway.figures import Figures, Goal, Series
 from tandem.cli.bench_gateway.peer_venv import SGLANG_ROUTER
 from tandem.cli.bench_gateway.sides import TANDEM
+from tandem.core.policies import PolicyName
 
 GOALS: Final = (
     Goal("whole p50, added", 0.5),
@@ -22,10 +23,7 @@ GOALS: Final = (
     Goal("200 streams: gap p99, added", 2),
     Goal("memory per idle stream", 40),
     Goal("cancel to prefill stopped p99", 50),
-    *(
-        Goal(f"routing by {policy}, p99", 50)
-        for policy in ("least_load", "power_of_two", "consistent_hash", "prefix_hash", "round_robin", "random")
-    ),
+    *(Goal(f"routing by {policy.value}, p99", 50) for policy in PolicyName),
 )
 BAR: Final = 360
 ROW: Final = 18

@@ -5,34 +5,20 @@ The caller keeps one Turn count for prefill and one for decode, and asks once fo
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
 from typing import Final
 
-from tandem.core.affinity import NO_KEY, AffinityKey, rank
+import numpy as np
+
+from tandem.core.affinity import NO_KEY, AffinityKey, ranks
+from tandem.core.candidates import Candidate as Candidate
+from tandem.core.candidates import Candidates
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.core.ids import Role, WorkerLife
+from tandem.core.ids import Role
 from tandem.core.kv_index import NOTHING_HELD, KvMatch
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A worker that may get the next room."""
-
-    life: WorkerLife
-    in_flight: int
-    """Rooms of this gateway that run on it, or wait there."""
-    max_running: int
-    """Sequences that it runs at the same time, at least 1."""
-
-    @property
-    def load(self) -> float:
-        """Rooms per place; more than 1 if some wait."""
-        return self.in_flight / self.max_running
-
 
 DEFAULT_LOAD_CAP: Final = 1.5
 DEFAULT_PREFIX_TOKENS: Final = 128
@@ -73,24 +59,24 @@ class PolicyName(Enum):
 BY_HELD_PAGES: Final = frozenset({PolicyName.CACHE_AWARE, PolicyName.LEAST_COST})
 """Policies that look at what prefix caches hold."""
 
-Policy = Callable[[Sequence[Candidate], Turn], Candidate]
+Policy = Callable[[Candidates, Turn], Candidate]
 
 
-def _random(candidates: Sequence[Candidate], turn: Turn) -> Candidate:
+def _random(candidates: Candidates, turn: Turn) -> Candidate:
     return candidates[turn.bits % len(candidates)]
 
 
-def _round_robin(candidates: Sequence[Candidate], turn: Turn) -> Candidate:
+def _round_robin(candidates: Candidates, turn: Turn) -> Candidate:
     return candidates[turn.count % len(candidates)]
 
 
-def _least_load(candidates: Sequence[Candidate], turn: Turn) -> Candidate:
+def _least_load(candidates: Candidates, turn: Turn) -> Candidate:
     """The least loaded; equals take turns, so that an idle cluster does not send everything to its first worker."""
-    least = min(candidate.load for candidate in candidates)
-    return _round_robin([candidate for candidate in candidates if candidate.load == least], turn)
+    least = candidates.least_loaded()
+    return candidates[int(least[turn.count % len(least)])]
 
 
-def _power_of_two(candidates: Sequence[Candidate], turn: Turn) -> Candidate:
+def _power_of_two(candidates: Candidates, turn: Turn) -> Candidate:
     """The less loaded of two that are drawn: nearly as even as the least loaded, and one that has just come is not
     given everything until it is as full as the others, by every gateway at the same time."""
     rest, first = divmod(turn.bits, len(candidates))
@@ -98,44 +84,44 @@ def _power_of_two(candidates: Sequence[Candidate], turn: Turn) -> Candidate:
     return min(candidates[first], candidates[other], key=lambda candidate: candidate.load)
 
 
-def _consistent_hash(candidates: Sequence[Candidate], turn: Turn) -> Candidate:
+def _consistent_hash(candidates: Candidates, turn: Turn) -> Candidate:
     """The home of the session, whose next prompt goes on where the last one ended."""
     return _home(candidates, turn.session, turn)
 
 
-def _prefix_hash(candidates: Sequence[Candidate], turn: Turn) -> Candidate:
+def _prefix_hash(candidates: Candidates, turn: Turn) -> Candidate:
     """The home of how the prompt begins, so that prompts that begin alike find it computed."""
     return _home(candidates, turn.prefix, turn)
 
 
-def _home(candidates: Sequence[Candidate], key: AffinityKey, turn: Turn) -> Candidate:
+def _home(candidates: Candidates, key: AffinityKey, turn: Turn) -> Candidate:
     """The nearest to a key of those below the cap ("Consistent Hashing with Bounded Loads", with ranks for a ring).
     Without a key there is no home, and power_of_two spreads.
 
     There always is one: if each had its share of all rooms, the new one included, they would have more than there are.
     """
-    return _nearest(_below_cap(candidates, turn), key, turn) if key else _power_of_two(candidates, turn)
-
-
-def _nearest(candidates: Sequence[Candidate], key: AffinityKey, turn: Turn) -> Candidate:
     if not key:
         return _power_of_two(candidates, turn)
-    return max(candidates, key=lambda one: rank(key, one.life.worker_id, one.max_running))
+    near = ranks(key, candidates.hashes, candidates.places)
+    home = int(near.argmax())
+    if not candidates.is_below(home, turn.load_cap):
+        below = candidates.below(turn.load_cap)
+        home = int(below[int(near[below].argmax())])
+    return candidates[home]
 
 
-def _below_cap(candidates: Sequence[Candidate], turn: Turn) -> list[Candidate]:
-    rooms, places = 1 + sum(one.in_flight for one in candidates), sum(one.max_running for one in candidates)
-    return [one for one in candidates if one.in_flight < math.ceil(turn.load_cap * rooms * one.max_running / places)]
-
-
-def _cache_aware(candidates: Sequence[Candidate], turn: Turn) -> Candidate:
+def _cache_aware(candidates: Candidates, turn: Turn) -> Candidate:
     """The one that holds most of the prompt, of those below the cap; the less loaded of equals. A prompt that nobody
     there holds anything of goes to the home of how it begins, where those that come with it are sent, too."""
-    below = {one.life: one for one in _below_cap(candidates, turn)}
-    for _, lives in turn.held.levels():
-        if holders := [below[life] for life in lives if life in below]:
-            return _least_load(holders, turn)
-    return _nearest([*below.values()], turn.prefix, turn)
+    if turn.held.most:
+        below = candidates.below(turn.load_cap)
+        places = {candidates.lives[place]: place for place in below}
+        for _, lives in turn.held.levels():
+            if holders := sorted(places[life] for life in lives if life in places):
+                return _least_load(candidates.at(np.array(holders)), turn)
+    if not turn.prefix:
+        return _power_of_two(candidates.at(candidates.below(turn.load_cap)), turn)
+    return _home(candidates, turn.prefix, turn)
 
 
 POLICIES: Final[Mapping[PolicyName, Policy]] = MappingProxyType(
@@ -163,8 +149,9 @@ def policy_named(name: str) -> PolicyName:
         raise TandemError(ErrorReason.INVALID_ARGUMENT, text, field="policy") from None
 
 
-def choose(policy: PolicyName, candidates: Sequence[Candidate], turn: Turn, role: Role) -> Candidate:
+def choose(policy: PolicyName, candidates: Iterable[Candidate], turn: Turn, role: Role) -> Candidate:
     """Chooses one of the candidates, whatever order they come in. Raises NO_WORKER if there are none."""
-    if not candidates:
+    ordered = candidates if isinstance(candidates, Candidates) else Candidates.of(candidates)
+    if not ordered:
         raise TandemError(ErrorReason.NO_WORKER, f"no {role.value} worker can take the request now")
-    return POLICIES[policy](sorted(candidates, key=lambda candidate: candidate.life), turn)
+    return POLICIES[policy](ordered, turn)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from tandem.core.breaker import SICK, Breaker, BreakerSettings, Event, State
@@ -38,6 +39,17 @@ class WatchedRoom(Protocol):
         """Adds what is called once prefill has done its part."""
 
 
+@dataclass(frozen=True, slots=True)
+class Exceptional:
+    """A worker that is not simply given rooms."""
+
+    life: WorkerLife
+    takes: bool
+    """Whether it should get one."""
+    share: float
+    """Of its places that it should be given."""
+
+
 class HealthBook:
     """Holds the breakers and tallies."""
 
@@ -53,12 +65,33 @@ class HealthBook:
         self._clock = clock
         self._on_opened = on_opened
         self._breakers: OrderedDict[WorkerLife, Breaker] = OrderedDict()
+        self._watched: set[WorkerLife] = set()
+        """Those that may be exceptional; all others have closed breakers and their full share."""
         self._outliers = {role: Outliers(outliers or OutlierSettings(), MAX_LIVES) for role in Role}
 
     def state_of(self, life: WorkerLife) -> State:
         """How a worker stands; CLOSED if it was never looked at."""
         breaker = self._breakers.get(life)
         return State.CLOSED if breaker is None else breaker.state
+
+    def meet(self, lives: Iterable[WorkerLife]) -> None:
+        """These are there; those that are new have joined now."""
+        for life in lives:
+            self._of(life)
+
+    def exceptional(self) -> list[Exceptional]:
+        """Every worker that is not trusted, or starts slowly. Costs nothing for the others."""
+        if not self._watched:
+            return []
+        now, found = self._clock(), []
+        for life in tuple(self._watched):
+            breaker = self._breakers[life]
+            one = Exceptional(life, breaker.takes(now), breaker.share(now, self._settings))
+            if breaker.state is State.CLOSED and one.share >= 1:
+                self._watched.discard(life)
+            else:
+                found.append(one)
+        return found
 
     def takes(self, life: WorkerLife) -> bool:
         """Whether it should get a room. A life that is new has joined now."""
@@ -93,15 +126,19 @@ class HealthBook:
             self._breakers.move_to_end(life)
             return breaker
         joined = self._breakers[life] = Breaker(self._clock())
+        self._watched.add(life)
         if len(self._breakers) > MAX_LIVES:
-            self._breakers.popitem(last=False)
+            forgotten, _ = self._breakers.popitem(last=False)
+            self._watched.discard(forgotten)
         return joined
 
     def _sent(self, life: WorkerLife) -> int:
         """Notes a room; returns its epoch."""
         breaker = self._of(life)
-        self._breakers[life] = breaker = breaker.step(Event.SENT, breaker.epoch, self._clock(), self._settings)
-        return breaker.epoch
+        self._breakers[life] = after = breaker.step(Event.SENT, breaker.epoch, self._clock(), self._settings)
+        if after.state is not breaker.state:
+            self._watched.add(life)
+        return after.epoch
 
     def _ended(self, role: Role, life: WorkerLife, epoch: int, event: Event, eithers: bool = False) -> None:
         before, now = self._of(life), self._clock()
@@ -112,6 +149,7 @@ class HealthBook:
         self._breakers[life] = after
         if after.state is before.state:
             return
+        self._watched.add(life)
         if after.state is State.CLOSED:
             log.info("%s works again, and gets more by and by", life)
         elif event in (Event.FAILED, Event.EJECTED):

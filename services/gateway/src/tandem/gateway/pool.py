@@ -16,12 +16,16 @@ import grpc
 from tandem.core.cluster import ClusterView, WorkerInfo
 from tandem.core.errors import TandemError
 from tandem.core.ids import Role, WorkerId, WorkerLife, can_serve
+from tandem.gateway.crew import Crew
 from tandem.gateway.held_pages import HeldPages
 from tandem.gateway.sessions import Session, StatusFollower
 from tandem.rpc.tasks import TaskSupervisor
 from tandem.v1 import session_pb2
 
 log = logging.getLogger(__name__)
+
+MAX_CREWS: Final = 256
+"""Pairs of role and model whose crews are kept."""
 
 GONE_LATELY_S: Final = 600.0
 """How long a model whose workers have all gone counts as one that may come back."""
@@ -90,6 +94,9 @@ class SessionPool:
         self._view: Callable[[], ClusterView] = ClusterView
         self._connected: Callable[[], bool] = lambda: False
         self._changed = asyncio.Event()
+        self._crews: dict[tuple[Role, str], Crew[Session]] = {}
+        self._crews_of: ClusterView | None = None
+        """The view that they were made from."""
         self._served: tuple[str, ...] = ()
         self._gone: dict[str, float] = {}
         """Models that nobody serves any more, and since when."""
@@ -125,7 +132,8 @@ class SessionPool:
             max_outbox=self._settings.max_outbox,
             rng=self._rng,
         )
-        session.on_up_changed(self._changed.set)
+        session.on_up_changed(self._note_up)
+        session.on_rooms_changed(partial(self._note_rooms, info.life))
         status = StatusFollower(
             info,
             channel,
@@ -139,6 +147,7 @@ class SessionPool:
         ]
         if self._held is not None:
             tasks.append(self._tasks.spawn(self._held.follow(info, channel), f"held-{info.life}"))
+        self._crews.clear()
         self._members[info.life] = _Member(session, status, channel, tuple(tasks))
 
     def left(self, life: WorkerLife) -> None:
@@ -155,7 +164,28 @@ class SessionPool:
         """A worker has other facts, such as draining."""
         if info.life in self._members:
             self._members[info.life].session.info = info
+            self._crews.clear()
         self._note_change()
+
+    def crew(self, role: Role, model: str) -> Crew[Session]:
+        """Sessions that can take a room of a model now. The same crew as long as nothing about it changes."""
+        if self._crews_of is not self.view:
+            self._crews_of = self.view
+            self._crews.clear()
+        crew = self._crews.get((role, model))
+        if crew is None:
+            crew = Crew(self.sessions(role, model))
+            if len(self._crews) < MAX_CREWS:  # a client may name any model
+                self._crews[role, model] = crew
+        return crew
+
+    def _note_rooms(self, life: WorkerLife, rooms: int) -> None:
+        for crew in self._crews.values():
+            crew.note_rooms(life, rooms)
+
+    def _note_up(self) -> None:
+        self._crews.clear()
+        self._changed.set()
 
     def sessions(self, role: Role, model: str) -> list[Session]:
         """Sessions that can take a room of a model now, in order of worker id."""
@@ -234,6 +264,7 @@ class SessionPool:
         self._changed.set()
 
     def _remove(self, life: WorkerLife) -> None:
+        self._crews.clear()
         member = self._members.pop(life, None)
         if member is None:
             return

@@ -10,21 +10,19 @@ from collections.abc import Callable, Collection, Coroutine, Mapping
 from collections.abc import Sequence as SequenceOf
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, Final, Protocol
 
 from tandem.core.affinity import AffinityKey, key_of_prefix
 from tandem.core.breaker import State
+from tandem.core.candidates import Candidates
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import ALONE, PAIR, Role, WorkerLife
 from tandem.core.kv_index import NOTHING_HELD, PageHash, page_hashes
-from tandem.core.layout import KvLayout, mismatches
 from tandem.core.placement import DEFAULT_UNIFIED_MAX_PROMPT_TOKENS, teams_for
 from tandem.core.policies import (
     BY_HELD_PAGES,
     DEFAULT_LOAD_CAP,
     DEFAULT_PREFIX_TOKENS,
-    Candidate,
     PolicyName,
     Turn,
     choose,
@@ -32,6 +30,7 @@ from tandem.core.policies import (
 from tandem.core.retry_budget import BudgetSettings, RetryBudget
 from tandem.gateway.attempt import Attempt
 from tandem.gateway.calls import Sequence
+from tandem.gateway.crew import Among, Crew, layouts_fit
 from tandem.gateway.first_token import FirstToken
 from tandem.gateway.health import HealthBook
 from tandem.gateway.hedge import Race
@@ -58,7 +57,7 @@ Deliver = Callable[[session_pb2.Delta | None], bool]
 class Workers(Protocol):
     """Where the router finds its workers; see tandem.gateway.pool.SessionPool."""
 
-    def sessions(self, role: Role, model: str) -> SequenceOf[RoutableWorker]:
+    def crew(self, role: Role, model: str) -> Crew[RoutableWorker]:
         """Those that can take a room of a model now."""
 
     def known(self, model: str) -> bool:
@@ -88,7 +87,7 @@ class RouterSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class _Wish:
+class Wish:
     """What one attempt wants of its workers."""
 
     model: str
@@ -107,7 +106,7 @@ class _Wish:
 
 
 @dataclass(frozen=True, slots=True)
-class _Choice:
+class Choice:
     """A worker, and what of the prompt it is known to hold."""
 
     worker: RoutableWorker
@@ -115,7 +114,7 @@ class _Choice:
     held_tokens: int
 
 
-_Choices = Mapping[Role, _Choice]
+Choices = Mapping[Role, Choice]
 """For one room: of each role of a pair, or a unified one."""
 
 
@@ -245,13 +244,13 @@ class Router:
             finally:
                 backoff.end()
 
-    async def _run(self, order: Order, choices: _Choices, deliver: Tell, first_token: FirstToken) -> Ran:
+    async def _run(self, order: Order, choices: Choices, deliver: Tell, first_token: FirstToken) -> Ran:
         def measuring(attempt: Attempt | LoneAttempt) -> AbstractContextManager[None]:
             return self._measuring(attempt, choices, len(order.asked.input_ids))
 
         return await self._runs.run(order, _team(choices), deliver, first_token, measuring)
 
-    async def _hedged(self, order: Order, choices: _Choices, deliver: Tell, avoid: set[WorkerLife]) -> Ran:
+    async def _hedged(self, order: Order, choices: Choices, deliver: Tell, avoid: set[WorkerLife]) -> Ran:
         """As `_run`; but other workers are asked too where these say nothing for a while."""
         race = Race[Ran](deliver)
 
@@ -269,22 +268,22 @@ class Router:
             avoid.update(one.attempt.suspects)
         return ran[-1]
 
-    def _rival(self, order: Order, choices: _Choices) -> _Choices | None:
+    def _rival(self, order: Order, choices: Choices) -> Choices | None:
         """Workers that have nothing to do with others; None where there are none, or the retry budget is spent."""
         lives = set(lives_of(_team(choices)).values())
         try:
-            rival = self._pick(self._wish(order.sequence, order.journey, lives))
+            rival = self.pick(self._wish(order.sequence, order.journey, lives))
         except TandemError:
             return None
         if lives & set(lives_of(_team(rival)).values()) or not self._budget.take(time.monotonic()):
             return None
         return rival
 
-    def _wish(self, sequence: Sequence, journey: Journey, avoid: Collection[WorkerLife]) -> _Wish:
+    def _wish(self, sequence: Sequence, journey: Journey, avoid: Collection[WorkerLife]) -> Wish:
         prefix = key_of_prefix(sequence.input_ids, self._settings.prefix_tokens)
-        return _Wish(sequence.model, avoid, journey.session, prefix, sequence.input_ids)
+        return Wish(sequence.model, avoid, journey.session, prefix, sequence.input_ids)
 
-    async def _route(self, sequence: Sequence, journey: Journey, avoid: set[WorkerLife]) -> _Choices:
+    async def _route(self, sequence: Sequence, journey: Journey, avoid: set[WorkerLife]) -> Choices:
         trace = RouteTrace(self._tracing, journey.span, sequence, len(avoid))
         try:
             choices = await self._pick_in_time(self._wish(sequence, journey, avoid))
@@ -296,7 +295,7 @@ class Router:
             raise
         facts: dict[str, Value] = {}
         for role, choice in choices.items():
-            facts[CANDIDATES[role]] = len(self._workers.sessions(role, sequence.model))
+            facts[CANDIDATES[role]] = len(self._workers.crew(role, sequence.model))
             facts[POLICIES[role]] = choice.policy.value
             if choice.policy in BY_HELD_PAGES:
                 facts[HELD_TOKENS[role]] = choice.held_tokens
@@ -304,8 +303,8 @@ class Router:
         trace.chose({role: choice.worker.life for role, choice in choices.items()}, facts)
         return choices
 
-    async def _pick_in_time(self, wish: _Wish) -> _Choices:
-        """As `_pick`; but what failed an attempt, or came just before the first, may have hit every Session, so it
+    async def _pick_in_time(self, wish: Wish) -> Choices:
+        """As `pick`; but what failed an attempt, or came just before the first, may have hit every Session, so it
         waits for them a while.
         """
         loop = asyncio.get_running_loop()
@@ -313,7 +312,7 @@ class Router:
         until = began + self._settings.retry_wait_ms / 1000
         while True:
             try:
-                picked = self._pick(wish)
+                picked = self.pick(wish)
                 self._on_picked(loop.time() - began)
                 return picked
             except TandemError:
@@ -323,109 +322,101 @@ class Router:
                 async with asyncio.timeout_at(until):
                     await self._workers.wait_changed()
 
-    def _pick(self, wish: _Wish) -> _Choices:
+    def pick(self, wish: Wish) -> Choices:
         """The best team that is whole; of workers that are trusted and have not failed the request, if there is one.
 
         Raises NO_WORKER.
         """
-        unified = self._workers.sessions(Role.UNIFIED, wish.model)
-        has_place = any(worker.in_flight < worker.info.max_running for worker in unified)
+        unified = self._workers.crew(Role.UNIFIED, wish.model)
         short = self._settings.unified_max_prompt_tokens
-        teams = teams_for(self._new_tokens(unified, wish), short, unified_has_place=has_place)
+        teams = teams_for(self._new_tokens(unified, wish), short, unified_has_place=unified.has_place)
         for only_good in (True, False):
             for roles in teams:
                 team = self._alone(unified, wish, only_good) if roles == ALONE else self._pair(wish, only_good)
                 if team is not None:
                     return team
-        empty = (role for role in (Role.DECODE, Role.PREFILL) if not self._workers.sessions(role, wish.model))
+        empty = (role for role in (Role.DECODE, Role.PREFILL) if not self._workers.crew(role, wish.model))
         lacking = next(empty, Role.DECODE)
         raise TandemError(ErrorReason.NO_WORKER, f"no {lacking.value} worker can take the request now")
 
-    def _new_tokens(self, unified: SequenceOf[RoutableWorker], wish: _Wish) -> int:
+    def _new_tokens(self, unified: Crew[RoutableWorker], wish: Wish) -> int:
         """Tokens of the prompt that a unified worker has still to compute: the one that is known to hold most of it."""
         tokens = len(wish.ids)
         if not unified or self._choosers[Role.UNIFIED].policy not in BY_HELD_PAGES:
             return tokens
-        page_size = unified[0].info.layout.page_size
+        page_size = unified.workers[0].info.layout.page_size
         held = self._holders.match(wish.pages(page_size))
-        return tokens - page_size * max(held.pages_of(worker.life) for worker in unified)
+        return tokens - page_size * max(map(held.pages_of, unified.lives))
 
-    def _alone(self, unified: SequenceOf[RoutableWorker], wish: _Wish, only_good: bool) -> _Choices | None:
-        choice = self._choose(Role.UNIFIED, unified, wish, only_good)
+    def _alone(self, unified: Crew[RoutableWorker], wish: Wish, only_good: bool) -> Choices | None:
+        choice = self._choose(Role.UNIFIED, unified, None, wish, only_good)
         return None if choice is None else {Role.UNIFIED: choice}
 
-    def _pair(self, wish: _Wish, only_good: bool) -> _Choices | None:
+    def _pair(self, wish: Wish, only_good: bool) -> Choices | None:
         """A decode and a prefill worker whose layouts fit."""
-        prefills = self._workers.sessions(Role.PREFILL, wish.model)
-        decodes = self._workers.sessions(Role.DECODE, wish.model)
-        decodes = [d for d in decodes if any(_fit(d.info.layout, p.info.layout) for p in prefills)]
+        prefills = self._workers.crew(Role.PREFILL, wish.model)
+        decodes = self._workers.crew(Role.DECODE, wish.model)
+        fitting = decodes.fitting(prefills.layouts)
         if all(self._choosers[role].policy is PolicyName.LEAST_COST for role in PAIR):
-            return self._cheapest(prefills, decodes, wish, only_good)
-        decode = self._choose(Role.DECODE, decodes, wish, only_good)
+            return self._cheapest(prefills, self._candidates(decodes, fitting, wish, only_good), wish, only_good)
+        decode = self._choose(Role.DECODE, decodes, fitting, wish, only_good)
         if decode is None:
             return None
-        fitting = [p for p in prefills if _fit(decode.worker.info.layout, p.info.layout)]
-        prefill = self._choose(Role.PREFILL, fitting, wish, only_good)
+        layouts = decodes.layouts if len(decodes.layouts) == 1 else (decode.worker.info.layout,)
+        prefill = self._choose(Role.PREFILL, prefills, prefills.fitting(layouts), wish, only_good)
         return None if prefill is None else {Role.PREFILL: prefill, Role.DECODE: decode}
 
-    def _choose(self, role: Role, workers: SequenceOf[RoutableWorker], wish: _Wish, only_good: bool) -> _Choice | None:
-        """None if there is none. only_good: rather none than one that has failed the request or is not trusted."""
-        by_life = self._to_choose_from(workers, wish, only_good)
-        if not by_life:
+    def _candidates(self, crew: Crew[RoutableWorker], among: Among, wish: Wish, only_good: bool) -> Candidates:
+        """only_good: rather none than one that has failed the request or is not trusted."""
+        if not crew.met:
+            self._health.meet(crew.lives)
+            crew.met = True
+        return crew.candidates(among, self._health.exceptional(), wish.avoid, only_good=only_good)
+
+    def _choose(
+        self, role: Role, crew: Crew[RoutableWorker], among: Among, wish: Wish, only_good: bool
+    ) -> Choice | None:
+        """None if there is none."""
+        candidates = self._candidates(crew, among, wish, only_good)
+        if not candidates:
             return None
-        candidates = [
-            Candidate(life, worker.in_flight, self._health.places(life, worker.info.max_running))
-            for life, worker in by_life.items()
-        ]
         chooser, held, page_size = self._choosers[role], NOTHING_HELD, 0
-        if workers and chooser.policy in BY_HELD_PAGES:
+        if chooser.policy in BY_HELD_PAGES:
             # Those that fit each other have pages of one size; of any others that there are, nothing is found.
-            page_size = workers[0].info.layout.page_size
+            page_size = crew.of(candidates.lives[0]).info.layout.page_size
             held = self._holders.match(wish.pages(page_size))
         count, cap = chooser.counts[wish.model], self._settings.load_cap
         turn = Turn(count, self._dice.bits(32), wish.session, wish.prefix, cap, held)
         chosen = choose(chooser.policy, candidates, turn, role)
         chooser.chose(wish.model)
-        return _Choice(by_life[chosen.life], chooser.policy, held.pages_of(chosen.life) * page_size)
-
-    def _to_choose_from(
-        self, workers: SequenceOf[RoutableWorker], wish: _Wish, only_good: bool
-    ) -> dict[WorkerLife, RoutableWorker]:
-        by_life = {worker.life: worker for worker in workers}
-        healthy = [life for life in by_life if self._health.takes(life)]
-        fresh = [life for life in healthy if life not in wish.avoid]
-        return {life: by_life[life] for life in (fresh if only_good else fresh or healthy or by_life)}
+        return Choice(crew.of(chosen.life), chooser.policy, held.pages_of(chosen.life) * page_size)
 
     def _cheapest(
-        self, prefills: SequenceOf[RoutableWorker], decodes: SequenceOf[RoutableWorker], wish: _Wish, only_good: bool
-    ) -> _Choices | None:
+        self, prefills: Crew[RoutableWorker], decodes: Candidates, wish: Wish, only_good: bool
+    ) -> Choices | None:
         """The pair that costs the prompt least."""
-        p_by_life = self._to_choose_from(prefills, wish, only_good)
-        d_by_life = self._to_choose_from(decodes, wish, only_good)
+        p_by_life = {life: prefills.of(life) for life in self._candidates(prefills, None, wish, only_good).lives}
+        crew = self._workers.crew(Role.DECODE, wish.model)
+        d_by_life = {life: crew.of(life) for life in decodes.lives}
         if not p_by_life or not d_by_life:
             return None
-        prompt = prompt_of(len(wish.ids), decodes[0].info.layout)
+        prompt = prompt_of(len(wish.ids), crew.of(decodes.lives[0]).info.layout)
         held = self._holders.match(wish.pages(prompt.page_size))
-        loads = {
-            life: worker.in_flight / self._health.places(life, worker.info.max_running)
-            for life, worker in d_by_life.items()
-        }
+        loads = {one.life: one.load for one in decodes}
 
         def fits(prefill: WorkerLife, decode: WorkerLife) -> bool:
-            return _fit(d_by_life[decode].info.layout, p_by_life[prefill].info.layout)
+            return layouts_fit(d_by_life[decode].info.layout, p_by_life[prefill].info.layout)
 
         found = self._costs.cheapest(prompt, p_by_life, loads, held, fits, self._dice.bits(32))
         if found is None:
             return None
         prefill, decode = found
         return {
-            Role.PREFILL: _Choice(p_by_life[prefill.life], PolicyName.LEAST_COST, prefill.held_tokens),
-            Role.DECODE: _Choice(d_by_life[decode.life], PolicyName.LEAST_COST, decode.held_tokens),
+            Role.PREFILL: Choice(p_by_life[prefill.life], PolicyName.LEAST_COST, prefill.held_tokens),
+            Role.DECODE: Choice(d_by_life[decode.life], PolicyName.LEAST_COST, decode.held_tokens),
         }
 
-    def _measuring(
-        self, attempt: Attempt | LoneAttempt, choices: _Choices, tokens: int
-    ) -> AbstractContextManager[None]:
+    def _measuring(self, attempt: Attempt | LoneAttempt, choices: Choices, tokens: int) -> AbstractContextManager[None]:
         """What a room of so many tokens shows of its pair's costs, while it runs."""
         if Role.UNIFIED in choices:
             return nullcontext()
@@ -435,10 +426,5 @@ class Router:
         return self._costs.running(attempt, prompt, lives, (prefill.held_tokens, decode.held_tokens))
 
 
-def _team(choices: _Choices) -> Team:
+def _team(choices: Choices) -> Team:
     return {role: choice.worker for role, choice in choices.items()}
-
-
-@lru_cache(1024)
-def _fit(ours: KvLayout, theirs: KvLayout) -> bool:
-    return not mismatches(ours, theirs)

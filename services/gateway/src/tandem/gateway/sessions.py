@@ -95,6 +95,7 @@ class Session:
         self._outbox: _Outbox | None = None
         self._features = Feature.NONE
         self._up_changed: Callable[[], None] = lambda: None
+        self._rooms_changed: Callable[[int], None] = lambda _: None
 
     @property
     def life(self) -> WorkerLife:
@@ -115,6 +116,10 @@ class Session:
         """Sets what is called after `up` has changed."""
         self._up_changed = hook
 
+    def on_rooms_changed(self, hook: Callable[[int], None]) -> None:
+        """Sets what hears how many rooms of ours run there, whenever that changes."""
+        self._rooms_changed = hook
+
     def submit(self, submit: session_pb2.Submit, leg: Leg) -> None:
         """Sends a room.
 
@@ -127,6 +132,7 @@ class Session:
             raise TandemError(ErrorReason.OVERLOADED, f"Too many messages wait for {self.life.worker_id}.")
         parts = self._parts(submit)
         self._legs[submit.room] = leg
+        self._rooms_changed(len(self._legs))
         self._outbox.put(session_pb2.SessionRequest(submit=part) for part in parts)
 
     def _parts(self, submit: session_pb2.Submit) -> Iterable[session_pb2.Submit]:
@@ -144,13 +150,19 @@ class Session:
     def cancel(self, room: RoomId, why: TandemError) -> None:
         """Ends a room early; no news of it follow. Nothing happens if it has ended."""
         # Not bounded by max_outbox: there is at most one Cancel for each Submit.
-        if self._legs.pop(room, None) is not None and self._outbox is not None:
+        if self._forget(room) is not None and self._outbox is not None:
             cancel = session_pb2.Cancel(room=room, failure=convert.failure_to_proto(why.reason, why.message))
             self._outbox.put((session_pb2.SessionRequest(cancel=cancel),))
 
     def forget(self, room: RoomId) -> None:
         """Lets a room end by itself, unheard."""
-        self._legs.pop(room, None)
+        self._forget(room)
+
+    def _forget(self, room: int) -> Leg | None:
+        leg = self._legs.pop(room, None)
+        if leg is not None:
+            self._rooms_changed(len(self._legs))
+        return leg
 
     def leave(self) -> None:
         """The worker is gone: its rooms fail with PEER_LOST. `run` is to be cancelled."""
@@ -202,13 +214,14 @@ class Session:
 
     def _hand_out(self, delta: session_pb2.Delta) -> None:
         ended = delta.HasField("finish")
-        leg = self._legs.pop(delta.room, None) if ended else self._legs.get(delta.room)
+        leg = self._forget(delta.room) if ended else self._legs.get(delta.room)
         if leg is not None:
             leg.on_delta(delta)
 
     def _drop(self, message: str) -> None:
         self._set_outbox(None)
         legs, self._legs = self._legs, {}
+        self._rooms_changed(0)
         if legs:
             log.warning("%s %d rooms fail", message, len(legs))
         for leg in legs.values():

@@ -14,6 +14,7 @@ import openai
 import pytest
 
 from tandem.core.errors import ErrorReason, TandemError
+from tandem.gateway import openai_schema
 from tandem.gateway.parsers import load_parsers
 from tandem.gateway.settings import GatewaySettings
 from tandem.v1 import session_pb2
@@ -228,6 +229,16 @@ async def test_reasoning_and_calls_go_together() -> None:
     assert message.reasoning_content.strip() == heard.reasoning.strip() == "I need the weather."
     assert len(message.tool_calls) == len(heard.calls) == 2
     assert (message.content or "").strip() == heard.content.strip() == ""
+
+
+def test_every_field_that_sglang_takes_is_taken_or_refused_by_name() -> None:
+    from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest, CompletionRequest
+
+    for request, taken, refused in (
+        (ChatCompletionRequest, openai_schema.CHAT_FIELDS, openai_schema.CHAT_UNSUPPORTED),
+        (CompletionRequest, openai_schema.COMPLETION_FIELDS, openai_schema.COMPLETION_UNSUPPORTED),
+    ):
+        assert not set(request.model_fields) - taken - refused.keys()
 
 
 @pytest.mark.parametrize("setting", ["tool_call_parser", "reasoning_parser"])

@@ -17,6 +17,7 @@ from tandem.gateway.sampling import (
     read_sampling,
     schema_text,
 )
+from tandem.gateway.sglang_fields import OF_SGLANG, OF_SGLANG_CHATS, OF_SGLANG_COMPLETIONS
 from tandem.gateway.speech import Parsers
 from tandem.gateway.tool_schema import TOOL_FIELDS, read_tool_use
 from tandem.gateway.wishes import priority_of
@@ -60,6 +61,7 @@ _UNSUPPORTED: Final = {
     "modalities": Unsupported("Answers are text only.", (["text"],)),
     "web_search_options": Unsupported("Leave it out."),
     "prediction": Unsupported("Leave it out."),
+    **OF_SGLANG,
 }
 
 
@@ -71,6 +73,7 @@ CHAT_UNSUPPORTED: Final = _UNSUPPORTED | {
     "suffix": Unsupported("Put all of the text into 'messages'.", ("",)),
     "echo": Unsupported(_ONLY_COMPLETIONS, (False,)),
     "best_of": Unsupported(_ONLY_COMPLETIONS, (1,)),
+    **OF_SGLANG_CHATS,
 }
 COMPLETION_UNSUPPORTED: Final = _UNSUPPORTED | {
     "tools": Unsupported(_ONLY_CHATS, ([],)),
@@ -80,6 +83,7 @@ COMPLETION_UNSUPPORTED: Final = _UNSUPPORTED | {
     "function_call": Unsupported(_ONLY_CHATS, ("none", "auto")),
     "reasoning_effort": Unsupported(_ONLY_CHATS),
     "suffix": Unsupported("No model here fills a gap; put all of the text into 'prompt'.", ("",)),
+    **OF_SGLANG_COMPLETIONS,
 }
 
 

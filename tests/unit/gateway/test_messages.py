@@ -9,13 +9,15 @@ import httpx
 import orjson
 import pytest
 
-from tandem.core.errors import ErrorReason
+from tandem.core.errors import ErrorReason, TandemError
 from tandem.gateway.calls import ChatPrompt, Message
 from tandem.gateway.keys import KeyRing
 from tandem.gateway.messages_schema import read_message_call
+from tandem.gateway.tools import ToolCall
 from tandem.rpc import convert
 from tandem.v1 import session_pb2
 from tests.support.gateway.doubles import AppLimits, NotingWorkers, finish, http_client, one_each, tokens
+from tests.support.gateway.plain_parsers import PlainParsers
 
 PATH = "/v1/messages"
 HELLO = [{"role": "user", "content": "hi"}]
@@ -23,10 +25,10 @@ ASKED = {"model": "tiny", "max_tokens": 4, "messages": HELLO}
 STOP = session_pb2.FINISH_KIND_STOP
 
 
-async def answered(body: dict[str, Any], *deltas: session_pb2.Delta) -> httpx.Response:
+async def answered(body: dict[str, Any], *deltas: session_pb2.Delta, limits: AppLimits | None = None) -> httpx.Response:
     """The response where decode brings these deltas, of whatever room."""
     workers = one_each()
-    async with http_client(workers) as client, asyncio.TaskGroup() as group:
+    async with http_client(workers, limits) as client, asyncio.TaskGroup() as group:
         asking = group.create_task(client.post(PATH, json=body))
         room = (await workers.decodes[0].next_submit()).room
         for delta in deltas:
@@ -133,13 +135,90 @@ async def test_tokens_are_counted_as_they_would_be_sent() -> None:
     assert response.json() == {"input_tokens": len("system:be kind;user:hi;")}
 
 
+def test_calls_and_results_are_messages_of_the_chat() -> None:
+    body = {
+        **ASKED,
+        "tools": [{"name": "cook", "description": "d", "input_schema": {"type": "object"}}, {"name": "eat"}],
+        "tool_choice": {"type": "tool", "name": "cook", "disable_parallel_tool_use": True},
+        "messages": [
+            *HELLO,
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "thinking", "thinking": "hm", "signature": ""},
+                    {"type": "text", "text": "Well"},
+                    {"type": "tool_use", "id": "1", "name": "cook", "input": {"a": 1}},
+                    {"type": "tool_use", "id": "2", "name": "eat", "input": {}},
+                ],
+            },
+            {
+                "role": "user",
+                "content": [
+                    {"type": "tool_result", "tool_use_id": "1", "content": [{"type": "text", "text": "done"}]},
+                    {"type": "tool_result", "tool_use_id": "2"},
+                    {"type": "text", "text": "and?"},
+                ],
+            },
+        ],
+    }
+    call = read_message_call(body, PlainParsers())
+    [item] = call.items
+    assert isinstance(item.prompt, ChatPrompt)
+    assert item.prompt.messages == (
+        Message("user", "hi"),
+        Message("assistant", "Well", (ToolCall("1", "cook", '{"a":1}'), ToolCall("2", "eat", "{}")), reasoning="hm"),
+        Message("tool", "done", call_id="1"),
+        Message("tool", "", call_id="2"),
+        Message("user", "and?"),
+    )
+    assert [tool.name for tool in item.prompt.tools] == ["cook"]
+    assert item.sampling.json_schema == '["cook"]'
+    assert call.hearing is not None
+    assert call.hearing.tools is not None
+    assert not call.hearing.tools.parallel
+    with pytest.raises(TandemError, match="TANDEM_GATEWAY_TOOL_CALL_PARSER"):
+        read_message_call(body)
+
+
+async def test_calls_are_blocks_whole_and_streamed() -> None:
+    body = {**ASKED, "tools": [{"name": "cook"}]}
+    said = [tokens(0, 1, text="<think>so</think>Well <call cook "), tokens(0, 2, text='{"a":1}><call cook {}>')]
+    stop = finish(0, STOP)
+    limits = AppLimits(parsers=PlainParsers(reasoning_parser="plain"))
+    whole = (await answered(body, *said, stop, limits=limits)).json()
+    events = events_of(await answered({**body, "stream": True}, *said, stop, limits=limits))
+    assert whole["stop_reason"] == "tool_use"
+    assert [block["type"] for block in whole["content"]] == ["thinking", "text", "tool_use", "tool_use"]
+    assert [block["input"] for block in whole["content"][2:]] == [{"a": 1}, {}]
+    built: list[dict[str, Any]] = []
+    for event in events:
+        if event["type"] == "content_block_start":
+            assert event["index"] == len(built)
+            built.append({**event["content_block"], "json": ""})
+        elif event["type"] == "content_block_delta":
+            delta, block = event["delta"], built[event["index"]]
+            if delta["type"] == "input_json_delta":
+                block["json"] += delta["partial_json"]
+            else:
+                block[block["type"]] += delta[block["type"]]
+    for block in built:
+        if text := block.pop("json"):
+            block["input"] = orjson.loads(text)
+    assert built == whole["content"]
+    starts = [event["index"] for event in events if event["type"] == "content_block_start"]
+    assert starts == [event["index"] for event in events if event["type"] == "content_block_stop"]
+    assert events[-2]["delta"]["stop_reason"] == "tool_use"
+
+
 REFUSED = [
     ({"model": "tiny", "messages": HELLO}, "max_tokens", "is missing"),
     ({**ASKED, "max_tokens": 0}, "max_tokens", "whole number of 1.."),
     ({**ASKED, "messages": [{"role": "system", "content": "a"}]}, "messages[0].role", "one of user, assistant"),
     ({**ASKED, "messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages[0].content[0]", "'image'"),
     ({**ASKED, "system": 7}, "system", "a text or a list of text parts"),
-    ({**ASKED, "tools": [{"name": "look"}]}, "tools", "Tools are not offered"),
+    ({**ASKED, "tools": [{"name": "look", "type": "web_search_20250305"}]}, "tools[0].type", "must be 'custom'"),
+    ({**ASKED, "tools": [{"name": "look"}], "tool_choice": {"type": "some"}}, "tool_choice.type", "auto, any, tool"),
+    ({**ASKED, "tool_choice": {"type": "any"}}, "tool_choice", "there are no 'tools'"),
     ({**ASKED, "thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking", "not supported"),
     ({**ASKED, "stop": ["x"]}, "stop", "Did you mean"),
     ({**ASKED, "stop_sequences": [""]}, "stop_sequences", "each of 1..1024 characters"),

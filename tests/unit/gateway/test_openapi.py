@@ -59,6 +59,16 @@ def said(*calls: object, content: object = None) -> list[dict[str, Any]]:
     return [{"role": "assistant", "content": content, "tool_calls": list(calls)}]
 
 
+USE = {"type": "tool_use", "id": "1", "name": "cook", "input": {}}
+RESULT = {"type": "tool_result", "tool_use_id": "1", "content": "done"}
+THOUGHT = {"type": "thinking", "thinking": "so", "signature": ""}
+
+
+def blocks(role: str, *content: object) -> list[dict[str, Any]]:
+    """A message of Anthropic's blocks."""
+    return [{"role": role, "content": list(content)}]
+
+
 def tool(**function: object) -> list[dict[str, Any]]:
     """One tool."""
     return [{"type": "function", "function": function}]
@@ -116,8 +126,8 @@ READERS = {
     ),
     "messages": Reader(
         BODIES["/v1/messages"],
-        messages_schema.read_message_call,
-        {"messages": LAST, "max_tokens": 1},
+        lambda body: messages_schema.read_message_call(body, PlainParsers()),
+        {"messages": LAST, "max_tokens": 1, "tools": [{"name": "cook"}]},
         messages_schema.MESSAGES_FIELDS,
         messages_schema.MESSAGES_UNSUPPORTED,
     ),
@@ -132,7 +142,7 @@ READERS = {
     "count_tokens": Reader(
         BODIES["/v1/messages/count_tokens"],
         lambda body: messages_schema.read_count(body, LIMITS),
-        {"messages": LAST},
+        {"messages": LAST, "tools": [{"name": "cook"}]},
         messages_schema.COUNT_FIELDS,
         messages_schema.MESSAGES_UNSUPPORTED,
         frozenset({"system"}),
@@ -183,6 +193,14 @@ VALUES: list[Any] = [
     *(TOOLS, TOOLS * 2, TOOLS * 129, tool(), tool(name="cook"), tool(name=1), tool(name="cook", strict=None)),
     *(tool(name="cook", strict=1), tool(name="cook", parameters=[]), tool(name="cook", description=1)),
     *([{"type": "custom"}], [{"type": "function"}], "required", "high", 0.5, 0.99),
+    *([{"name": "cook", "type": kind}] for kind in ("custom", None, "web_search_20250305")),
+    *([{"name": "cook", "input_schema": schema}] for schema in ({}, None, 1)),
+    *({"type": kind} for kind in ("auto", "any", "none", 1, None)),
+    *({"type": "any", "disable_parallel_tool_use": parallel} for parallel in (True, 1, None)),
+    *(blocks("assistant", USE), blocks("assistant", {**USE, "input": "{}"}), blocks("user", USE)),
+    *(blocks("user", RESULT), blocks("user", {**RESULT, "content": 1}), blocks("user", {"type": "tool_result"})),
+    *(blocks("user", {**RESULT, "content": []}), blocks("assistant", RESULT), blocks("user", RESULT, {"type": "x"})),
+    *(blocks("assistant", THOUGHT), blocks("assistant", THOUGHT, USE), blocks("assistant", {"type": "thinking"}, USE)),
     *({"type": "function", "function": value} for value in ({"name": "cook"}, {"name": 1}, {}, "cook")),
 ]
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from tandem.core.fair_queue import Priority
-from tandem.gateway import messages_schema, responses_schema, sampling
+from tandem.gateway import responses_schema, sampling
 from tandem.gateway.chat_schema import EFFORTS, MAX_MESSAGES, MOST_EFFORT, RESERVED_TEMPLATE_OPTIONS, ROLES
 from tandem.gateway.fields import Unsupported
 from tandem.gateway.openai_schema import MAX_SESSION, SchemaLimits
@@ -25,7 +25,8 @@ REFUSED: Final = "x-refused"
 """Marks a field that is known and not offered; null and the values of its `enum` ask for nothing, and so pass."""
 
 
-def _field(meaning: str, schema: Schema) -> Schema:
+def described(meaning: str, schema: Schema) -> Schema:
+    """The schema of a field, which may be null, and what it means."""
     return {**nullable(schema), "description": meaning}
 
 
@@ -38,15 +39,18 @@ def nullable(schema: Schema) -> Schema:
     return schema
 
 
-def _integer(low: int, high: int) -> Schema:
+def integer(low: int, high: int) -> Schema:
+    """A whole number of this range."""
     return {"type": "integer", "minimum": low, "maximum": high}
 
 
-def _string(low: int, high: int) -> Schema:
+def string(low: int, high: int) -> Schema:
+    """A text of so many characters."""
     return {"type": "string", "minLength": low, "maxLength": high}
 
 
-def _list(items: Schema, low: int | None = None, high: int | None = None) -> Schema:
+def list_of(items: Schema, low: int | None = None, high: int | None = None) -> Schema:
+    """A list of so many of them."""
     bounds = {"minItems": low, "maxItems": high}
     return {"type": "array", "items": items, **{name: bound for name, bound in bounds.items() if bound is not None}}
 
@@ -73,11 +77,11 @@ def refused(unsupported: Mapping[str, Unsupported]) -> Fields:
 
 
 _BOOLEAN: Final[Schema] = {"type": "boolean"}
-_IDS: Final[Schema] = {**_list(_TOKEN, 1), "title": "token ids"}
+_IDS: Final[Schema] = {**list_of(_TOKEN, 1), "title": "token ids"}
 _TEXT: Final[Schema] = {"type": "string", "minLength": 1}
-_UNUSED: Final[Schema] = {"description": "Taken, and means nothing here."}
-MODEL: Final = _field("The model; may be left out where one is served only.", _string(1, 1024))
-_STREAM: Final = _field("Whether the answer comes as server-sent events.", _BOOLEAN)
+UNUSED: Final[Schema] = {"description": "Taken, and means nothing here."}
+MODEL: Final = described("The model; may be left out where one is served only.", string(1, 1024))
+STREAM: Final = described("Whether the answer comes as server-sent events.", _BOOLEAN)
 
 _NUMBERS: Final = {
     "temperature": "0 = always the likeliest token.",
@@ -92,17 +96,17 @@ _NUMBERS: Final = {
 def _number(name: str) -> Schema:
     span = sampling.NUMBERS[name]
     low = "exclusiveMinimum" if span.above_low else "minimum"
-    return _field(_NUMBERS[name], {"type": "number", low: span.low, "maximum": span.high})
+    return described(_NUMBERS[name], {"type": "number", low: span.low, "maximum": span.high})
 
 
-_GRAMMAR: Final = _string(0, sampling.MAX_GRAMMAR_CHARACTERS)
+_GRAMMAR: Final = string(0, sampling.MAX_GRAMMAR_CHARACTERS)
 SAMPLING: Final[Fields] = {
     **{name: _number(name) for name in _NUMBERS},
-    "top_k": _field(
+    "top_k": described(
         "Only so many of the likeliest tokens; -1 = off.",
-        {"anyOf": [{"const": -1}, _integer(1, _MAX_TOKEN)]},
+        {"anyOf": [{"const": -1}, integer(1, _MAX_TOKEN)]},
     ),
-    "logit_bias": _field(
+    "logit_bias": described(
         "Added to the logits of tokens, by token id.",
         {
             "title": f"object of -{sampling.MAX_BIAS}..{sampling.MAX_BIAS}, at most {sampling.MAX_LOGIT_BIAS}",
@@ -112,85 +116,75 @@ SAMPLING: Final[Fields] = {
             "maxProperties": sampling.MAX_LOGIT_BIAS,
         },
     ),
-    "stop": _field(
+    "stop": described(
         "Texts that end the answer, and are left out of it.",
         {
             "anyOf": [
-                _string(1, sampling.MAX_STOP_CHARACTERS),
-                _list(_string(1, sampling.MAX_STOP_CHARACTERS), None, sampling.MAX_STOPS),
+                string(1, sampling.MAX_STOP_CHARACTERS),
+                list_of(string(1, sampling.MAX_STOP_CHARACTERS), None, sampling.MAX_STOPS),
             ]
         },
     ),
-    "stop_token_ids": _field("Tokens that end the answer.", _list(_TOKEN, None, sampling.MAX_STOP_TOKENS)),
-    "ignore_eos": _field("Whether the end-of-text token does not end the answer.", _BOOLEAN),
-    "skip_special_tokens": _field("Whether special tokens are left out of the text; true by default.", _BOOLEAN),
-    "json_schema": _field(
+    "stop_token_ids": described("Tokens that end the answer.", list_of(_TOKEN, None, sampling.MAX_STOP_TOKENS)),
+    "ignore_eos": described("Whether the end-of-text token does not end the answer.", _BOOLEAN),
+    "skip_special_tokens": described("Whether special tokens are left out of the text; true by default.", _BOOLEAN),
+    "json_schema": described(
         "The answer is JSON that fits this schema, given as an object or as its text.",
         {"anyOf": [_GRAMMAR, {"type": "object"}]},
     ),
-    "regex": _field("The answer matches this regular expression.", _GRAMMAR),
-    "ebnf": _field("The answer fits this grammar.", _GRAMMAR),
+    "regex": described("The answer matches this regular expression.", _GRAMMAR),
+    "ebnf": described("The answer fits this grammar.", _GRAMMAR),
 }
 
-_PART: Final[Schema] = {
+PART: Final[Schema] = {
     "type": "object",
     "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
     "required": ["type", "text"],
 }
-_CONTENT: Final[Schema] = {"anyOf": [{"type": "string"}, _list(_PART, 1)]}
-
-
-def _messages(roles: tuple[str, ...]) -> Schema:
-    message = {
-        "title": "messages",
-        "type": "object",
-        "properties": {"role": {"enum": list(roles)}, "content": _CONTENT},
-        "required": ["role", "content"],
-    }
-    return _list(message, 1, MAX_MESSAGES)
+CONTENT: Final[Schema] = {"anyOf": [{"type": "string"}, list_of(PART, 1)]}
 
 
 _CALL: Final[Schema] = {
     "type": "object",
     "properties": {
-        "id": nullable(_string(0, MAX_CALL_ID)),
+        "id": nullable(string(0, MAX_CALL_ID)),
         "function": {
             "type": "object",
-            "properties": {"name": _string(1, MAX_TOOL_NAME), "arguments": {"type": ["string", "object"]}},
+            "properties": {"name": string(1, MAX_TOOL_NAME), "arguments": {"type": ["string", "object"]}},
             "required": ["name", "arguments"],
         },
     },
     "required": ["function"],
 }
-_CALLS: Final[Schema] = _list(_CALL, None, MAX_CALLS)
+_CALLS: Final[Schema] = list_of(_CALL, None, MAX_CALLS)
 
 
 def _chat_messages() -> Schema:
     """Messages of OpenAI's chats: an assistant's may hold tool calls, and then no content; others answer them."""
     others = [role for role in ROLES if role not in ("assistant", "tool")]
     spoken: Fields = {"role": {"const": "assistant"}, "reasoning_content": {"type": ["string", "null"]}}
-    call_id = nullable(_string(0, MAX_CALL_ID))
+    call_id = nullable(string(0, MAX_CALL_ID))
     kinds: list[Schema] = [
-        {"properties": {"role": {"enum": others}, "content": _CONTENT}, "required": ["content"]},
-        {"properties": {**spoken, "content": _CONTENT, "tool_calls": nullable(_CALLS)}, "required": ["content"]},
+        {"properties": {"role": {"enum": others}, "content": CONTENT}, "required": ["content"]},
+        {"properties": {**spoken, "content": CONTENT, "tool_calls": nullable(_CALLS)}, "required": ["content"]},
         {
             "properties": {**spoken, "content": {"type": "null"}, "tool_calls": {**_CALLS, "minItems": 1}},
             "required": ["tool_calls"],
         },
         {
-            "properties": {"role": {"const": "tool"}, "content": _CONTENT, "tool_call_id": call_id},
+            "properties": {"role": {"const": "tool"}, "content": CONTENT, "tool_call_id": call_id},
             "required": ["content"],
         },
     ]
     message = {"title": "messages", "type": "object", "required": ["role"], "oneOf": kinds}
-    return _list(message, 1, MAX_MESSAGES)
+    return list_of(message, 1, MAX_MESSAGES)
 
 
 _FUNCTION: Final[Schema] = {
     "type": "object",
     "properties": {
-        "name": _string(1, MAX_TOOL_NAME),
-        "description": nullable(_string(0, sampling.MAX_GRAMMAR_CHARACTERS)),
+        "name": string(1, MAX_TOOL_NAME),
+        "description": nullable(string(0, sampling.MAX_GRAMMAR_CHARACTERS)),
         "parameters": {"type": ["object", "null"], "description": "A JSON schema."},
         "strict": {"type": ["boolean", "null"], "description": "Whether arguments are held to `parameters`."},
     },
@@ -218,21 +212,21 @@ def _words(words: tuple[str, ...]) -> Schema:
 
 
 TOOLS: Final[Fields] = {
-    "tools": _field(
+    "tools": described(
         "Functions that the model may call. Needs `TANDEM_GATEWAY_TOOL_CALL_PARSER`; without it 501 says so.",
-        _list(_TOOL, None, MAX_TOOLS),
+        list_of(_TOOL, None, MAX_TOOLS),
     ),
-    "tool_choice": _field(
+    "tool_choice": described(
         "Whether the model is to call a tool, and which. `required` and a named one are enforced by a grammar.",
         {"anyOf": [_words(("none", "auto", "required")), _NAMED_TOOL]},
     ),
-    "parallel_tool_calls": _field("Whether an answer may hold several calls; true by default.", _BOOLEAN),
+    "parallel_tool_calls": described("Whether an answer may hold several calls; true by default.", _BOOLEAN),
 }
 
 
 CHAT_PROMPT: Final[Fields] = {
-    "messages": _field("The chat so far.", _chat_messages()),
-    "chat_template_kwargs": _field(
+    "messages": described("The chat so far.", _chat_messages()),
+    "chat_template_kwargs": described(
         "Variables of the model's chat template.",
         {
             "type": "object",
@@ -240,12 +234,12 @@ CHAT_PROMPT: Final[Fields] = {
             "additionalProperties": {"type": ["string", "number", "boolean"]},
         },
     ),
-    "reasoning_effort": _field(
+    "reasoning_effort": described(
         "How much the model is to think: the variables `reasoning_effort`, `thinking` and `enable_thinking` of its chat"
         " template, of which the last two are false with `none`. Those of `chat_template_kwargs` go before them.",
         {"anyOf": [_words(EFFORTS), {"type": "number", "minimum": 0, "maximum": MOST_EFFORT}]},
     ),
-    "continue_final_message": _field("Whether the answer goes on with the last message, the assistant's.", _BOOLEAN),
+    "continue_final_message": described("Whether the answer goes on with the last message, the assistant's.", _BOOLEAN),
 }
 _RESPONSE_FORMAT: Final[Schema] = {
     "anyOf": [
@@ -278,32 +272,32 @@ _ITEMS: Final = ("message", "function_call", "function_call_output", "reasoning"
 def _openai_common(limits: SchemaLimits) -> Fields:
     return {
         "model": MODEL,
-        "stream": _STREAM,
-        "stream_options": _field(
+        "stream": STREAM,
+        "stream_options": described(
             "With `stream` only. `include_usage`: a last event with the token counts.",
             closed({"include_usage": nullable(_BOOLEAN), "include_obfuscation": {}}),
         ),
-        "n": _field("Answers wanted of each prompt; each runs by itself.", _integer(1, limits.max_n)),
-        "max_tokens": _field("New tokens at most.", _integer(1, sampling.MAX_NEW_TOKENS)),
-        "min_tokens": _field(
-            "New tokens before the answer may end; at most `max_tokens`.", _integer(0, sampling.MAX_NEW_TOKENS)
+        "n": described("Answers wanted of each prompt; each runs by itself.", integer(1, limits.max_n)),
+        "max_tokens": described("New tokens at most.", integer(1, sampling.MAX_NEW_TOKENS)),
+        "min_tokens": described(
+            "New tokens before the answer may end; at most `max_tokens`.", integer(0, sampling.MAX_NEW_TOKENS)
         ),
-        "seed": _field(
+        "seed": described(
             "Makes sampling repeatable, where SGLang runs with enable_deterministic_inference.",
-            _integer(0, sampling.MAX_SEED),
+            integer(0, sampling.MAX_SEED),
         ),
-        "response_format": _field("The answer is JSON, of a given schema.", _RESPONSE_FORMAT),
+        "response_format": described("The answer is JSON, of a given schema.", _RESPONSE_FORMAT),
         **SAMPLING,
-        "prompt_cache_key": _field(
+        "prompt_cache_key": described(
             "Name of the session, for policies that keep one on its worker; the header `X-Session-Id` goes before it.",
-            _string(0, MAX_SESSION),
+            string(0, MAX_SESSION),
         ),
-        "user": _field("The same, where `prompt_cache_key` is not given.", _string(0, MAX_SESSION)),
-        "priority": _field(
+        "user": described("The same, where `prompt_cache_key` is not given.", string(0, MAX_SESSION)),
+        "priority": described(
             "Class of priority, at most that of the key; the header `X-Request-Priority` goes before it.",
             {"type": "string", "enum": [*(one.value for one in Priority), None]},
         ),
-        **dict.fromkeys(("metadata", "store", "service_tier", "safety_identifier"), _UNUSED),
+        **dict.fromkeys(("metadata", "store", "service_tier", "safety_identifier"), UNUSED),
     }
 
 
@@ -312,18 +306,20 @@ def chat(limits: SchemaLimits) -> Fields:
     return {
         **CHAT_PROMPT,
         **TOOLS,
-        "separate_reasoning": _field(
+        "separate_reasoning": described(
             "Whether reasoning is told apart, as `reasoning_content`, where `TANDEM_GATEWAY_REASONING_PARSER` is set;"
             " true by default.",
             _BOOLEAN,
         ),
-        "stream_reasoning": _field(
+        "stream_reasoning": described(
             "Whether reasoning is streamed as it comes, or once it is complete; true by default.", _BOOLEAN
         ),
         **_openai_common(limits),
-        "max_completion_tokens": _field("As `max_tokens`, and goes before it.", _integer(1, sampling.MAX_NEW_TOKENS)),
-        "logprobs": _field("Whether to return log probabilities.", _BOOLEAN),
-        "top_logprobs": _field("With `logprobs` only: alternatives per token.", _integer(0, sampling.MAX_TOP_LOGPROBS)),
+        "max_completion_tokens": described("As `max_tokens`, and goes before it.", integer(1, sampling.MAX_NEW_TOKENS)),
+        "logprobs": described("Whether to return log probabilities.", _BOOLEAN),
+        "top_logprobs": described(
+            "With `logprobs` only: alternatives per token.", integer(0, sampling.MAX_TOP_LOGPROBS)
+        ),
     }
 
 
@@ -331,37 +327,37 @@ def completion(limits: SchemaLimits) -> Fields:
     """Fields of /v1/completions."""
     one = {"anyOf": [_TEXT, _IDS]}
     return {
-        "prompt": _field(
-            "A text, token ids, or a list of either.", {"anyOf": [_TEXT, _IDS, _list(one, 1, limits.max_batch)]}
+        "prompt": described(
+            "A text, token ids, or a list of either.", {"anyOf": [_TEXT, _IDS, list_of(one, 1, limits.max_batch)]}
         ),
         **_openai_common(limits),
-        "logprobs": _field(
-            "Returns log probabilities, with so many alternatives.", _integer(0, sampling.MAX_TOP_LOGPROBS)
+        "logprobs": described(
+            "Returns log probabilities, with so many alternatives.", integer(0, sampling.MAX_TOP_LOGPROBS)
         ),
-        "echo": _field(
+        "echo": described(
             "Whether the answer begins with the prompt; with `logprobs` it is scored too, and no `stream` is taken.",
             _BOOLEAN,
         ),
-        "best_of": _field("As `n`, or left out: every answer is returned.", _integer(1, limits.max_n)),
+        "best_of": described("As `n`, or left out: every answer is returned.", integer(1, limits.max_n)),
     }
 
 
 def _each(schema: Schema) -> Schema:
     """A value for all prompts, or a list with one for each."""
-    return {"anyOf": [nullable(schema), _list(nullable(schema), 1)]}
+    return {"anyOf": [nullable(schema), list_of(nullable(schema), 1)]}
 
 
 def generate_sampling(limits: SchemaLimits) -> Fields:
     """Fields of `sampling_params` of /generate."""
     return {
-        "max_new_tokens": _field("New tokens at most; 128 by default.", _integer(1, sampling.MAX_NEW_TOKENS)),
-        "min_new_tokens": _field(
-            "New tokens before the answer may end; at most `max_new_tokens`.", _integer(0, sampling.MAX_NEW_TOKENS)
+        "max_new_tokens": described("New tokens at most; 128 by default.", integer(1, sampling.MAX_NEW_TOKENS)),
+        "min_new_tokens": described(
+            "New tokens before the answer may end; at most `max_new_tokens`.", integer(0, sampling.MAX_NEW_TOKENS)
         ),
-        "n": _field("Answers wanted of each prompt.", _integer(1, limits.max_n)),
-        "sampling_seed": _field(
+        "n": described("Answers wanted of each prompt.", integer(1, limits.max_n)),
+        "sampling_seed": described(
             "Makes sampling repeatable, where SGLang runs with enable_deterministic_inference.",
-            _integer(0, sampling.MAX_SEED),
+            integer(0, sampling.MAX_SEED),
         ),
         **SAMPLING,
     }
@@ -371,19 +367,19 @@ def generate(limits: SchemaLimits, sampling_params: Schema) -> Fields:
     """Fields of /generate. sampling_params: schema of one object of them."""
     batch = limits.max_batch
     return {
-        "text": _field("A text or a list of texts.", {"anyOf": [_TEXT, _list(_TEXT, 1, batch)]}),
-        "input_ids": _field("Token ids, or a list of such lists.", {"anyOf": [_IDS, _list(_IDS, 1, batch)]}),
-        "sampling_params": _field("How tokens are chosen.", _each(sampling_params)),
-        "stream": _STREAM,
-        "return_logprob": _field("Whether to return log probabilities.", _each(_BOOLEAN)),
-        "logprob_start_len": _field(
-            "First token of the prompt that is scored too; -1 = none.", _each(_integer(-1, sampling.MAX_NEW_TOKENS))
+        "text": described("A text or a list of texts.", {"anyOf": [_TEXT, list_of(_TEXT, 1, batch)]}),
+        "input_ids": described("Token ids, or a list of such lists.", {"anyOf": [_IDS, list_of(_IDS, 1, batch)]}),
+        "sampling_params": described("How tokens are chosen.", _each(sampling_params)),
+        "stream": STREAM,
+        "return_logprob": described("Whether to return log probabilities.", _each(_BOOLEAN)),
+        "logprob_start_len": described(
+            "First token of the prompt that is scored too; -1 = none.", _each(integer(-1, sampling.MAX_NEW_TOKENS))
         ),
-        "top_logprobs_num": _field("Alternatives per token.", _each(_integer(0, sampling.MAX_TOP_LOGPROBS))),
-        "return_text_in_logprobs": _field("Whether tokens are given with their text.", _BOOLEAN),
-        "rid": _field("Your own name of the request.", {"anyOf": [_string(1, 128), _list(_string(1, 128))]}),
+        "top_logprobs_num": described("Alternatives per token.", _each(integer(0, sampling.MAX_TOP_LOGPROBS))),
+        "return_text_in_logprobs": described("Whether tokens are given with their text.", _BOOLEAN),
+        "rid": described("Your own name of the request.", {"anyOf": [string(1, 128), list_of(string(1, 128))]}),
         "model": MODEL,
-        **dict.fromkeys(("log_metrics", "no_logs", "background"), _UNUSED),
+        **dict.fromkeys(("log_metrics", "no_logs", "background"), UNUSED),
     }
 
 
@@ -401,52 +397,29 @@ def responses(limits: SchemaLimits) -> Fields:
     items: Schema = {"title": "items", "type": "object", "properties": {"type": {"enum": list(_ITEMS)}}}
     tool["required"] = ["type", "name"]
     return {
-        "input": _field(
+        "input": described(
             "A text, or items: messages, function calls, their outputs, reasoning.",
-            {"anyOf": [_TEXT, _list(items, 1, MAX_MESSAGES)]},
+            {"anyOf": [_TEXT, list_of(items, 1, MAX_MESSAGES)]},
         ),
-        "instructions": _field("A system message before the chat, for this answer only.", {"type": "string"}),
+        "instructions": described("A system message before the chat, for this answer only.", {"type": "string"}),
         **{name: same[name] for name in responses_schema.SAME},
         "max_output_tokens": same["max_tokens"],
-        "tools": _field(same["tools"]["description"], _list(tool, None, MAX_TOOLS)),
-        "tool_choice": _field(
+        "tools": described(same["tools"]["description"], list_of(tool, None, MAX_TOOLS)),
+        "tool_choice": described(
             same["tool_choice"]["description"], {"anyOf": [_words(("none", "auto", "required")), named]}
         ),
-        "text": _field("`format`: as `response_format` of a chat, with `schema` in it directly.", {"type": "object"}),
-        "reasoning": _field("`effort`: as `reasoning_effort` of a chat.", {"type": "object"}),
-        "previous_response_id": _field(
+        "text": described(
+            "`format`: as `response_format` of a chat, with `schema` in it directly.", {"type": "object"}
+        ),
+        "reasoning": described("`effort`: as `reasoning_effort` of a chat.", {"type": "object"}),
+        "previous_response_id": described(
             "The answer to go on from: its chat comes before `input`. 404 if it is not kept.",
-            _string(1, responses_schema.MAX_ID),
+            string(1, responses_schema.MAX_ID),
         ),
-        "store": _field("Whether the answer is kept, for a while; true by default.", _BOOLEAN),
-        "metadata": _field("Said again in the answer.", {"type": "object"}),
-        "stream_options": _field("Taken, and means nothing here.", {"type": "object"}),
-        **dict.fromkeys(("service_tier", "safety_identifier"), _UNUSED),
-    }
-
-
-def count() -> Fields:
-    """Fields of /v1/messages/count_tokens."""
-    return {
-        "model": MODEL,
-        "messages": _field(
-            "The chat so far. An assistant's message at the end is the beginning of the answer.",
-            _messages(messages_schema.ROLES),
-        ),
-        "system": _field("What comes before the chat.", _CONTENT),
-        "cache_control": _UNUSED,
-    }
-
-
-def messages() -> Fields:
-    """Fields of /v1/messages."""
-    return {
-        **count(),
-        "max_tokens": _field("New tokens at most; needed.", _integer(1, sampling.MAX_NEW_TOKENS)),
-        "stream": _STREAM,
-        "stop_sequences": SAMPLING["stop"],
-        **{name: SAMPLING[name] for name in ("temperature", "top_p", "top_k")},
-        **dict.fromkeys(("metadata", "service_tier"), _UNUSED),
+        "store": described("Whether the answer is kept, for a while; true by default.", _BOOLEAN),
+        "metadata": described("Said again in the answer.", {"type": "object"}),
+        "stream_options": described("Taken, and means nothing here.", {"type": "object"}),
+        **dict.fromkeys(("service_tier", "safety_identifier"), UNUSED),
     }
 
 
@@ -455,10 +428,10 @@ def tokenize(limits: SchemaLimits) -> Fields:
     text = {"type": "string", "maxLength": limits.max_tokenize_size}
     return {
         "model": MODEL,
-        "prompt": _field("A text or a list of texts.", {"anyOf": [text, _list(text, 1, limits.max_batch)]}),
+        "prompt": described("A text or a list of texts.", {"anyOf": [text, list_of(text, 1, limits.max_batch)]}),
         **CHAT_PROMPT,
         **TOOLS,
-        "add_special_tokens": _field(
+        "add_special_tokens": described(
             "With `prompt` only: whether the tokenizer adds its own tokens; true by default.", _BOOLEAN
         ),
     }
@@ -466,9 +439,11 @@ def tokenize(limits: SchemaLimits) -> Fields:
 
 def detokenize(limits: SchemaLimits) -> Fields:
     """Fields of /v1/detokenize."""
-    ids = {**_list(_TOKEN, None, limits.max_tokenize_size), "title": f"at most {limits.max_tokenize_size} token ids"}
+    ids = {**list_of(_TOKEN, None, limits.max_tokenize_size), "title": f"at most {limits.max_tokenize_size} token ids"}
     return {
         "model": MODEL,
-        "tokens": _field("Token ids, or a list of such lists.", {"anyOf": [ids, _list(ids, None, limits.max_batch)]}),
-        "skip_special_tokens": _field("Whether special tokens are left out; true by default.", _BOOLEAN),
+        "tokens": described(
+            "Token ids, or a list of such lists.", {"anyOf": [ids, list_of(ids, None, limits.max_batch)]}
+        ),
+        "skip_special_tokens": described("Whether special tokens are left out; true by default.", _BOOLEAN),
     }

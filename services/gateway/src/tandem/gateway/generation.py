@@ -30,6 +30,7 @@ from tandem.gateway.generate_answers import GenerateAnswer
 from tandem.gateway.line import Line, line_of
 from tandem.gateway.mailbox import Mailbox, News
 from tandem.gateway.messages_answers import MessagesAnswer, failure_event
+from tandem.gateway.messages_blocks import HeardMessagesAnswer
 from tandem.gateway.openai_answers import OpenAiAnswer, chat_head, event
 from tandem.gateway.prepare import Preparer
 from tandem.gateway.problems import ErrorShape, problem_of
@@ -223,6 +224,9 @@ class GenerationEndpoint:
         if call.plan is not None:
             return self._response(call, call.plan, transcripts[0])
         if call.hearing is not None and self._works.parsers is not None:
+            if call.api is Api.MESSAGES:
+                listener = self._works.parsers.listener(call.hearing)
+                return HeardMessagesAnswer(model, visit.request_id, transcripts[0], listener)
             head = chat_head(model, visit.request_id, int(time.time()))
             return HeardChatAnswer(call, head, transcripts, text_of, self._works.parsers)
         if call.api is Api.MESSAGES:

@@ -92,7 +92,7 @@ def build_http(parts: HttpParts) -> Starlette:
         "/v1/chat/completions": GenerationEndpoint(read_a_chat, parts.works),
         "/v1/completions": GenerationEndpoint(partial(read_completion, limits=parts.schema), parts.works),
         "/generate": GenerationEndpoint(partial(read_generate, limits=parts.schema), parts.works),
-        "/v1/messages": GenerationEndpoint(read_message_call, parts.works),
+        "/v1/messages": GenerationEndpoint(partial(read_message_call, parsers=parts.works.parsers), parts.works),
         "/v1/responses": GenerationEndpoint(read_a_response, parts.works),
         "/v1/messages/count_tokens": parts.tokens.count(),
         "/v1/tokenize": parts.tokens.tokenize(),

@@ -33,7 +33,7 @@ class MessagesAnswer:
     def document(self) -> dict[str, Any]:
         """The whole answer, once the transcript is complete."""
         content = [{"type": "text", "text": self._transcript.text}]
-        return {**self._head, "content": content, **self._stop(), "usage": self._usage()}
+        return {**self._head, "content": content, **stop_of(self._transcript), "usage": message_usage(self._transcript)}
 
     def events(self, news: list[News]) -> bytes:
         """The events that news bring, to be written in one piece."""
@@ -50,35 +50,37 @@ class MessagesAnswer:
         """The last events of a stream that went well."""
         last: list[dict[str, Any]] = [
             {"type": "content_block_stop", "index": 0},
-            {"type": "message_delta", "delta": self._stop(), "usage": self._usage()},
+            {"type": "message_delta", "delta": stop_of(self._transcript), "usage": message_usage(self._transcript)},
             {"type": "message_stop"},
         ]
         return b"".join(map(named_event, last))
 
     def _greeting(self) -> list[bytes]:
-        message = {**self._head, "content": [], **self._stop(), "usage": self._usage()}
+        message = {**self._head, "content": [], **stop_of(self._transcript), "usage": message_usage(self._transcript)}
         block = {"type": "text", "text": ""}
         return [
             named_event({"type": "message_start", "message": message}),
             named_event({"type": "content_block_start", "index": 0, "content_block": block}),
         ]
 
-    def _stop(self) -> dict[str, Any]:
-        """Why it ended; nothing while it goes on."""
-        finish = self._transcript.finish
-        if finish is None:
-            return {"stop_reason": None, "stop_sequence": None}
-        if finish.kind == session_pb2.FINISH_KIND_LENGTH:
-            return {"stop_reason": "max_tokens", "stop_sequence": None}
-        matched = finish.matched_text or None
-        return {"stop_reason": "stop_sequence" if matched else "end_turn", "stop_sequence": matched}
 
-    def _usage(self) -> dict[str, int]:
-        """Token counts so far. What came out of the cache is not part of `input_tokens`."""
-        cached = self._transcript.cached_tokens
-        return {
-            "input_tokens": len(self._transcript.sequence.input_ids) - cached,
-            "cache_creation_input_tokens": 0,
-            "cache_read_input_tokens": cached,
-            "output_tokens": self._transcript.completion_tokens,
-        }
+def stop_of(transcript: Transcript) -> dict[str, Any]:
+    """Why an answer ended; nothing while it goes on."""
+    finish = transcript.finish
+    if finish is None:
+        return {"stop_reason": None, "stop_sequence": None}
+    if finish.kind == session_pb2.FINISH_KIND_LENGTH:
+        return {"stop_reason": "max_tokens", "stop_sequence": None}
+    matched = finish.matched_text or None
+    return {"stop_reason": "stop_sequence" if matched else "end_turn", "stop_sequence": matched}
+
+
+def message_usage(transcript: Transcript) -> dict[str, int]:
+    """Token counts so far. What came out of the cache is not part of `input_tokens`."""
+    cached = transcript.cached_tokens
+    return {
+        "input_tokens": len(transcript.sequence.input_ids) - cached,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": cached,
+        "output_tokens": transcript.completion_tokens,
+    }

@@ -6,14 +6,16 @@ from dataclasses import replace
 from typing import Any, Final
 
 from tandem.gateway.calls import Api, ChatPrompt, GenerateCall, Item, Message
-from tandem.gateway.chat_schema import read_messages, read_role, text_of_parts
+from tandem.gateway.chat_schema import text_of_parts
 from tandem.gateway.fields import Fields, Unsupported, refuse
+from tandem.gateway.hearing import heard
+from tandem.gateway.messages_tools import read_anthropic_messages, read_anthropic_tools
 from tandem.gateway.openai_schema import SchemaLimits
 from tandem.gateway.sampling import MAX_NEW_TOKENS, MAX_STOP_CHARACTERS, MAX_STOPS, read_sampling
+from tandem.gateway.speech import Parsers
 from tandem.gateway.token_schema import TokenizeCall, require_size
 
-ROLES: Final = ("user", "assistant")
-_PROMPT_FIELDS: Final = frozenset(["model", "messages", "system", "cache_control"])
+_PROMPT_FIELDS: Final = frozenset(["model", "messages", "system", "cache_control", "tools", "tool_choice"])
 MESSAGES_FIELDS: Final = _PROMPT_FIELDS | frozenset(
     [
         "max_tokens",
@@ -27,11 +29,9 @@ MESSAGES_FIELDS: Final = _PROMPT_FIELDS | frozenset(
     ]
 )
 COUNT_FIELDS: Final = _PROMPT_FIELDS
-_NO_TOOLS: Final = "Tools are not offered here; use /v1/chat/completions."
+_NO_TOOLS: Final = "Tools are functions of the client's only."
 _PLAIN_TEXT: Final = "Answers are plain text; use 'response_format' of /v1/chat/completions."
 MESSAGES_UNSUPPORTED: Final = {
-    "tools": Unsupported(_NO_TOOLS, ([],)),
-    "tool_choice": Unsupported(_NO_TOOLS, ({"type": "none"}, {"type": "auto"})),
     "mcp_servers": Unsupported(_NO_TOOLS, ([],)),
     "container": Unsupported(_NO_TOOLS),
     "thinking": Unsupported("What a model thinks is part of its answer.", ({"type": "disabled"},)),
@@ -41,8 +41,8 @@ MESSAGES_UNSUPPORTED: Final = {
 }
 
 
-def read_message_call(body: dict[str, Any]) -> GenerateCall:
-    """Reads a request of /v1/messages."""
+def read_message_call(body: dict[str, Any], parsers: Parsers | None = None) -> GenerateCall:
+    """Reads a request of /v1/messages. parsers: what takes answers apart, if anything does."""
     fields = Fields(body)
     fields.require_known(MESSAGES_FIELDS, MESSAGES_UNSUPPORTED)
     most = fields.integer("max_tokens", 1, MAX_NEW_TOKENS)
@@ -50,8 +50,15 @@ def read_message_call(body: dict[str, Any]) -> GenerateCall:
         refuse("max_tokens", f"is missing. Give a whole number of 1..{MAX_NEW_TOKENS}.")
     sampling = read_sampling(fields, max_new_tokens=most, seed=None)
     sampling.stop.extend(fields.texts("stop_sequences", MAX_STOPS, MAX_STOP_CHARACTERS))
-    item = Item(_prompt(fields), "messages", sampling)
-    return GenerateCall(Api.MESSAGES, fields.text("model", 1, 1024) or "", (item,), stream=fields.boolean("stream"))
+    prompt = _prompt(fields)
+    prompt, hearing = heard(prompt, sampling, read_anthropic_tools(fields, prompt.calls), parsers)
+    return GenerateCall(
+        Api.MESSAGES,
+        fields.text("model", 1, 1024) or "",
+        (Item(prompt, "messages", sampling),),
+        stream=fields.boolean("stream"),
+        hearing=hearing,
+    )
 
 
 def read_count(body: dict[str, Any], limits: SchemaLimits) -> TokenizeCall:
@@ -59,16 +66,15 @@ def read_count(body: dict[str, Any], limits: SchemaLimits) -> TokenizeCall:
     fields = Fields(body)
     fields.require_known(COUNT_FIELDS, MESSAGES_UNSUPPORTED)
     prompt = _prompt(fields)
+    use = read_anthropic_tools(fields, 0)
+    if use is not None:
+        prompt = replace(prompt, tools=use.shown)
     require_size("messages", prompt.characters, "characters", limits)
     return TokenizeCall(fields.text("model", 1, 1024) or "", (prompt,), single=True)
 
 
-def _message(field: str, value: dict[str, Any]) -> Message:
-    return Message(read_role(field, value, ROLES), text_of_parts(f"{field}.content", value.get("content")))
-
-
 def _prompt(fields: Fields) -> ChatPrompt:
-    messages = read_messages(fields, _message)
+    messages = read_anthropic_messages(fields)
     system = fields.raw("system")
     # An assistant's message at the end is the beginning of the answer.
     prompt = ChatPrompt(messages, continue_last=messages[-1].role == "assistant")

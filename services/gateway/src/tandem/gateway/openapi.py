@@ -9,6 +9,7 @@ from typing import Any, Final
 from tandem.gateway import (
     api_answers,
     api_fields,
+    api_messages,
     generate_schema,
     messages_schema,
     openai_schema,
@@ -62,11 +63,11 @@ def bodies(limits: SchemaLimits) -> dict[str, Schema]:
             {**api_fields.completion(limits), **refused(openai_schema.COMPLETION_UNSUPPORTED)}, ("prompt",)
         ),
         "/generate": closed({**api_fields.generate(limits, params), **refused(generate_schema.GENERATE_UNSUPPORTED)}),
-        "/v1/messages": closed({**api_fields.messages(), **not_of_messages}, ("messages", "max_tokens")),
+        "/v1/messages": closed({**api_messages.messages(), **not_of_messages}, ("messages", "max_tokens")),
         "/v1/responses": closed(
             {**api_fields.responses(limits), **refused(responses_schema.RESPONSES_UNSUPPORTED)}, ("input",)
         ),
-        "/v1/messages/count_tokens": closed({**api_fields.count(), **not_of_messages}, ("messages",)),
+        "/v1/messages/count_tokens": closed({**api_messages.count(), **not_of_messages}, ("messages",)),
         "/v1/tokenize": closed({**api_fields.tokenize(limits), **refused(token_schema.TOKENIZE_UNSUPPORTED)}),
         "/v1/detokenize": closed(api_fields.detokenize(limits), ("tokens",)),
     }

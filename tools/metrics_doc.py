@@ -88,7 +88,7 @@ def families() -> dict[str, list[Family]]:
     counted = GatewayMetrics(gateway)
     counted.follow(tuple, lambda: False)
     counted.follow_breakers(tuple)
-    counted.follow_waiting(dict)
+    counted.follow_waiting(dict, int)
     counted.follow_held(KvIndex(0))
     return {
         "gateway": gateway.families,

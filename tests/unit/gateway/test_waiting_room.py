@@ -22,11 +22,7 @@ TEXT = "/v1/completions"
 class Notes:
     """A Watcher that writes down."""
 
-    used: list[int] = field(default_factory=list)
     waits: list[Priority] = field(default_factory=list)
-
-    def count_sequences(self, used: int) -> None:
-        self.used.append(used)
 
     def saw_wait(self, priority: Priority, waited_s: float) -> None:
         self.waits.append(priority)

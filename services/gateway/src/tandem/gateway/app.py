@@ -227,7 +227,7 @@ class Gateway:
             space,
         )
         counted.limit.set(settings.max_concurrent)
-        counted.follow_waiting(room.waiting)
+        counted.follow_waiting(room.waiting, lambda: room.used)
         return space, room
 
     def _decoding(self, model: str) -> list[WorkerInfo]:

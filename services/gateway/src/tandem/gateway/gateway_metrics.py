@@ -50,6 +50,7 @@ BREAKERS: Final = Family(
     " get none for a while), half_open (one room is a probe).",
     ("role", "state"),
 )
+IN_FLIGHT: Final = Family("tandem_gateway_sequences_in_flight", Kind.GAUGE, "Sequences being generated.")
 WAITING: Final = Family(
     "tandem_gateway_waiting", Kind.GAUGE, "Requests that wait for their turn, by class of priority.", ("class",)
 )
@@ -142,7 +143,6 @@ class GatewayMetrics:
             "Prompt tokens that the chosen worker was known to hold, by role, where its policy goes by that.",
             ("role",),
         )
-        self.in_flight = metrics.gauge("tandem_gateway_sequences_in_flight", "Sequences being generated.")
         self.limit = metrics.gauge(
             "tandem_gateway_sequences_limit", "Sequences that may be; requests for more wait for their turn."
         )
@@ -244,16 +244,13 @@ class GatewayMetrics:
         """A request is refused for now."""
         self._refused.labels(refusal.value).inc()
 
-    def count_sequences(self, used: int) -> None:
-        """Sequences that have a place."""
-        self.in_flight.set(used)
-
     def saw_wait(self, priority: Priority, waited_s: float) -> None:
         """A request got its place."""
         self._waits[priority].observe(waited_s)
 
-    def follow_waiting(self, waiting: Callable[[], Mapping[Priority, int]]) -> None:
-        """Sets where to look, for each scrape, how many requests wait."""
+    def follow_waiting(self, waiting: Callable[[], Mapping[Priority, int]], used: Callable[[], int]) -> None:
+        """Sets where to look, for each scrape, how many requests wait, and how many sequences have a place."""
+        self._metrics.read((IN_FLIGHT,), lambda: [Sample(IN_FLIGHT, used())])
         self._metrics.read(
             (WAITING,), lambda: [Sample(WAITING, count, (one.value,)) for one, count in waiting().items()]
         )

@@ -19,9 +19,6 @@ from tandem.rpc.tracing.provider import Tracing
 class Watcher(Protocol):
     """Hears what happens in a waiting room."""
 
-    def count_sequences(self, used: int) -> None:
-        """Places that are taken now."""
-
     def saw_wait(self, priority: Priority, waited_s: float) -> None:
         """A request got its place."""
 
@@ -68,11 +65,9 @@ class WaitingRoom:
             if ticket.state is State.WAITING:
                 await self._turn_of(ticket, span)
             self._watcher.saw_wait(ask.priority, loop.time() - ticket.since)
-            self._watcher.count_sequences(self._queue.used)
             yield
         finally:
             self._let_in(self._queue.leave(ticket, loop.time()))
-            self._watcher.count_sequences(self._queue.used)
 
     async def _turn_of(self, ticket: Ticket, span: Span) -> None:
         """Returns when a request has its place."""

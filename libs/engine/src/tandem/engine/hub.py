@@ -20,6 +20,7 @@ from tandem.engine.port import EngineStatus, Job, Measured, OpenRooms, RankInfo,
 from tandem.engine.rank import open_rooms, reports, status, wire
 from tandem.rpc import convert, held_pages
 from tandem.rpc.server import GrpcServer
+from tandem.rpc.streams import first_of
 from tandem.v1 import common_pb2, rank_pb2, rank_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -239,7 +240,7 @@ class RankHub(rank_pb2_grpc.RankHubServiceServicer):
         self, request_iterator: AsyncIterator[rank_pb2.AttachRequest], context: Any
     ) -> None:
         """One rank, for its life."""
-        first = await anext(aiter(request_iterator))
+        first = await first_of(request_iterator, "Attach starts with RankHello")
         if first.WhichOneof("message") != "hello":
             raise TandemError(ErrorReason.PROTOCOL_VIOLATION, "a rank starts with RankHello")
         rank = _Rank(first.hello)

@@ -11,9 +11,11 @@ import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol, TypeAlias
 
 import grpc
+from google.protobuf.message import DecodeError, Message
 
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.rpc.errors import from_rpc_error, to_status
@@ -84,7 +86,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
     def _wrap(self, method: str, handler: Any) -> Any:
         codec = {
-            "request_deserializer": handler.request_deserializer,
+            "request_deserializer": _reading(handler.request_deserializer),
             "response_serializer": handler.response_serializer,
         }
         if handler.request_streaming and handler.response_streaming:
@@ -102,20 +104,61 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         async def generate(request: Any, context: _Context) -> AsyncIterator[Any]:
             async with _Call(method, context, self._on_call, self._spans):
                 self._operators.admit(method, context)
-                async with aclosing(behaviour(request, context)) as messages:
+                async with aclosing(behaviour(_readable(request), context)) as messages:
                     async for message in messages:
                         yield message
 
         async def answer(request: Any, context: _Context) -> Any:
             async with _Call(method, context, self._on_call, self._spans):
                 self._operators.admit(method, context)
-                return await behaviour(request, context)
+                return await behaviour(_readable(request), context)
 
         if inspect.isasyncgenfunction(behaviour):
             return generate
         if inspect.iscoroutinefunction(behaviour):
             return answer
         raise TypeError(f"{method} must be an async function or an async generator")
+
+
+@dataclass(frozen=True, slots=True)
+class _Unreadable:
+    """Bytes that are no message. gRPC would end such an RPC by itself, without a reason, and log it as our crash."""
+
+    why: str
+
+
+def _reading(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    """The same, but for what it refuses, which is told by a value."""
+    if deserialize is None:
+        return None
+
+    def read(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError as error:
+            return _Unreadable(str(error))
+
+    return read
+
+
+def _readable(request: Any) -> Any:
+    """A request, or the requests of a stream, that could be read. Raises INVALID_ARGUMENT where one could not."""
+    if isinstance(request, _Unreadable):
+        raise TandemError(ErrorReason.INVALID_ARGUMENT, f"The request can't be read: {request.why}")
+    return request if isinstance(request, Message) or not hasattr(request, "__aiter__") else _Readable(request)
+
+
+class _Readable:
+    """The requests of a stream."""
+
+    def __init__(self, requests: AsyncIterator[Any]) -> None:
+        self._requests = aiter(requests)
+
+    def __aiter__(self) -> _Readable:
+        return self
+
+    async def __anext__(self) -> Any:
+        return _readable(await anext(self._requests))
 
 
 class _Call:

@@ -35,13 +35,22 @@ _ABOUT: Final = {
         "description": "A reason of the error catalogue, in lower case.",
     },
 }
+_MATCHED: Final[Schema] = {
+    "type": ["string", "integer", "null"],
+    "description": "The token or text that ended the answer; SGLang's field.",
+}
 _USAGE: Final = _object(
     prompt_tokens=_COUNT,
     completion_tokens=_COUNT,
     total_tokens=_COUNT,
     prompt_tokens_details=_object(cached_tokens=_COUNT),
 )
-_CHOICE: Final = {"index": _COUNT, "finish_reason": _MAYBE_TEXT, "logprobs": _or_null({"type": "object"})}
+_CHOICE: Final = {
+    "index": _COUNT,
+    "finish_reason": _MAYBE_TEXT,
+    "matched_stop": _MATCHED,
+    "logprobs": _or_null({"type": "object"}),
+}
 _HEAD: Final = {"id": _TEXT, "created": {"type": "integer"}, "model": _TEXT}
 _MODEL: Final = _object(
     id=_TEXT,

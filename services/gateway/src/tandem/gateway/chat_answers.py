@@ -99,6 +99,7 @@ class HeardChatAnswer:
             "message": message,
             "logprobs": logprobs,
             "finish_reason": finish_reason(one, called=bool(said.calls)),
+            "matched_stop": one.matched_stop,
         }
 
 

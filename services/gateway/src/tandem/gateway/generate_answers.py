@@ -95,5 +95,4 @@ def _finish_reason(one: Transcript) -> dict[str, Any] | None:
         return None
     if finish.kind == session_pb2.FINISH_KIND_LENGTH:
         return {"type": "length", "length": one.completion_tokens}
-    matched = finish.matched_token_id if finish.HasField("matched_token_id") else finish.matched_text or None
-    return {"type": "stop", "matched": matched}
+    return {"type": "stop", "matched": one.matched_stop}

@@ -124,7 +124,8 @@ class OpenAiAnswer:
         # Where the prompt's could not be had, the answer's begin behind it.
         offset = 0 if one.prompt_logprobs else len(one.sequence.echo)
         logprobs = self._logprobs(one, [*one.prompt_logprobs, *one.logprobs], offset)
-        return {"index": one.sequence.index, **body, "logprobs": logprobs, "finish_reason": one.finish_reason}
+        ended = {"finish_reason": one.finish_reason, "matched_stop": one.matched_stop}
+        return {"index": one.sequence.index, **body, "logprobs": logprobs, **ended}
 
     def _logprobs(
         self, one: Transcript, tokens: SequenceOf[session_pb2.TokenLogprob], offset: int

@@ -43,6 +43,17 @@ class Transcript:
         return "length" if self.finish.kind == session_pb2.FINISH_KIND_LENGTH else "stop"
 
     @property
+    def matched_stop(self) -> int | str | None:
+        """The token or text that ended it, where one did."""
+        if self.finish is None:
+            return None
+        return (
+            self.finish.matched_token_id
+            if self.finish.HasField("matched_token_id")
+            else self.finish.matched_text or None
+        )
+
+    @property
     def completion_tokens(self) -> int:
         """New tokens so far."""
         return len(self.token_ids)

@@ -19,6 +19,7 @@ from tandem.engine.rank.pools import PoolMap
 from tandem.rdma.api import LaneEvent
 from tandem.rpc import convert
 from tandem.rpc.server import GrpcServer
+from tandem.rpc.streams import first_of
 from tandem.v1 import kv_link_pb2, kv_link_pb2_grpc
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class Listener(kv_link_pb2_grpc.KvLinkServiceServicer):
     async def _open(self, requests: AsyncIterator[kv_link_pb2.LinkRequest]) -> tuple[KvLink, kv_link_pb2.LinkHello]:
         setup = self._agent.setup
         async with asyncio.timeout(self._settings.dial_timeout_ms / 1000):
-            first = await anext(aiter(requests))
+            first = await first_of(requests, "a link starts with Hello")
             ours = await self._agent.wait_identified()
         if first.WhichOneof("message") != "hello":
             raise TandemError(ErrorReason.PROTOCOL_VIOLATION, "a link starts with Hello")

@@ -17,6 +17,7 @@ from tandem.engine.worker import submit
 from tandem.engine.worker.deltas import DeltaBuffer
 from tandem.engine.worker.leg_trace import LegTrace, LegTraces
 from tandem.rpc import convert
+from tandem.rpc.streams import first_of
 from tandem.rpc.tasks import TaskSupervisor
 from tandem.v1 import session_pb2
 
@@ -65,7 +66,7 @@ class Session:
 
         Raises TandemError(PROTOCOL_VIOLATION, VERSION_MISMATCH) for a stream that does not start as it must.
         """
-        first = await anext(aiter(requests))
+        first = await first_of(requests, "a Session starts with SessionHello")
         if first.WhichOneof("message") != "hello":
             raise TandemError(ErrorReason.PROTOCOL_VIOLATION, "a Session starts with SessionHello")
         gateway = first.hello.gateway_id

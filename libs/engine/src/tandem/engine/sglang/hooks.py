@@ -120,6 +120,19 @@ def after_step(result: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:
         tell_held(scheduler, manager.rank)
 
 
+def choose_tree(original: Callable[[Any], str], params: Any) -> str:
+    """Around SGLang's choice of how its prefix cache is built: one in Python would have to compile the hash of its
+    events first, so it tells none to us.
+    """
+    from tandem.engine.sglang import kv_events
+
+    chosen = original(params)
+    if chosen == "python" and params.enable_kv_cache_events and kv_events.ours():
+        log.info("the prefix cache is SGLang's in Python: what it holds is not told")
+        params.enable_kv_cache_events = False
+    return chosen
+
+
 def tell_held(scheduler: Any, rank: ThreadedRank) -> None:
     """Passes on what has changed in the prefix cache, if SGLang was told to say."""
     from tandem.engine.sglang import kv_events

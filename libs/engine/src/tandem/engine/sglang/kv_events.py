@@ -15,8 +15,10 @@ from sglang.srt.disaggregation.kv_events import (
     BlockStored,
     EventPublisher,
     EventPublisherFactory,
+    KVEventsConfig,
     StorageMedium,
 )
+from sglang.srt.runtime_context import get_observability
 
 from tandem.core.kv_index import KvChange, PageHash
 
@@ -48,6 +50,12 @@ class TandemPublisher(EventPublisher):  # type: ignore[misc]
 def register() -> None:
     """Adds the publisher to SGLang."""
     EventPublisherFactory.register_publisher(PUBLISHER, TandemPublisher)
+
+
+def ours() -> bool:
+    """Whether SGLang was started with this publisher, and not with one that its user wants."""
+    config = get_observability().kv_events_config
+    return bool(config) and KVEventsConfig.from_cli(config).publisher == PUBLISHER
 
 
 def changes_of(events: Iterable[Any]) -> Iterable[KvChange]:

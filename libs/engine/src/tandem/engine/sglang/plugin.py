@@ -16,6 +16,7 @@ BACKEND: Final = "tandem"
 UTILS: Final = "sglang.srt.disaggregation.utils"
 PREFILL: Final = "sglang.srt.disaggregation.prefill.SchedulerDisaggregationPrefillMixin"
 DECODE: Final = "sglang.srt.disaggregation.decode.SchedulerDisaggregationDecodeMixin"
+TREE: Final = "sglang.srt.mem_cache.unified_radix_cache"
 SCHEDULER: Final = "sglang.srt.managers.scheduler.Scheduler"
 
 
@@ -55,6 +56,7 @@ def wraps() -> list[tuple[str, Callable[..., Any], str]]:
         (f"{SCHEDULER}.on_idle", hooks.nap, "AFTER"),
         (f"{SCHEDULER}.init_disaggregation", hooks.attach_alone, "AFTER"),
         (f"{SCHEDULER}.get_next_batch_to_run", hooks.note_alone, "AFTER"),
+        (f"{TREE}.select_tree_core_backend", hooks.choose_tree, "AROUND"),
     ]
 
 

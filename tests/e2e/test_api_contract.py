@@ -15,7 +15,7 @@ from tests.support.system.system import System, running_system
 PATHS = openapi.document(SchemaLimits(max_n=3, max_batch=3))["paths"].keys()
 POSTS = sorted(PATHS - openapi.READ.keys() - openapi.KEPT.keys())
 SMALL = {"DEFAULT_MAX_TOKENS": 8, "MAX_N": 3, "MAX_BATCH": 3}
-EXAMPLES = 6
+EXAMPLES = 4
 MANY = 250
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tandem.cli.bench_serve.arrivals import replayed, times
@@ -17,6 +17,7 @@ def dice(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(Arrivals), RATES, st.integers(0, 200), st.integers(0, 1 << 32))
 def test_times_are_in_order_as_many_as_asked_for_and_follow_from_the_seed(arrivals, rate, count, seed) -> None:
     found = times(arrivals, rate, count, dice(seed))
@@ -26,6 +27,7 @@ def test_times_are_in_order_as_many_as_asked_for_and_follow_from_the_seed(arriva
     assert (found == times(arrivals, rate, count, dice(seed))).all()
 
 
+@settings(deadline=None)
 @given(RATES, st.integers(2, 200))
 def test_a_constant_rate_has_equal_gaps(rate: float, count: int) -> None:
     found = times(Arrivals.CONSTANT, rate, count, dice())
@@ -51,6 +53,7 @@ def test_a_rate_is_above_0(rate: float) -> None:
         times(Arrivals.POISSON, rate, 3, dice())
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=50), st.floats(0.1, 100))
 def test_a_replay_begins_at_0_and_is_as_much_faster(stamps: list[float], speed: float) -> None:
     found = replayed(stamps, speed)

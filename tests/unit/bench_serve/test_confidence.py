@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tandem.cli.bench_serve.confidence import Method, of_repeats, ratio_of_repeats, ratio_of_requests, t_975
@@ -46,12 +46,14 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     assert held / 2000 == pytest.approx(0.95, abs=0.015)
 
 
+@settings(deadline=None)
 @given(st.lists(ABOVE_0, min_size=2, max_size=10), st.floats(0.1, 10))
 def test_a_ratio_that_is_always_the_same_is_certain(first: list[float], ratio: float) -> None:
     found = ratio_of_repeats(first, [value * ratio for value in first])
     assert (found.value, found.low, found.high) == pytest.approx((ratio, ratio, ratio))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(ABOVE_0, ABOVE_0), min_size=2, max_size=10))
 def test_a_ratio_the_other_way_round_is_its_inverse(pairs: list[tuple[float, float]]) -> None:
     first, second = zip(*pairs, strict=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tandem.cli.bench_serve.numbers import DROPPED, Outcome, Slo, flat, parse_slo, spread, summarize
@@ -54,6 +54,7 @@ def test_known_values() -> None:
     assert found.late_ms.p99 == pytest.approx(np.percentile([0, 500, 0], 99))
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=100))
 def test_percentiles_are_those_of_numpy(values: list[float]) -> None:
     found = spread(values)
@@ -107,6 +108,7 @@ def test_a_bad_slo_is_refused(text: str) -> None:
         parse_slo(text)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 100), st.booleans()), min_size=1, max_size=40))
 def test_every_planned_request_is_accounted_for(rows: list[tuple[float, bool]]) -> None:
     run = [answer(at) if good else failure("timeout" if at < 50 else DROPPED, at) for at, good in rows]

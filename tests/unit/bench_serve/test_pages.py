@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tandem.cli.bench_serve.document import ClientCost, Repeat, result_of
@@ -76,7 +76,9 @@ def test_what_must_be_known_is_said() -> None:
     assert not list(warnings(result_of(target, {}, "now", (GOOD,), Slo())))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 1e9), st.floats(0, 1e9)), max_size=30), st.booleans())
+@example([(0.0, 5e-324)], False)
 def test_a_chart_is_xml_and_holds_its_points(points: list[tuple[float, float]], dots: bool) -> None:
     xs, ys = [x for x, _ in points], [y for _, y in points]
     drawing = ElementTree.fromstring(chart("a < b", "x", "y", [Series("one", xs, ys, dots), Series("&", [], [])]))
@@ -85,6 +87,7 @@ def test_a_chart_is_xml_and_holds_its_points(points: list[tuple[float, float]], 
     assert drawing.findtext("title") == "a < b"
 
 
+@settings(deadline=None)
 @given(st.floats(1e-9, 1e9))
 def test_a_nice_step_is_1_2_or_5(least: float) -> None:
     step = nice_step(least)

@@ -6,7 +6,7 @@ import json
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tandem.cli.bench_serve.apis import Asking, body_of
@@ -112,6 +112,7 @@ def test_what_is_wrong_has_a_name(stream: bytes, error: str) -> None:
     assert reader.error == error
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 300), max_size=8))
 def test_how_bytes_are_cut_does_not_matter(cuts: list[int]) -> None:
     whole = text("a") + text("b") + event(choices=[], usage=USAGE) + b": comment\n\ndata: [DONE]\r\n\r\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tandem.cli.bench_serve.traces import MOONCAKE_PAGE_TOKENS, TraceRow, read_trace
@@ -74,6 +74,7 @@ def test_what_is_wrong_names_its_line(text: str, line: int) -> None:
         read_trace(text.splitlines(keepends=True))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 10**7), st.integers(1, 5000), st.integers(1, 5000)), min_size=1, max_size=20))
 def test_what_is_written_is_read(rows: list[tuple[int, int, int]]) -> None:
     pages = [tuple(range(-(-tokens // MOONCAKE_PAGE_TOKENS))) for _, tokens, _ in rows]

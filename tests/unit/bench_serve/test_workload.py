@@ -6,7 +6,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tandem.cli.bench_serve.choices import WorkloadName
@@ -95,6 +95,7 @@ def test_prompts_of_a_trace_share_what_its_hash_ids_share() -> None:
     assert [one.new_tokens for one in of_trace(rows, 0)] == [5, 6, 7, 7]
 
 
+@settings(deadline=None)
 @given(PIECES, st.integers(1, 100), st.integers(1, 100))
 def test_a_clipped_prompt_is_the_beginning_of_the_whole(pieces: list[Piece], prompt: int, new: int) -> None:
     whole = Question(tuple(pieces), 50)
@@ -104,6 +105,7 @@ def test_a_clipped_prompt_is_the_beginning_of_the_whole(pieces: list[Piece], pro
     assert all(piece.tokens for piece in short.pieces)
 
 
+@settings(deadline=None)
 @given(st.integers(LOWEST_TOKEN + 1, 200_000), st.integers(1, 300))
 def test_tokens_are_of_the_vocabulary_and_follow_from_the_key(vocabulary: int, count: int) -> None:
     found = token_ids(Piece((1, 2, 3), count), vocabulary)

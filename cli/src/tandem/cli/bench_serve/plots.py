@@ -12,6 +12,7 @@ COLORS: Final = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2
 WIDTH, HEIGHT = 560, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 30, 40
 TICKS: Final = 5
+SMALLEST: Final = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +56,8 @@ def chart(title: str, x_label: str, y_label: str, series: Sequence[Series]) -> s
     shown = [_finite(one) for one in series]
     xs = [x for one in shown for x in one.xs]
     ys = [y for one in shown for y in one.ys]
-    across = _Scale(0, max(xs, default=1) or 1, _LEFT, WIDTH - _RIGHT)
-    up = _Scale(0, max(ys, default=1) or 1, HEIGHT - _BOTTOM, _TOP)
+    across = _Scale(0, _top(xs), _LEFT, WIDTH - _RIGHT)
+    up = _Scale(0, _top(ys), HEIGHT - _BOTTOM, _TOP)
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img"><title>{escape(title)}</title>']
     parts.append(f'<text x="{_LEFT}" y="16" class="title">{escape(title)}</text>')
     parts += [_grid(across, up, x_label, y_label)]
@@ -70,6 +71,12 @@ def chart(title: str, x_label: str, y_label: str, series: Sequence[Series]) -> s
             parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.5"/>')
     parts += _legend(shown)
     return "".join([*parts, "</svg>"])
+
+
+def _top(values: Sequence[float]) -> float:
+    """Where an axis ends; 1 where there is nothing above 0 that could be told from it."""
+    highest = max(values, default=0.0)
+    return highest if highest > SMALLEST else 1.0
 
 
 def _finite(one: Series) -> Series:

@@ -70,6 +70,8 @@ class Client(asyncio.Protocol):
 
     def close(self) -> None:
         """Leaves, whatever is under way."""
+        if hasattr(self, "_done"):
+            self._done.cancel()
         self._transport.abort()
 
     def data_received(self, data: bytes) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -31,7 +31,7 @@ class Sizes:
     """How much of everything."""
 
     rounds: int = 5
-    paced_requests: int = 800
+    paced_requests: int = 300
     per_second: float = 100
     whole_requests: int = 1_500
     whole_clients: int = 16
@@ -40,6 +40,11 @@ class Sizes:
     step_ms: float = 10
     idle_streams: int = 10_000
     cancels: int = 60
+
+    @property
+    def warm(self) -> Sizes:
+        """Of the round before the first, which is not counted."""
+        return replace(self, paced_requests=20, whole_requests=100, stream_tokens=10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +121,11 @@ async def requests(field: Field, sizes: Sizes, figures: Figures) -> None:
     """What a gateway adds to a request that comes at a quiet moment, and what one costs when many come."""
     async with entrants(field, Engine(step_us=1_000)) as everyone:
         for number in range(-1, sizes.rounds):
-            noted = figures if number >= 0 else Figures()
+            noted, size = (figures, sizes) if number >= 0 else (Figures(), sizes.warm)
             for measure in (_latency_of, _cost_of):
                 for entrant in turns(number, everyone):
                     for mode in MODES:
-                        await measure(entrant, mode, sizes, noted)
+                        await measure(entrant, mode, size, noted)
             say(f"requests: round {number + 1} of {sizes.rounds}")
 
 
@@ -165,10 +170,11 @@ async def streaming(field: Field, sizes: Sizes, figures: Figures) -> None:
     """What a token of a stream costs, and how evenly tokens come; one token per step and stream."""
     async with entrants(field, Engine(step_us=round(sizes.step_ms * 1000))) as everyone:
         for number in range(-1, sizes.rounds):
+            noted, size = (figures, sizes) if number >= 0 else (Figures(), sizes.warm)
             for entrant in turns(number, everyone):
                 for mode in MODES:
-                    for streams in sizes.streams:
-                        await _streams_of(entrant, mode, streams, sizes, figures if number >= 0 else Figures())
+                    for streams in size.streams:
+                        await _streams_of(entrant, mode, streams, size, noted)
             say(f"streams: round {number + 1} of {sizes.rounds}")
 
 

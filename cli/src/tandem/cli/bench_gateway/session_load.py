@@ -18,7 +18,7 @@ import uvloop
 
 from tandem.cli.bench_gateway.jobs import Answered, Job, Kind, Outcome, do_jobs
 from tandem.core.cluster import ClusterView, WorkerInfo
-from tandem.core.ids import NONCE_BYTES, Role
+from tandem.core.ids import NONCE_BYTES, PAIR, Role
 from tandem.core.version import CURRENT
 from tandem.rpc import convert
 from tandem.rpc.client import open_channel
@@ -129,17 +129,17 @@ async def main() -> None:
         stack.push_async_callback(watcher.close)
 
         def complete(view: ClusterView) -> bool:
-            return all(view.of_role(role) for role in Role)
+            return all(view.of_role(role) for role in PAIR)
 
         view = await watcher.wait_for(complete, FIND_MS)
-        workers = {role: view.of_role(role)[0] for role in Role}
+        workers = {role: view.of_role(role)[0] for role in PAIR}
         load = SessionLoad(workers)
         stubs: dict[Role, Any] = {
             Role.PREFILL: prefill_pb2_grpc.PrefillServiceStub,
             Role.DECODE: decode_pb2_grpc.DecodeServiceStub,
         }
         following = []
-        for role in Role:
+        for role in PAIR:
             channel = await stack.enter_async_context(open_channel(workers[role].address))
             following.append(asyncio.create_task(load.follow(role, load.open(role, stubs[role](channel)))))
         await do_jobs(load)

@@ -42,14 +42,21 @@ async def use(system: System) -> None:
 
 
 @pytest.fixture(scope="module")
-def texts(system: System) -> dict[str, str]:
-    """What each process tells after it was used."""
+def texts(system: System, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What each process tells after it was used, and a unified worker of a system of its own: beside the pair it would
+    answer what the pair fails."""
 
-    async def asked() -> dict[str, str]:
+    async def asked(alone: System) -> dict[str, str]:
         await use(system)
-        return await scrapes.scrape(system)
+        async with alone.client() as client:
+            await generate(client, SHORT, 4)
+        await alone.wait_idle()
+        told = await scrapes.scrape(alone)
+        return {"unified-0": told["unified-0"], **await scrapes.scrape(system)}
 
-    return asyncio.run(asked())
+    options = ("--engine", "mock", "--ratio", "0:0", "--unified", "1")
+    with running_system(tmp_path_factory.mktemp("alone"), *options) as alone:
+        return asyncio.run(asked(alone))
 
 
 def test_the_document_holds_every_series_and_no_other(texts: dict[str, str]) -> None:

@@ -35,7 +35,8 @@ async def test_workers_are_listed_with_status_and_rooms() -> None:
             await anext(pieces)
             async with asyncio.timeout(20):
                 listed = (await stub.ListClusterWorkers(admin_pb2.ListClusterWorkersRequest())).workers
-                while not all(worker.HasField("status") for worker in listed):  # each comes by a stream of its own
+                while listed[-1].in_flight or not all(worker.HasField("status") for worker in listed):
+                    # Each worker's news comes by a stream of its own.
                     listed = (await stub.ListClusterWorkers(admin_pb2.ListClusterWorkersRequest())).workers
     assert [worker.info.worker.worker_id for worker in listed] == ["d0", "p0"]
     assert [worker.in_flight for worker in listed] == [1, 0]

@@ -157,6 +157,8 @@ class GatewayMetrics:
                 self.retries.labels(reason.value)
         for role in Role:
             self._opened.labels(role.value)
+        for won in (True, False):
+            self.hedges.labels(str(won).lower())
         self._refused = metrics.counter(
             "tandem_gateway_refusals",
             "Requests to generate that were refused for now, by what they came up against.",

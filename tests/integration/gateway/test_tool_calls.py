@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
+import importlib.util
 import itertools
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.gateway import openai_schema
+from tandem.gateway import generate_schema, openai_schema, sglang_fields
 from tandem.gateway.parsers import load_parsers
 from tandem.gateway.settings import GatewaySettings
 from tandem.v1 import session_pb2
@@ -231,14 +234,24 @@ async def test_reasoning_and_calls_go_together() -> None:
     assert (message.content or "").strip() == heard.content.strip() == ""
 
 
+def fields_of_generate() -> list[str]:
+    """Of SGLang's own request, read from its source: importing that brings the whole engine."""
+    [package] = importlib.util.find_spec("sglang").submodule_search_locations
+    tree = ast.parse((Path(package) / "srt/managers/io_struct.py").read_text(encoding="utf-8"))
+    [request] = [one for one in tree.body if isinstance(one, ast.ClassDef) and one.name == "GenerateReqInput"]
+    return [one.target.id for one in request.body if isinstance(one, ast.AnnAssign)]
+
+
 def test_every_field_that_sglang_takes_is_taken_or_refused_by_name() -> None:
     from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest, CompletionRequest
 
-    for request, taken, refused in (
-        (ChatCompletionRequest, openai_schema.CHAT_FIELDS, openai_schema.CHAT_UNSUPPORTED),
-        (CompletionRequest, openai_schema.COMPLETION_FIELDS, openai_schema.COMPLETION_UNSUPPORTED),
+    for names, taken, refused in (
+        (ChatCompletionRequest.model_fields, openai_schema.CHAT_FIELDS, openai_schema.CHAT_UNSUPPORTED),
+        (CompletionRequest.model_fields, openai_schema.COMPLETION_FIELDS, openai_schema.COMPLETION_UNSUPPORTED),
+        (fields_of_generate(), generate_schema.GENERATE_FIELDS, sglang_fields.OF_GENERATE),
     ):
-        assert not set(request.model_fields) - taken - refused.keys()
+        assert names
+        assert not set(names) - taken - refused.keys()
 
 
 @pytest.mark.parametrize("setting", ["tool_call_parser", "reasoning_parser"])

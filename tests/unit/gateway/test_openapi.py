@@ -12,7 +12,15 @@ import jsonschema
 import pytest
 
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.gateway import generate_schema, messages_schema, openai_schema, openapi, responses_schema, token_schema
+from tandem.gateway import (
+    generate_schema,
+    messages_schema,
+    openai_schema,
+    openapi,
+    responses_schema,
+    sglang_fields,
+    token_schema,
+)
 from tandem.gateway.api_fields import REFUSED
 from tandem.gateway.chat_schema import CHAT_PROMPT_FIELDS
 from tandem.gateway.fields import Unsupported
@@ -102,7 +110,7 @@ READERS = {
         lambda body: generate_schema.read_generate(body, LIMITS),
         {"text": "a"},
         generate_schema.GENERATE_FIELDS,
-        generate_schema.GENERATE_UNSUPPORTED,
+        sglang_fields.OF_GENERATE,
         frozenset({"input_ids"}),
         frozenset({"text"}),
         EACH,
@@ -112,7 +120,7 @@ READERS = {
         lambda body: generate_schema.read_generate(body, LIMITS),
         {"input_ids": [1]},
         generate_schema.GENERATE_FIELDS,
-        generate_schema.GENERATE_UNSUPPORTED,
+        sglang_fields.OF_GENERATE,
         frozenset({"text"}),
         frozenset({"input_ids"}),
         EACH,

@@ -10,6 +10,7 @@ from tandem.gateway.calls import Api, GenerateCall, IdsPrompt, Item
 from tandem.gateway.fields import Fields, Unsupported, is_list_of, kind_of, refuse, token_ids
 from tandem.gateway.openai_schema import SchemaLimits, read_prompts
 from tandem.gateway.sampling import MAX_NEW_TOKENS, MAX_SEED, MAX_TOP_LOGPROBS, SAMPLING_FIELDS, read_sampling
+from tandem.gateway.sglang_fields import OF_GENERATE
 from tandem.v1 import session_pb2
 
 DEFAULT_NEW_TOKENS: Final = 128
@@ -33,29 +34,6 @@ GENERATE_FIELDS: Final = frozenset(
     ]
 )
 """`log_metrics`, `no_logs` and `background` are accepted and mean nothing here."""
-_ELSEWHERE: Final = Unsupported("Leave it out; it is the gateway's own affair here.")
-GENERATE_UNSUPPORTED: Final = {
-    **{
-        name: Unsupported("This server takes text and token ids only.")
-        for name in ("input_embeds", "image_data", "video_data", "audio_data", "modalities")
-    },
-    **dict.fromkeys(
-        (
-            "bootstrap_host",
-            "bootstrap_port",
-            "bootstrap_room",
-            "routed_dp_rank",
-            "disagg_prefill_dp_rank",
-            "data_parallel_rank",
-        ),
-        _ELSEWHERE,
-    ),
-    "lora_path": Unsupported("LoRA adapters are not offered."),
-    "session_params": Unsupported("Send the whole prompt each time; its prefix is cached."),
-    "return_hidden_states": Unsupported("Hidden states are not offered.", (False,)),
-    "token_ids_logprob": Unsupported("Use 'top_logprobs_num'."),
-    "custom_logit_processor": Unsupported("Code is not taken from clients."),
-}
 GENERATE_SAMPLING_FIELDS: Final = SAMPLING_FIELDS | frozenset(
     ["max_new_tokens", "min_new_tokens", "n", "sampling_seed"]
 )
@@ -74,7 +52,7 @@ T = TypeVar("T")
 def read_generate(body: dict[str, Any], limits: SchemaLimits) -> GenerateCall:
     """Reads a request of /generate. A batch may give any parameter once, or as a list with one value per prompt."""
     fields = Fields(body)
-    fields.require_known(GENERATE_FIELDS, GENERATE_UNSUPPORTED)
+    fields.require_known(GENERATE_FIELDS, OF_GENERATE)
     bare, single = _prompts(fields, limits)
     count = len(bare)
     sampled = _spread(fields, "sampling_params", count, lambda one, where: _sampling(one, where, limits))

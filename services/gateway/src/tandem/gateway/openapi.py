@@ -18,6 +18,7 @@ from tandem.gateway import (
 )
 from tandem.gateway.api_fields import Schema, closed, refused
 from tandem.gateway.openai_schema import SchemaLimits
+from tandem.gateway.sglang_fields import OF_GENERATE
 
 READ: Final = {
     "/v1/models": "The models that are served.",
@@ -62,7 +63,7 @@ def bodies(limits: SchemaLimits) -> dict[str, Schema]:
         "/v1/completions": closed(
             {**api_fields.completion(limits), **refused(openai_schema.COMPLETION_UNSUPPORTED)}, ("prompt",)
         ),
-        "/generate": closed({**api_fields.generate(limits, params), **refused(generate_schema.GENERATE_UNSUPPORTED)}),
+        "/generate": closed({**api_fields.generate(limits, params), **refused(OF_GENERATE)}),
         "/v1/messages": closed({**api_messages.messages(), **not_of_messages}, ("messages", "max_tokens")),
         "/v1/responses": closed(
             {**api_fields.responses(limits), **refused(responses_schema.RESPONSES_UNSUPPORTED)}, ("input",)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
 
 from tandem.cli.bench_gateway import http_worker, report
 from tandem.cli.bench_gateway.figures import DEFAULT, QUICKACK, Figures, percentile
-from tandem.cli.bench_gateway.http_load import Client
+from tandem.cli.bench_gateway.http_load import Client, HttpLoad
 from tandem.cli.bench_gateway.jobs import Answered, Job, Kind, Outcome
 from tandem.cli.bench_gateway.peer_venv import SGLANG_ROUTER
 from tandem.cli.bench_gateway.sides import TANDEM
@@ -77,6 +78,29 @@ async def test_a_load_counts_tokens_wherever_its_reads_are_cut() -> None:
     for cut in range(1, size):
         answered = await stream(cut).answer()
         assert sum(tokens for _, tokens in answered.reads) == 2, cut
+
+
+async def test_a_load_asks_anew_where_the_server_has_closed_its_connection() -> None:
+    served: list[asyncio.Transport] = []
+
+    class Server(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            assert isinstance(transport, asyncio.Transport)
+            served.append(transport)
+
+        def data_received(self, data: bytes) -> None:
+            served[-1].write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+
+    server = await asyncio.get_running_loop().create_server(Server, "127.0.0.1", 0)
+    load = HttpLoad(f"127.0.0.1:{server.sockets[0].getsockname()[1]}", quickack=False)
+    job = Job(Kind.WHOLE, requests=1)
+    assert (await load.run(job)).answers == 1
+    (kept,) = load._free
+    served[0].close()
+    await asyncio.wait_for(kept.ended.wait(), 20)
+    assert (await asyncio.wait_for(load.run(job), 20)).answers == 1
+    assert len(served) == 2
+    server.close()
 
 
 def test_events_of_the_mock_worker_are_those_of_the_api() -> None:

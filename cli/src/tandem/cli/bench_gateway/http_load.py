@@ -40,6 +40,8 @@ class Client(asyncio.Protocol):
         self._answered = Answered()
         self.began = asyncio.Event()
         """Set once something of a stream is there."""
+        self.ended = asyncio.Event()
+        """Set once the connection is closed."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Connected."""
@@ -49,6 +51,7 @@ class Client(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The server has closed, or we have."""
+        self.ended.set()
         if hasattr(self, "_done") and not self._done.done():
             self._done.set_exception(ConnectionError("the connection was closed in the middle of an answer"))
 
@@ -67,6 +70,11 @@ class Client(asyncio.Protocol):
     async def answer(self) -> Answered:
         """The answer, once all of it is there."""
         return await self._done
+
+    @property
+    def open(self) -> bool:
+        """Whether the server has not closed it."""
+        return not self.ended.is_set()
 
     def close(self) -> None:
         """Leaves, whatever is under way."""
@@ -127,6 +135,8 @@ class HttpLoad:
 
     async def _connect(self) -> Client:
         """A connection that nobody uses."""
+        # Servers close connections that were idle for long, such as while others had their turns.
+        self._free = [client for client in self._free if client.open]
         return self._free.pop() if self._free else await self._new()
 
     async def _new(self) -> Client:

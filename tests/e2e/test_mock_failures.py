@@ -133,7 +133,7 @@ async def _said(system: System, tokens: int) -> None:
     """Waits until the gateway has had so many tokens from its workers. Metrics are pulled: there is no event."""
     async with asyncio.timeout(10), system.client() as client:
         while True:
-            if await metric(client, 'tandem_gateway_tokens_total{kind="completion"}') >= tokens:
+            if await metric(client, 'tandem_gateway_tokens_total{kind="completion",model="tandem-tiny"}') >= tokens:
                 return
             await asyncio.sleep(0.02)
 

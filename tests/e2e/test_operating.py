@@ -229,7 +229,7 @@ def completed(system: System | None, line: str, folder: Path) -> list[str]:
 def test_the_shell_completes_what_runs(system: System, tmp_path: Path) -> None:
     assert completed(system, "tandem drain de", tmp_path) == ["decode-0", "decode-1"]
     assert completed(system, "tandem config --worker g", tmp_path) == ["gateway"]
-    assert completed(system, "tandem set-policy l", tmp_path) == ["least_load"]
+    assert completed(system, "tandem set-policy l", tmp_path) == ["least_load", "least_cost"]
     assert completed(None, "tandem drain ", tmp_path) == []
 
 

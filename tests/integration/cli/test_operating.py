@@ -175,6 +175,7 @@ async def test_a_policy_is_set_for_one_role(system: Inside) -> None:
     assert both.json() == {
         "prefill": {"before": "random", "after": "round_robin"},
         "decode": {"before": "least_load", "after": "round_robin"},
+        "unified": {"before": "least_load", "after": "round_robin"},
     }
 
 

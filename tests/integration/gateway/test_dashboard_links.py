@@ -11,6 +11,7 @@ import pytest
 
 from tandem.core.ids import Role
 from tandem.gateway.app import Gateway
+from tandem.gateway.crew import Crew
 from tandem.gateway.dashboard.endpoints import EVENTS
 from tandem.gateway.dashboard.links import Moment, link_rows, moment
 from tandem.gateway.dashboard.workers import KnownWorker
@@ -47,12 +48,11 @@ def heard(gateway: Gateway, time: float) -> Moment:
 
 def only(gateway: Gateway, pair: tuple[str, str], patch: pytest.MonkeyPatch) -> None:
     """Lets every request go to these two workers."""
-    find = type(gateway._pool).sessions
 
-    def sessions(role: Role, model: str) -> list[Session]:
-        return [one for one in find(gateway._pool, role, model) if one.info.worker_id in pair]
+    def crew(role: Role, model: str) -> Crew[Session]:
+        return Crew(one for one in gateway._pool.sessions(role, model) if one.info.worker_id in pair)
 
-    patch.setattr(gateway._pool, "sessions", sessions)
+    patch.setattr(gateway._pool, "crew", crew)
 
 
 def all_there(snapshot: dict[str, Any]) -> bool:

@@ -13,7 +13,6 @@ import typer
 
 from tandem.cli.bench_serve.choices import Arrivals, WorkloadName
 from tandem.core.ids import Role
-from tandem.core.policies import PolicyName, policy_named
 from tandem.rpc.exits import ExitCode
 
 if TYPE_CHECKING:
@@ -78,9 +77,10 @@ def serve(
 def _plan(options: dict[str, Any]) -> ClusterPlan:
     from tandem.cli.sim_serve.cluster import ClusterPlan
     from tandem.cli.sim_serve.model_file import CostModel, read_model
+    from tandem.core.policies import policy_named
 
     model = read_model(options["costs"]) if options["costs"] else CostModel()
-    policies: dict[Role, PolicyName] = {
+    policies = {
         Role.PREFILL: policy_named(options["prefill_policy"]),
         Role.DECODE: policy_named(options["decode_policy"]),
         Role.UNIFIED: policy_named(options["decode_policy"]),

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from tandem.cli.board import read_state
 from tandem.cli.plan import WORKERS, Kind
 from tandem.core.errors import TandemError
-from tandem.core.policies import PolicyName
+from tandem.core.policy_names import PolicyName
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from enum import Enum
 from types import MappingProxyType
 from typing import Final
 
@@ -19,6 +18,7 @@ from tandem.core.candidates import Candidates
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import Role
 from tandem.core.kv_index import NOTHING_HELD, KvMatch
+from tandem.core.policy_names import PolicyName as PolicyName
 
 DEFAULT_LOAD_CAP: Final = 1.5
 DEFAULT_PREFIX_TOKENS: Final = 128
@@ -41,19 +41,6 @@ class Turn:
     """
     held: KvMatch = NOTHING_HELD
     """Who holds how much of the prompt; only for policies of BY_HELD_PAGES."""
-
-
-class PolicyName(Enum):
-    """Policies that exist."""
-
-    RANDOM = "random"
-    ROUND_ROBIN = "round_robin"
-    LEAST_LOAD = "least_load"
-    POWER_OF_TWO = "power_of_two"
-    CONSISTENT_HASH = "consistent_hash"
-    PREFIX_HASH = "prefix_hash"
-    CACHE_AWARE = "cache_aware"
-    LEAST_COST = "least_cost"
 
 
 BY_HELD_PAGES: Final = frozenset({PolicyName.CACHE_AWARE, PolicyName.LEAST_COST})

@@ -21,6 +21,7 @@ from tandem.gateway.room_runs import Dice, Journey
 from tandem.gateway.router import Router, RouterSettings
 from tandem.v1 import common_pb2, session_pb2
 from tests.support.gateway.doubles import (
+    FirstOfAll,
     NotingWorker,
     NotingWorkers,
     finish,
@@ -31,14 +32,6 @@ from tests.support.gateway.doubles import (
 
 HANDED_OVER = session_pb2.FINISH_KIND_HANDED_OVER
 FAILED = session_pb2.FINISH_KIND_FAILED
-
-
-class FirstOfAll(Dice):
-    """Always the first worker that there is to choose from."""
-
-    def bits(self, count: int) -> int:
-        """Zero for policies; rooms still differ."""
-        return 0 if count == 32 else super().bits(count)
 
 
 @dataclass(slots=True)
@@ -307,7 +300,13 @@ def test_no_more_lives_are_remembered_than_are_allowed(monkeypatch: pytest.Monke
     now = 0.0
     book = HealthBook(BreakerSettings(slow_start_s=10), lambda: now)
     lives = [WorkerLife(WorkerId(f"w{number}"), Incarnation(1)) for number in range(4)]
+
+    def places(life: WorkerLife) -> int:
+        """Of its twenty, those that count now."""
+        book.meet([life])
+        return round(20 * next((one.share for one in book.exceptional() if one.life == life), 1.0))
+
     for life in lives:
-        assert book.places(life, 20) == 2
+        assert places(life) == 2
     now = 10.0
-    assert [book.places(life, 20) for life in reversed(lives)] == [20, 20, 20, 2], "the first was forgotten, and joins"
+    assert [places(life) for life in reversed(lives)] == [20, 20, 20, 2], "the first was forgotten, and joins"

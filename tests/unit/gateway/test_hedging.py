@@ -14,21 +14,13 @@ from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import RequestId, Role
 from tandem.core.policies import PolicyName
 from tandem.core.retry_budget import BudgetSettings
-from tandem.gateway.room_runs import Dice, Journey
+from tandem.gateway.room_runs import Journey
 from tandem.gateway.router import Router, RouterSettings
 from tandem.v1 import session_pb2
-from tests.support.gateway.doubles import NotingWorker, NotingWorkers, finish, sequence, tokens, untraced
+from tests.support.gateway.doubles import FirstOfAll, NotingWorker, NotingWorkers, finish, sequence, tokens, untraced
 
 AT_ONCE, NEVER_IN_A_TEST = 1, 600_000
 LOST = TandemError(ErrorReason.PEER_LOST, "gone")
-
-
-class FirstOfAll(Dice):
-    """Always the first worker that there is to choose from."""
-
-    def bits(self, count: int) -> int:
-        """Zero for policies; rooms still differ."""
-        return 0 if count == 32 else super().bits(count)
 
 
 @dataclass(slots=True)

@@ -64,7 +64,7 @@ def serve(
 
     limits = parse_slo(slo)
     asking, target = asking_of(url, api, model, vocabulary, eos)
-    load = _load(options)
+    load = load_of(options, 100)
     result = _measured(target, asking, load, range(seed, seed + repeats), warm_up, limits, _settings(options))
     _keep(result, out, html, as_json)
     raise typer.Exit(ExitCode.OK if all(one["answered"] for one in result.summaries) else ExitCode.FAILED)
@@ -128,7 +128,9 @@ def asking_of(url: str, api: Api, model: str, vocabulary: int, eos: bool) -> tup
     return Asking(target.api, model, vocabulary, ignore_eos=not eos), target
 
 
-def _load(options: dict[str, Any]) -> Load:
+def load_of(options: dict[str, Any], requests: int) -> Load:
+    """What `bench serve` and `sim serve` are asked for, by the same options. requests: where neither their number nor
+    a time or trace is given."""
     from tandem.cli.bench_serve.run import MAX_REQUESTS, Load, read_trace_file
     from tandem.cli.bench_serve.workload import shaped
 
@@ -139,7 +141,7 @@ def _load(options: dict[str, Any]) -> Load:
         trace=read_trace_file(options["trace"]) if options["trace"] else (),
         arrivals=options["arrivals"],
         rate_per_s=options["rate"],
-        requests=options["requests"] or (MAX_REQUESTS if bounded else 100),
+        requests=options["requests"] or (MAX_REQUESTS if bounded else requests),
         **{name: options[name] for name in taken},
     )
 
@@ -169,14 +171,21 @@ def _measured(
     return result_of({**where, "model": asking.model}, settings, made, repeats, slo)
 
 
-def _keep(result: Result, out: Path | None, html: Path | None, as_json: bool) -> None:
+def write_result(result: Result, out: Path | None, html: Path | None) -> None:
+    """As JSON and as a page, where these are wanted."""
     from tandem.cli.bench_serve.document import to_json
     from tandem.cli.bench_serve.html import page
-    from tandem.cli.bench_serve.show import show_result
 
     for path, text in ((out, to_json), (html, page)):
         if path is not None:
             path.write_text(text(result), encoding="utf-8")
+
+
+def _keep(result: Result, out: Path | None, html: Path | None, as_json: bool) -> None:
+    from tandem.cli.bench_serve.document import to_json
+    from tandem.cli.bench_serve.show import show_result
+
+    write_result(result, out, html)
     if as_json:
         print(to_json(result), end="")
     else:

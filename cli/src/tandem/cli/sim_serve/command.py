@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tandem.cli.bench_serve.choices import Arrivals, WorkloadName
+from tandem.cli.bench_serve.command import load_of, write_result
 from tandem.core.ids import Role
 from tandem.rpc.exits import ExitCode
 
 if TYPE_CHECKING:
     from tandem.cli.bench_serve.document import Result
-    from tandem.cli.bench_serve.run import Load
     from tandem.cli.sim_serve.cluster import ClusterPlan, Run
 
 
@@ -57,11 +57,15 @@ def serve(
     """How fast a cluster of any size would serve the load of `bench serve`, on a virtual clock and without engines."""
     options = dict(locals())
     from tandem.cli.bench_serve.numbers import parse_slo
-    from tandem.cli.bench_serve.run import planned
+    from tandem.cli.bench_serve.run import MAX_REQUESTS, planned
     from tandem.cli.sim_serve.cluster import Cluster
     from tandem.cli.sim_serve.report import ask_of, result_of_runs
 
-    limits, plan, load = parse_slo(slo), _plan(options), _load(options)
+    limits, plan, load = (
+        parse_slo(slo),
+        _plan(options),
+        load_of(options | {"max_in_flight": MAX_REQUESTS, "timeout_s": float("inf")}, 1000),
+    )
     began, runs = time.perf_counter(), []
     for number in range(seed, seed + repeats):
         runs.append((number, Cluster(plan).run(map(ask_of, planned(load, number)[0]))))
@@ -69,7 +73,7 @@ def serve(
     where = {"url": f"simulated: {_size(plan)}", "api": "sim", "model": options["costs"].name if costs else "mock"}
     made = datetime.now(UTC).isoformat(timespec="seconds")
     result = result_of_runs(where, _settings(options), made, runs, limits)
-    _keep(result, out, html)
+    write_result(result, out, html)
     _show(result, [run for _, run in runs], took_s, as_json)
     raise typer.Exit(ExitCode.OK)
 
@@ -91,23 +95,6 @@ def _plan(options: dict[str, Any]) -> ClusterPlan:
     )
 
 
-def _load(options: dict[str, Any]) -> Load:
-    from tandem.cli.bench_serve.run import MAX_REQUESTS, Load, read_trace_file
-    from tandem.cli.bench_serve.workload import shaped
-
-    bounded = options["duration_s"] or options["trace"]
-    return Load(
-        shape=shaped(options["workload"], options["prompt_tokens"], options["new_tokens"], options["spread"]),
-        trace=read_trace_file(options["trace"]) if options["trace"] else (),
-        arrivals=options["arrivals"],
-        rate_per_s=options["rate"],
-        requests=options["requests"] or (MAX_REQUESTS if bounded else 1000),
-        max_in_flight=MAX_REQUESTS,
-        timeout_s=float("inf"),
-        **{name: options[name] for name in ("speed", "duration_s", "max_prompt_tokens", "max_new_tokens")},
-    )
-
-
 def _settings(options: dict[str, Any]) -> dict[str, Any]:
     """The load, under the names of `bench serve`."""
     left_out = ("out", "html", "as_json", "seed", "repeats", "prefill", "decode", "unified", "costs", "trace")
@@ -118,15 +105,6 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
 
 def _size(plan: ClusterPlan) -> str:
     return f"{plan.unified} unified" if plan.unified else f"{plan.prefill} prefill, {plan.decode} decode"
-
-
-def _keep(result: Result, out: Path | None, html: Path | None) -> None:
-    from tandem.cli.bench_serve.document import to_json
-    from tandem.cli.bench_serve.html import page
-
-    for path, text in ((out, to_json), (html, page)):
-        if path is not None:
-            path.write_text(text(result), encoding="utf-8")
 
 
 def _show(result: Result, runs: list[Run], took_s: float, as_json: bool) -> None:

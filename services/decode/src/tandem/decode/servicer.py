@@ -2,61 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Any
-
 from tandem.engine.worker.host import WorkerHost
+from tandem.engine.worker.servicer import WorkerServicer
 from tandem.rpc.server import GrpcServer
-from tandem.v1 import decode_pb2_grpc, session_pb2
-
-_SERVICE = "tandem.v1.DecodeService"
-
-
-class DecodeServicer(decode_pb2_grpc.DecodeServiceServicer):
-    """Decodes nothing, decides nothing: the host does it."""
-
-    def __init__(self, host: WorkerHost) -> None:
-        self._host = host
-
-    async def Session(  # type: ignore[override]  # noqa: N802
-        self, request_iterator: AsyncIterator[session_pb2.SessionRequest], context: Any
-    ) -> None:
-        """One Session of a gateway."""
-        await self._host.session(request_iterator, context.write)
-
-    async def Abort(  # noqa: N802
-        self, request: session_pb2.AbortRequest, context: Any
-    ) -> session_pb2.AbortResponse:
-        """Ends one room."""
-        return await self._host.abort(request)
-
-    async def GetStatus(  # noqa: N802
-        self, request: session_pb2.GetStatusRequest, context: Any
-    ) -> session_pb2.GetStatusResponse:
-        """The worker's state now."""
-        return await self._host.get_status()
-
-    async def WatchStatus(  # noqa: N802
-        self, request: session_pb2.WatchStatusRequest, context: Any
-    ) -> AsyncIterator[session_pb2.WatchStatusResponse]:
-        """The worker's state whenever it changes."""
-        async for response in self._host.watch_status(request):
-            yield response
-
-    async def WatchHeldPages(  # noqa: N802
-        self, request: session_pb2.WatchHeldPagesRequest, context: Any
-    ) -> AsyncIterator[session_pb2.WatchHeldPagesResponse]:
-        """What its prefix cache holds, and what changes."""
-        async for change in self._host.watch_held_pages():
-            yield session_pb2.WatchHeldPagesResponse(change=change)
-
-    async def ListRankRooms(  # noqa: N802
-        self, request: session_pb2.ListRankRoomsRequest, context: Any
-    ) -> session_pb2.ListRankRoomsResponse:
-        """The open rooms of each rank."""
-        return await self._host.list_rooms(request)
+from tandem.v1 import decode_pb2_grpc
 
 
 def add_service(server: GrpcServer, host: WorkerHost) -> None:
     """Adds DecodeService to a server."""
-    server.add(decode_pb2_grpc.add_DecodeServiceServicer_to_server, DecodeServicer(host), _SERVICE)
+    server.add(decode_pb2_grpc.add_DecodeServiceServicer_to_server, WorkerServicer(host), "tandem.v1.DecodeService")

@@ -93,14 +93,6 @@ class HealthBook:
                 found.append(one)
         return found
 
-    def takes(self, life: WorkerLife) -> bool:
-        """Whether it should get a room. A life that is new has joined now."""
-        return self._of(life).takes(self._clock())
-
-    def places(self, life: WorkerLife, max_running: int) -> int:
-        """How many of its places it should be given now, at least 1; fewer than all at a slow start."""
-        return max(1, round(max_running * self._of(life).share(self._clock(), self._settings)))
-
     @contextmanager
     def watching(self, room: WatchedRoom, legs: Legs) -> Iterator[None]:
         """A room runs on these workers inside of this, and how it ends counts for each."""

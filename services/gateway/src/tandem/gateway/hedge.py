@@ -9,9 +9,9 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
+from tandem.gateway.room_runs import Tell
 from tandem.v1 import session_pb2
 
-Tell = Callable[[session_pb2.Delta], bool]
 Ran = TypeVar("Ran")
 
 

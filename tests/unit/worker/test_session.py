@@ -31,7 +31,7 @@ class Host:
     role = Role.PREFILL
     life = WorkerLife(WorkerId("p0"), Incarnation(1))
     facts: Any = SimpleNamespace(context_tokens=100, model="m")
-    draining = False
+    refusing = False
 
     def __init__(self) -> None:
         self.engine: Any = self

@@ -944,8 +944,8 @@ class WorkerStatus(_message.Message):
     kv_chunks: _builtins.int
     """Chunks moved and verified, over all ranks."""
     draining: _builtins.bool
-    """True while the worker refuses new rooms: it leaves, or has heard from bootstrap that it is marked as draining,
-    at most one heartbeat after it was marked.
+    """True while the worker should get no new rooms: it leaves or is stuck, and refuses them, or it has heard from
+    bootstrap that it is marked as draining, at most one heartbeat after it was marked; those that come it still takes.
     """
     @_builtins.property
     def worker(self) -> _common_pb2.WorkerRef:

@@ -239,8 +239,17 @@ class WorkerHost:
 
     @property
     def draining(self) -> bool:
-        """Whether new rooms are refused."""
-        return self._leaving or self._marked or self._stuck
+        """Whether no gateway should send new rooms: the worker leaves, is stuck, or bootstrap has marked it."""
+        return self.refusing or self._marked
+
+    @property
+    def refusing(self) -> bool:
+        """Whether new rooms are refused: the worker leaves or is stuck.
+
+        Bootstrap's mark is for those who choose. The worker hears of it a heartbeat later than they do, so a room
+        that comes right after the mark was taken back would be refused if the worker went by it.
+        """
+        return self._leaving or self._stuck
 
     def take_room(self) -> None:
         """Counts a room in. Raises TandemError(OVERLOADED) if there are too many."""
@@ -274,7 +283,7 @@ class WorkerHost:
         write: Callable[[session_pb2.SessionResponse], Awaitable[None]],
     ) -> None:
         """One Session stream."""
-        if self.draining or not self.life.incarnation:
+        if self.refusing or not self.life.incarnation:
             raise TandemError(ErrorReason.DRAINING, f"worker {self.life.worker_id} takes no Sessions now")
         if self._sessions >= self._settings.max_sessions:
             raise TandemError(ErrorReason.OVERLOADED, f"{self._settings.max_sessions} Sessions are open already")

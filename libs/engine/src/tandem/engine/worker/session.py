@@ -34,7 +34,7 @@ class SessionHost(Protocol):
     traces: LegTraces
 
     @property
-    def draining(self) -> bool:
+    def refusing(self) -> bool:
         """Whether new rooms are refused."""
 
     def take_room(self) -> None:
@@ -121,7 +121,7 @@ class Session:
             return
         leg = self._host.traces.begin(message)
         try:
-            if self._host.draining:
+            if self._host.refusing:
                 raise TandemError(ErrorReason.DRAINING, f"worker {self._host.life.worker_id} is shutting down")
             submit.check(message, self._host.facts, self._host.role)
             self._host.take_room()

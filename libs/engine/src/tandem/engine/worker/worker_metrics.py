@@ -23,7 +23,7 @@ COUNTER, GAUGE, HISTOGRAM = Kind
 SESSIONS: Final = Family("tandem_worker_sessions", GAUGE, "Sessions with gateways that are open.")
 SUBMITS: Final = Family("tandem_worker_submits", COUNTER, "Rooms taken from gateways.")
 OPEN: Final = Family("tandem_worker_open_rooms", GAUGE, "Rooms taken from gateways that have not ended.")
-DRAINING: Final = Family("tandem_worker_draining", GAUGE, "1 while the worker takes no new rooms, else 0.")
+DRAINING: Final = Family("tandem_worker_draining", GAUGE, "1 while the worker should get no new rooms, else 0.")
 STUCK: Final = Family(
     "tandem_worker_stuck", GAUGE, "1 while the worker has left the cluster because its engine does not answer, else 0."
 )

@@ -9,10 +9,10 @@ from typing import Final
 
 import orjson
 
-from tandem.gateway import openapi
-from tandem.gateway.api_fields import REFUSED, Schema
-from tandem.gateway.not_served import NOT_SERVED
-from tandem.gateway.openai_schema import SchemaLimits
+from tandem.gateway.api import openapi
+from tandem.gateway.api.field_schemas import REFUSED, Schema
+from tandem.gateway.api.not_served import NOT_SERVED
+from tandem.gateway.api.openai_schema import SchemaLimits
 from tandem.gateway.settings import GatewaySettings
 
 ROOT: Final = Path(__file__).resolve().parents[1]
@@ -46,8 +46,8 @@ What the gateway takes and what it refuses, field by field. The same is served a
   and go on from it.
 - The mock engine has no grammars, penalties and biases: a request with one fails with 501.
 
-Written by `python -m tools.api_doc` from the schemas of `gateway/api_fields.py`; tests hold those against what the
-endpoints take, value by value.
+Written by `python -m tools.api_doc` from the schemas of `gateway/api/field_schemas.py`; tests hold those against what
+the endpoints take, value by value.
 """
 NAME: Final = re.compile(r"'([\w.]+)'")
 """How errors name a field."""

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 from schemathesis import GenerationMode
 
-from tandem.gateway import openapi
-from tandem.gateway.openai_schema import SchemaLimits
+from tandem.gateway.api import openapi
+from tandem.gateway.api.openai_schema import SchemaLimits
 from tests.support.system.contract import operations, try_operation
 from tests.support.system.system import System, running_system
 

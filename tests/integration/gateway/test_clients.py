@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tandem.gateway import listening
+from tandem.gateway.web import listening
 from tandem.v1 import session_pb2
 from tests.support.certificates import Authority
 from tests.support.gateway.cluster import Cluster, cluster

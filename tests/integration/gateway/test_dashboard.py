@@ -13,8 +13,8 @@ import orjson
 import pytest
 
 from tandem.core.errors import CATALOGUE, ErrorReason
-from tandem.gateway.dashboard.endpoints import EVENTS, FILES, PAGE
 from tandem.gateway.dashboard.ring import BUCKETS
+from tandem.gateway.web.dashboard_endpoints import EVENTS, FILES, PAGE
 from tests.support.gateway.cluster import Cluster, cluster
 from tests.support.gateway.fake_worker import MODEL, count_up, fail_with, first_then_wait, hand_over
 

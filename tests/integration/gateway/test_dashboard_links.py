@@ -11,11 +11,11 @@ import pytest
 
 from tandem.core.ids import Role
 from tandem.gateway.app import Gateway
-from tandem.gateway.crew import Crew
-from tandem.gateway.dashboard.endpoints import EVENTS
 from tandem.gateway.dashboard.links import Moment, link_rows, moment
 from tandem.gateway.dashboard.workers import KnownWorker
-from tandem.gateway.sessions import Session
+from tandem.gateway.routing.crew import Crew
+from tandem.gateway.routing.sessions import Session
+from tandem.gateway.web.dashboard_endpoints import EVENTS
 from tests.support.tracing.system import Here, services_here
 
 pytestmark = pytest.mark.timeout(120)

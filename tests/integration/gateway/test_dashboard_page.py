@@ -9,8 +9,8 @@ import orjson
 import pytest
 
 from tandem.core.errors import ErrorReason
-from tandem.gateway.dashboard.endpoints import EVENTS, PAGE
 from tandem.gateway.dashboard.ring import BUCKET_S, BUCKETS
+from tandem.gateway.web.dashboard_endpoints import EVENTS, PAGE
 from tests.support.browser import PHONE, browser, expect, opened
 from tests.support.gateway.cluster import cluster
 from tests.support.gateway.fake_worker import MODEL, fail_with

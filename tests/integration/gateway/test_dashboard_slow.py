@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tandem.gateway.dashboard.endpoints import EVENTS, Dashboard, DashboardEvents
 from tandem.gateway.dashboard.feed import Feed
+from tandem.gateway.web.dashboard_endpoints import EVENTS, Dashboard, DashboardEvents
 from tandem.rpc.clock import SystemClock
 
 SNAPSHOT = b"x" * (1 << 20)

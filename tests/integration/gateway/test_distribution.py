@@ -8,7 +8,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from tandem.gateway.dashboard.endpoints import FILES
+from tandem.gateway.web.dashboard_endpoints import FILES
 
 ROOT = Path(__file__).resolve().parents[3]
 

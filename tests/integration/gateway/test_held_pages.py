@@ -17,7 +17,7 @@ from tandem.core.kv_index import KvChange, KvIndex, PageHash
 from tandem.core.kv_log import KvLog
 from tandem.core.policies import PolicyName
 from tandem.engine.worker.held_pages import HeldPagesFeeds
-from tandem.gateway.held_pages import HeldPages
+from tandem.gateway.routing.held_pages import HeldPages
 from tandem.rpc import held_pages
 from tandem.rpc.client import open_channel
 from tandem.rpc.server import GrpcServer

@@ -8,7 +8,7 @@ from functools import partial
 
 from tandem.core.cluster import ClusterView
 from tandem.core.ids import Role, WorkerId
-from tandem.gateway.pool import PoolSettings, SessionPool, State
+from tandem.gateway.routing.pool import PoolSettings, SessionPool, State
 from tandem.rpc.client import open_channel
 from tandem.rpc.credentials import Credentials
 from tests.support.bootstrap.workers import worker

@@ -17,9 +17,9 @@ import openai
 import pytest
 
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.gateway import generate_schema, openai_schema, sglang_fields
-from tandem.gateway.parsers import load_parsers
+from tandem.gateway.api import generate_schema, openai_schema, sglang_fields
 from tandem.gateway.settings import GatewaySettings
+from tandem.gateway.text.parsers import load_parsers
 from tandem.v1 import session_pb2
 from tests.support.gateway.cluster import Cluster, cluster, encoder
 from tests.support.gateway.fake_worker import FIRST_TOKEN, MODEL, Script, Send

@@ -48,7 +48,7 @@ async def test_lines_of_a_request_carry_its_ids_in_every_service(lines: io.Strin
     ours = [record for record in records if record["request_id"] == "mine"]
     assert {record["trace_id"] for record in ours} == {TRACE_ID}
     by_logger = {record["logger"]: record["message"] for record in ours}
-    assert "attempt 1 on" in by_logger["tandem.gateway.room_runs"]
+    assert "attempt 1 on" in by_logger["tandem.gateway.routing.room_runs"]
     failed = [record for record in records if record["message"].startswith("room ") and "failed" in record["message"]]
     assert len(failed) == 2, "one on each side"
     assert {record["request_id"] for record in failed} == {"mine"}

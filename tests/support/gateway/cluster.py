@@ -19,9 +19,9 @@ from tandem.bootstrap.store import MemoryStore
 from tandem.core.ids import Role
 from tandem.core.registry import RegistryLimits
 from tandem.gateway.app import Gateway
-from tandem.gateway.parsers import load_parsers
 from tandem.gateway.settings import GatewaySettings
-from tandem.gateway.tokenizer import HuggingFaceEncoder
+from tandem.gateway.text.parsers import load_parsers
+from tandem.gateway.text.tokenizer import HuggingFaceEncoder
 from tandem.rpc.client import open_channel
 from tandem.rpc.clock import SystemClock
 from tandem.rpc.credentials import TlsSettings

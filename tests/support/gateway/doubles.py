@@ -13,26 +13,26 @@ from tandem.core.errors import TandemError
 from tandem.core.fair_queue import QueueLimits
 from tandem.core.ids import Role, RoomId, WorkerLife
 from tandem.core.policies import PolicyName
+from tandem.gateway.admission.keys import KeyRing
+from tandem.gateway.admission.slots import Slots
+from tandem.gateway.admission.tenants import Tenants
+from tandem.gateway.admission.waiting_room import WaitingRoom
+from tandem.gateway.api.openai_schema import SchemaLimits
+from tandem.gateway.api.responses_store import KeepLimits, ResponseStore
 from tandem.gateway.calls import ChatPrompt, IdsPrompt, Item, Sequence
-from tandem.gateway.crew import Crew
-from tandem.gateway.dashboard.endpoints import Dashboard
 from tandem.gateway.dashboard.feed import Feed
 from tandem.gateway.gateway_metrics import GatewayMetrics
-from tandem.gateway.generation import GenerationLimits, Works
-from tandem.gateway.http import HttpParts, build_http
-from tandem.gateway.keys import KeyRing
-from tandem.gateway.openai_schema import SchemaLimits
-from tandem.gateway.prepare import Catalog, Preparer
-from tandem.gateway.responses_store import KeepLimits, ResponseStore
-from tandem.gateway.room_runs import Dice
-from tandem.gateway.router import Router, RouterSettings
-from tandem.gateway.sessions import Leg
-from tandem.gateway.slots import Slots
-from tandem.gateway.speech import Parsers
-from tandem.gateway.tenants import Tenants
-from tandem.gateway.token_endpoints import TokenEndpoints
-from tandem.gateway.tokenizer import PromptTokenizer
-from tandem.gateway.waiting_room import WaitingRoom
+from tandem.gateway.routing.crew import Crew
+from tandem.gateway.routing.room_runs import Dice
+from tandem.gateway.routing.router import Router, RouterSettings
+from tandem.gateway.routing.sessions import Leg
+from tandem.gateway.text.speech import Parsers
+from tandem.gateway.text.tokenizer import PromptTokenizer
+from tandem.gateway.web.dashboard_endpoints import Dashboard
+from tandem.gateway.web.generation import GenerationLimits, Works
+from tandem.gateway.web.paths import HttpParts, build_http
+from tandem.gateway.web.prepare import Catalog, Preparer
+from tandem.gateway.web.token_endpoints import TokenEndpoints
 from tandem.rpc.clock import SystemClock
 from tandem.rpc.metrics import Metrics
 from tandem.rpc.tracing.provider import Tracing
@@ -68,7 +68,7 @@ class LetterEncoder:
 
 
 class Letters:
-    """tandem.gateway.tokenizers.TokenizersOf that has LetterEncoder for every model."""
+    """tandem.gateway.text.tokenizers.TokenizersOf that has LetterEncoder for every model."""
 
     def __init__(self) -> None:
         self._tokenizer = PromptTokenizer(LetterEncoder())

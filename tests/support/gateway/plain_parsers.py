@@ -7,8 +7,8 @@ from typing import Final
 
 import orjson
 
-from tandem.gateway.speech import CallPart, Constraint, ConstraintKind, Hearing, Said
-from tandem.gateway.tools import ToolChoice
+from tandem.gateway.text.speech import CallPart, Constraint, ConstraintKind, Hearing, Said
+from tandem.gateway.text.tools import ToolChoice
 
 _CALL: Final = re.compile(r"<call (\S+) (.*?)>")
 _THOUGHT: Final = re.compile(r"<think>(.*?)</think>")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.gateway.dashboard.endpoints import Dashboard, DashboardEvents
 from tandem.gateway.dashboard.feed import Feed
+from tandem.gateway.web.dashboard_endpoints import Dashboard, DashboardEvents
 from tests.support.gateway.clock import HandClock
 
 

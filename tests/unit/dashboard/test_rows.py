@@ -9,13 +9,13 @@ import pytest
 from tandem.core.cluster import WorkerInfo
 from tandem.core.errors import TandemError
 from tandem.core.ids import PAIR, Incarnation, RequestId, Role, RoomId, WorkerId, WorkerLife
-from tandem.gateway.attempt import RoomPhase
 from tandem.gateway.dashboard.links import Moment, link_rows, moment, worker_rates
 from tandem.gateway.dashboard.rooms import OLDEST, rooms_seen
 from tandem.gateway.dashboard.roster import KEPT, KEPT_S, LostWorker, Roster
 from tandem.gateway.dashboard.workers import KnownWorker, Pages, worker_rows
-from tandem.gateway.pool import State
-from tandem.gateway.rooms import Entry, RoomFacts
+from tandem.gateway.routing.attempt import RoomPhase
+from tandem.gateway.routing.pool import State
+from tandem.gateway.routing.rooms import Entry, RoomFacts
 from tandem.v1 import session_pb2
 from tests.support.bootstrap.workers import worker
 from tests.support.gateway.clock import HandClock

@@ -13,7 +13,7 @@ from opentelemetry.trace import INVALID_SPAN
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import RequestId, Role
 from tandem.core.policies import PolicyName
-from tandem.gateway.room_runs import Journey
+from tandem.gateway.routing.room_runs import Journey
 from tests.support.gateway.doubles import (
     AppLimits,
     NotingWorker,

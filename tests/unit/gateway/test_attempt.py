@@ -11,8 +11,8 @@ import pytest
 
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import PAIR, Role
-from tandem.gateway.attempt import Attempt, RoomPhase
-from tandem.gateway.first_token import FirstToken
+from tandem.gateway.routing.attempt import Attempt, RoomPhase
+from tandem.gateway.routing.first_token import FirstToken
 from tandem.rpc import convert
 from tandem.v1 import session_pb2
 from tests.support.gateway.doubles import NotingWorker, finish, tokens

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tandem.gateway.keys import KeyRing
+from tandem.gateway.admission.keys import KeyRing
 from tests.support.gateway.doubles import AppLimits, NotingWorkers, finish, http_client, one_each
 
 CHAT, TEXT, GENERATE = "/v1/chat/completions", "/v1/completions", "/generate"

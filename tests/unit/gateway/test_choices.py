@@ -10,11 +10,11 @@ import orjson
 import pytest
 
 from tandem.core.errors import ErrorReason
+from tandem.gateway.api.openai_answers import OpenAiAnswer
+from tandem.gateway.api.openai_schema import SchemaLimits, read_completion
 from tandem.gateway.calls import Api, GenerateCall, IdsPrompt, Item
-from tandem.gateway.openai_answers import OpenAiAnswer
-from tandem.gateway.openai_schema import SchemaLimits, read_completion
-from tandem.gateway.prepare import Catalog, Preparer
 from tandem.gateway.transcript import Transcript
+from tandem.gateway.web.prepare import Catalog, Preparer
 from tandem.rpc import convert
 from tandem.v1 import session_pb2
 from tests.support.gateway.doubles import Letters, NotingWorkers, finish, http_client, one_each, tokens

@@ -8,8 +8,8 @@ from tandem.core.cluster import WorkerInfo
 from tandem.core.ids import Incarnation, Role, WorkerId, WorkerLife
 from tandem.core.layout import KvLayout, PoolLayout
 from tandem.core.version import CURRENT
-from tandem.gateway.crew import Crew
-from tandem.gateway.health import Exceptional
+from tandem.gateway.routing.crew import Crew
+from tandem.gateway.routing.health import Exceptional
 
 LAYOUT = KvLayout(16, "bf16", 2, "token", 1, 1, (PoolLayout("kv", (64, 64), 100),))
 OTHER = replace(LAYOUT, page_size=32)

@@ -9,7 +9,7 @@ import pytest
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.fair_queue import Ask, FairQueue, QueueLimits, State
 from tandem.core.ids import Role
-from tandem.gateway.decode_space import DecodeSpace
+from tandem.gateway.admission.decode_space import DecodeSpace
 from tests.support.bootstrap.workers import worker
 
 BIG = replace(worker("d0", Role.DECODE, incarnation=1), total_pages=10)

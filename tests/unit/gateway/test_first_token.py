@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.gateway.first_token import FirstToken, comes_early
+from tandem.gateway.routing.first_token import FirstToken, comes_early
 from tandem.v1 import session_pb2
 
 PLAIN = {"max_new_tokens": 2, "skip_special_tokens": True}

@@ -15,10 +15,10 @@ from tandem.core.breaker import BreakerSettings, State
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import Incarnation, RequestId, Role, WorkerId, WorkerLife
 from tandem.core.policies import PolicyName
-from tandem.gateway import health
-from tandem.gateway.health import HealthBook
-from tandem.gateway.room_runs import Dice, Journey
-from tandem.gateway.router import Router, RouterSettings
+from tandem.gateway.routing import health
+from tandem.gateway.routing.health import HealthBook
+from tandem.gateway.routing.room_runs import Dice, Journey
+from tandem.gateway.routing.router import Router, RouterSettings
 from tandem.v1 import common_pb2, session_pb2
 from tests.support.gateway.doubles import (
     FirstOfAll,

@@ -14,8 +14,8 @@ from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import RequestId, Role
 from tandem.core.policies import PolicyName
 from tandem.core.retry_budget import BudgetSettings
-from tandem.gateway.room_runs import Journey
-from tandem.gateway.router import Router, RouterSettings
+from tandem.gateway.routing.room_runs import Journey
+from tandem.gateway.routing.router import Router, RouterSettings
 from tandem.v1 import session_pb2
 from tests.support.gateway.doubles import FirstOfAll, NotingWorker, NotingWorkers, finish, sequence, tokens, untraced
 

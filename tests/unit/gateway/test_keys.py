@@ -10,9 +10,9 @@ import pytest
 
 from tandem.core import api_keys
 from tandem.core.errors import TandemError
-from tandem.gateway.keys import KeyRing
+from tandem.gateway.admission.keys import KeyRing
+from tandem.gateway.admission.watched_file import CHECK_INTERVAL_S
 from tandem.gateway.settings import GatewaySettings
-from tandem.gateway.watched_file import CHECK_INTERVAL_S
 from tests.support.gateway.doubles import AppLimits, NotingWorkers, http_client
 
 KEY, OTHER = "tk_first", "tk_second"

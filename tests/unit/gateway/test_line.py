@@ -9,8 +9,8 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from tandem.gateway.line import Line, LineProtocol, line_of
 from tandem.gateway.mailbox import Mailbox, News
+from tandem.gateway.web.line import Line, LineProtocol, line_of
 from tandem.rpc.metrics import Metrics
 from tandem.rpc.metrics_server import HttpServer
 from tandem.rpc.tasks import contained

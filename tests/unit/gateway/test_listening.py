@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tandem.core.errors import TandemError
-from tandem.gateway.listening import server_of
 from tandem.gateway.settings import GatewaySettings
+from tandem.gateway.web.listening import server_of
 
 
 async def nothing(*_: object) -> None:

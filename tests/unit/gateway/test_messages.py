@@ -10,10 +10,10 @@ import orjson
 import pytest
 
 from tandem.core.errors import ErrorReason, TandemError
+from tandem.gateway.admission.keys import KeyRing
+from tandem.gateway.api.messages_schema import read_message_call
 from tandem.gateway.calls import ChatPrompt, Message
-from tandem.gateway.keys import KeyRing
-from tandem.gateway.messages_schema import read_message_call
-from tandem.gateway.tools import ToolCall
+from tandem.gateway.text.tools import ToolCall
 from tandem.rpc import convert
 from tandem.v1 import session_pb2
 from tests.support.gateway.doubles import AppLimits, NotingWorkers, finish, http_client, one_each, tokens

@@ -6,9 +6,9 @@ import httpx
 import openai
 import pytest
 
-from tandem.gateway.http import ENDPOINTS
-from tandem.gateway.keys import KeyRing
-from tandem.gateway.not_served import NOT_SERVED
+from tandem.gateway.admission.keys import KeyRing
+from tandem.gateway.api.not_served import NOT_SERVED
+from tandem.gateway.web.paths import ENDPOINTS
 from tests.support.gateway.doubles import AppLimits, http_client, one_each
 
 

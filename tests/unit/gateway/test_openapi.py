@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.gateway import (
+from tandem.gateway.api import (
     generate_schema,
     messages_schema,
     openai_schema,
@@ -21,12 +21,12 @@ from tandem.gateway import (
     sglang_fields,
     token_schema,
 )
-from tandem.gateway.api_fields import REFUSED
-from tandem.gateway.chat_schema import CHAT_PROMPT_FIELDS
-from tandem.gateway.fields import Unsupported
-from tandem.gateway.http import ENDPOINTS
-from tandem.gateway.openai_schema import SchemaLimits
-from tandem.gateway.tool_schema import TOOL_FIELDS
+from tandem.gateway.api.chat_schema import CHAT_PROMPT_FIELDS
+from tandem.gateway.api.field_schemas import REFUSED
+from tandem.gateway.api.fields import Unsupported
+from tandem.gateway.api.openai_schema import SchemaLimits
+from tandem.gateway.api.tool_schema import TOOL_FIELDS
+from tandem.gateway.web.paths import ENDPOINTS
 from tests.support.gateway.doubles import http_client, one_each
 from tests.support.gateway.plain_parsers import PlainParsers
 

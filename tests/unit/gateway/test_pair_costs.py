@@ -13,9 +13,9 @@ from tandem.core.ids import Incarnation, RequestId, Role, WorkerId, WorkerLife
 from tandem.core.kv_index import NOTHING_HELD
 from tandem.core.pair_cost import DEFAULT_BYTES_PER_S, DEFAULT_TOKENS_PER_S, PrefillSide, Prompt
 from tandem.core.policies import PolicyName
-from tandem.gateway.pair_costs import PairCosts, prompt_of
-from tandem.gateway.room_runs import Journey
-from tandem.gateway.router import Router, RouterSettings
+from tandem.gateway.routing.pair_costs import PairCosts, prompt_of
+from tandem.gateway.routing.room_runs import Journey
+from tandem.gateway.routing.router import Router, RouterSettings
 from tandem.v1 import session_pb2
 from tests.support.bootstrap.workers import LAYOUT, worker
 from tests.support.gateway.doubles import NotingWorker, NotingWorkers, finish, sequence, untraced

@@ -14,8 +14,8 @@ from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import Role, RoomId
 from tandem.core.version import CURRENT, Feature, Protocol
 from tandem.engine.worker.submit import SubmitCollector
-from tandem.gateway.parts import SubmitParts
-from tandem.gateway.sessions import Leg, Session
+from tandem.gateway.routing.parts import SubmitParts
+from tandem.gateway.routing.sessions import Leg, Session
 from tandem.rpc import convert
 from tandem.rpc.continued import MAX_PARTS
 from tandem.rpc.options import MAX_MESSAGE_BYTES

@@ -9,15 +9,15 @@ import orjson
 import pytest
 
 from tandem.core.errors import CATALOGUE, ErrorReason, TandemError
+from tandem.gateway.api.generate_schema import read_generate
+from tandem.gateway.api.openai_answers import OpenAiAnswer
+from tandem.gateway.api.openai_schema import SchemaLimits, read_chat
+from tandem.gateway.api.problems import problem_of
 from tandem.gateway.calls import Api, ChatPrompt, GenerateCall, IdsPrompt, Item, Message, TextPrompt
-from tandem.gateway.generate_schema import read_generate
 from tandem.gateway.mailbox import Mailbox, News
-from tandem.gateway.openai_answers import OpenAiAnswer
-from tandem.gateway.openai_schema import SchemaLimits, read_chat
-from tandem.gateway.prepare import Catalog, Preparer
-from tandem.gateway.problems import problem_of
-from tandem.gateway.tokenizer import PromptTokenizer
+from tandem.gateway.text.tokenizer import PromptTokenizer
 from tandem.gateway.transcript import Transcript
+from tandem.gateway.web.prepare import Catalog, Preparer
 from tandem.v1 import session_pb2
 from tests.support.gateway.doubles import LetterEncoder, Letters, NotingWorkers, finish, sequence, tokens
 

@@ -10,12 +10,12 @@ import httpx
 import pytest
 
 from tandem.core.errors import ErrorReason, TandemError
+from tandem.gateway.admission.keys import KeyRing
+from tandem.gateway.api.openai_schema import SchemaLimits
+from tandem.gateway.api.responses_schema import read_response
+from tandem.gateway.api.responses_store import KeepLimits, Kept, ResponseStore
 from tandem.gateway.calls import ChatPrompt, Message
-from tandem.gateway.keys import KeyRing
-from tandem.gateway.openai_schema import SchemaLimits
-from tandem.gateway.responses_schema import read_response
-from tandem.gateway.responses_store import KeepLimits, Kept, ResponseStore
-from tandem.gateway.tools import ToolCall
+from tandem.gateway.text.tools import ToolCall
 from tandem.v1 import session_pb2
 from tests.support.gateway.doubles import AppLimits, NotingWorkers, finish, http_client, one_each, tokens
 from tests.support.gateway.plain_parsers import PlainParsers

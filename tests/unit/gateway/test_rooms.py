@@ -8,8 +8,8 @@ import pytest
 
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import Incarnation, RequestId, Role, RoomId, WorkerId, WorkerLife
-from tandem.gateway.attempt import RoomPhase
-from tandem.gateway.rooms import RoomBook, RoomFacts
+from tandem.gateway.routing.attempt import RoomPhase
+from tandem.gateway.routing.rooms import RoomBook, RoomFacts
 
 LIFE = WorkerLife(WorkerId("w"), Incarnation(1))
 

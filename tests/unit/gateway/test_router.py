@@ -16,8 +16,8 @@ from tandem.core.ids import RequestId, Role
 from tandem.core.policies import PolicyName
 from tandem.core.retry_budget import BudgetSettings, RetryBudget
 from tandem.gateway.calls import Sequence
-from tandem.gateway.room_runs import Dice, Journey
-from tandem.gateway.router import Router, RouterSettings
+from tandem.gateway.routing.room_runs import Dice, Journey
+from tandem.gateway.routing.router import Router, RouterSettings
 from tandem.v1 import common_pb2, session_pb2
 from tests.support.gateway.doubles import (
     NotingWorker,

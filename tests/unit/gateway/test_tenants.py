@@ -10,9 +10,9 @@ import pytest
 from tandem.core.errors import TandemError
 from tandem.core.fair_queue import Priority
 from tandem.core.refusals import Refused
-from tandem.gateway.keys import KeyRing
-from tandem.gateway.tenants import Tenants, duration, parse
-from tandem.gateway.watched_file import CHECK_INTERVAL_S
+from tandem.gateway.admission.keys import KeyRing
+from tandem.gateway.admission.tenants import Tenants, duration, parse
+from tandem.gateway.admission.watched_file import CHECK_INTERVAL_S
 from tests.support.gateway.doubles import AppLimits, NotingWorkers, finish, http_client, one_each
 
 TEXT = "/v1/completions"

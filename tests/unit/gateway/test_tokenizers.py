@@ -8,8 +8,8 @@ import threading
 import pytest
 
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.gateway.tokenizer import PromptTokenizer
-from tandem.gateway.tokenizers import MAX_LOADED, TokenizerPaths, Tokenizers
+from tandem.gateway.text.tokenizer import PromptTokenizer
+from tandem.gateway.text.tokenizers import MAX_LOADED, TokenizerPaths, Tokenizers
 from tests.support.gateway.doubles import LetterEncoder
 
 REPORTED = {

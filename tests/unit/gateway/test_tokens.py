@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tandem.gateway.slots import Slots
+from tandem.gateway.admission.slots import Slots
 from tests.support.gateway.doubles import CONTEXT, AppLimits, NotingWorkers, http_client, one_each
 
 HELLO = [{"role": "user", "content": "hi"}]

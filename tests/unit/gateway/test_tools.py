@@ -10,10 +10,10 @@ import httpx
 import pytest
 
 from tandem.core.errors import ErrorReason, TandemError
+from tandem.gateway.api.openai_schema import SchemaLimits, read_chat
 from tandem.gateway.calls import ChatPrompt
-from tandem.gateway.openai_schema import SchemaLimits, read_chat
-from tandem.gateway.parsers import load_parsers
 from tandem.gateway.settings import GatewaySettings
+from tandem.gateway.text.parsers import load_parsers
 from tandem.v1 import session_pb2
 from tests.support.gateway.cluster import encoder
 from tests.support.gateway.doubles import AppLimits, NotingWorkers, finish, http_client, one_each, tokens
@@ -160,7 +160,7 @@ async def test_an_answer_that_was_cut_off_says_so() -> None:
 def test_without_sglang_a_configured_parser_is_an_error_that_says_what_is_missing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "tandem.gateway.sglang_parsers", None)
+    monkeypatch.setitem(__import__("sys").modules, "tandem.gateway.text.sglang_parsers", None)
     settings = GatewaySettings.load(model_path="m", tool_call_parser="qwen25")
     with pytest.raises(TandemError, match="need SGLang where the gateway runs") as caught:
         load_parsers(settings, encoder())

@@ -15,10 +15,10 @@ from tandem.core.ids import ALONE, PAIR, RequestId, Role
 from tandem.core.kv_index import KvChange, KvIndex, KvMatch, PageHash
 from tandem.core.placement import teams_for
 from tandem.core.policies import PolicyName
-from tandem.gateway.attempt import RoomPhase
-from tandem.gateway.room_runs import Journey
-from tandem.gateway.rooms import RoomBook
-from tandem.gateway.router import Router, RouterSettings
+from tandem.gateway.routing.attempt import RoomPhase
+from tandem.gateway.routing.room_runs import Journey
+from tandem.gateway.routing.rooms import RoomBook
+from tandem.gateway.routing.router import Router, RouterSettings
 from tandem.v1 import common_pb2, session_pb2
 from tests.support.gateway.doubles import (
     NotingWorker,

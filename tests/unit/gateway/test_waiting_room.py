@@ -11,8 +11,8 @@ from opentelemetry.trace import INVALID_SPAN
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.fair_queue import Ask, Priority, QueueLimits
 from tandem.core.refusals import Refusal, Refused
-from tandem.gateway.waiting_room import WaitingRoom
-from tandem.gateway.wishes import timeout_s
+from tandem.gateway.admission.waiting_room import WaitingRoom
+from tandem.gateway.admission.wishes import timeout_s
 from tests.support.gateway.doubles import AppLimits, finish, http_client, one_each, untraced
 
 TEXT = "/v1/completions"

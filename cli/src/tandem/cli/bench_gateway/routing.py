@@ -19,7 +19,7 @@ async def measure(field: Field, sizes: Sizes, figures: Figures) -> None:
     """Both workers of a request are chosen among 1,000, by each policy."""
     del field
     decisions = 500 if sizes.rounds > 1 else 50
-    command = [settings.python(), "-m", "tandem.gateway.routing_bench", "--decisions", str(decisions)]
+    command = [settings.python(), "-m", "tandem.gateway.routing.routing_bench", "--decisions", str(decisions)]
     for _ in range(sizes.rounds):
         child = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, env=settings.inherited())
         said, _ = await child.communicate()

@@ -20,39 +20,39 @@ from tandem.core.ids import Role
 from tandem.core.outliers import OutlierSettings
 from tandem.core.policies import PolicyName, policy_named
 from tandem.core.retry_budget import BudgetSettings
-from tandem.gateway import token_endpoints
-from tandem.gateway.admin import AdminServicer
-from tandem.gateway.cluster_traces import ClusterTraces
+from tandem.gateway.admission.decode_space import DecodeSpace
+from tandem.gateway.admission.keys import KeyRing
+from tandem.gateway.admission.slots import Slots
+from tandem.gateway.admission.tenants import Tenants
+from tandem.gateway.admission.waiting_room import WaitingRoom
+from tandem.gateway.api.openai_schema import SchemaLimits
+from tandem.gateway.api.responses_store import KeepLimits, ResponseStore
 from tandem.gateway.dashboard.board import Board, Sources
-from tandem.gateway.dashboard.endpoints import Dashboard
 from tandem.gateway.dashboard.feed import Feed
 from tandem.gateway.dashboard.recorder import Recorder
 from tandem.gateway.dashboard.roster import Roster
 from tandem.gateway.dashboard.traces import RecentTraces
-from tandem.gateway.decode_space import DecodeSpace
 from tandem.gateway.gateway_metrics import GatewayMetrics
-from tandem.gateway.generation import GenerationLimits, Works
-from tandem.gateway.health import HealthBook
-from tandem.gateway.held_pages import HeldPages
-from tandem.gateway.http import GENERATING, HttpParts, build_http
-from tandem.gateway.keys import KeyRing
-from tandem.gateway.listening import listen, server_of
-from tandem.gateway.openai_schema import SchemaLimits
-from tandem.gateway.pair_costs import PairCosts
-from tandem.gateway.parsers import load_parsers
-from tandem.gateway.pool import PoolSettings, SessionPool
-from tandem.gateway.prepare import Catalog, Preparer
-from tandem.gateway.responses_store import KeepLimits, ResponseStore
-from tandem.gateway.rooms import RoomBook
-from tandem.gateway.router import Router, RouterSettings
+from tandem.gateway.operate.admin import AdminServicer
+from tandem.gateway.operate.cluster_traces import ClusterTraces
+from tandem.gateway.routing.health import HealthBook
+from tandem.gateway.routing.held_pages import HeldPages
+from tandem.gateway.routing.pair_costs import PairCosts
+from tandem.gateway.routing.pool import PoolSettings, SessionPool
+from tandem.gateway.routing.rooms import RoomBook
+from tandem.gateway.routing.router import Router, RouterSettings
 from tandem.gateway.settings import STATUS_INTERVAL_MS, GatewaySettings
-from tandem.gateway.slots import Slots
-from tandem.gateway.speech import Parsers
-from tandem.gateway.tenants import Tenants
-from tandem.gateway.token_endpoints import TokenEndpoints
-from tandem.gateway.tokenizer import Encoder, HuggingFaceEncoder, PromptTokenizer
-from tandem.gateway.tokenizers import TokenizerPaths, Tokenizers, loader
-from tandem.gateway.waiting_room import WaitingRoom
+from tandem.gateway.text.parsers import load_parsers
+from tandem.gateway.text.speech import Parsers
+from tandem.gateway.text.tokenizer import Encoder, HuggingFaceEncoder, PromptTokenizer
+from tandem.gateway.text.tokenizers import TokenizerPaths, Tokenizers, loader
+from tandem.gateway.web import token_endpoints
+from tandem.gateway.web.dashboard_endpoints import Dashboard
+from tandem.gateway.web.generation import GenerationLimits, Works
+from tandem.gateway.web.listening import listen, server_of
+from tandem.gateway.web.paths import GENERATING, HttpParts, build_http
+from tandem.gateway.web.prepare import Catalog, Preparer
+from tandem.gateway.web.token_endpoints import TokenEndpoints
 from tandem.rpc import logs
 from tandem.rpc.client import open_channel
 from tandem.rpc.clock import SystemClock

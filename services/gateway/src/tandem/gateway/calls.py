@@ -9,8 +9,8 @@ from enum import Enum
 from typing import Any, Protocol
 
 from tandem.core.fair_queue import Priority
-from tandem.gateway.speech import Hearing, TemplateOptions
-from tandem.gateway.tools import Tool, ToolCall
+from tandem.gateway.text.speech import Hearing, TemplateOptions
+from tandem.gateway.text.tools import Tool, ToolCall
 from tandem.v1 import session_pb2
 
 
@@ -182,4 +182,4 @@ class Sequence:
     streamed: bool = False
     """Whether the client sees the answer as it comes."""
     early_first_token: bool = False
-    """Whether prefill is to say the first token ahead of decode; see tandem.gateway.first_token."""
+    """Whether prefill is to say the first token ahead of decode; see tandem.gateway.routing.first_token."""

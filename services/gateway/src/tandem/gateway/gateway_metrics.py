@@ -17,7 +17,7 @@ from tandem.core.ids import RequestId, Role
 from tandem.core.kv_index import KvIndex
 from tandem.core.refusals import Refusal
 from tandem.gateway.mailbox import News
-from tandem.gateway.pool import Standing, State
+from tandem.gateway.routing.pool import Standing, State
 from tandem.rpc.metrics import Family, Kind, Metrics, Sample, Tally
 from tandem.rpc.process_metrics import add_process_metrics
 

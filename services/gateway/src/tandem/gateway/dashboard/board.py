@@ -19,8 +19,8 @@ from tandem.gateway.dashboard.rooms import RoomsSeen, rooms_seen
 from tandem.gateway.dashboard.roster import Roster
 from tandem.gateway.dashboard.traces import ShownTrace, TraceSource
 from tandem.gateway.dashboard.workers import KnownWorker, WorkerRow, worker_rows
-from tandem.gateway.rooms import RoomBook
-from tandem.gateway.sessions import Session, StatusFollower
+from tandem.gateway.routing.rooms import RoomBook
+from tandem.gateway.routing.sessions import Session, StatusFollower
 
 ERRORS_SHOWN: Final = 12
 TRACES_SHOWN: Final = 5
@@ -60,7 +60,7 @@ class Snapshot:
 
 
 class Places(Protocol):
-    """Places for sequences; see tandem.gateway.waiting_room.WaitingRoom."""
+    """Places for sequences; see tandem.gateway.admission.waiting_room.WaitingRoom."""
 
     @property
     def used(self) -> int:
@@ -72,7 +72,7 @@ class Places(Protocol):
 
 
 class Pool(Protocol):
-    """Where workers are found; see tandem.gateway.pool.SessionPool."""
+    """Where workers are found; see tandem.gateway.routing.pool.SessionPool."""
 
     @property
     def view(self) -> ClusterView:

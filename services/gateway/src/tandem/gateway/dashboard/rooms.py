@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from tandem.core.ids import Role
-from tandem.gateway.attempt import RoomPhase
-from tandem.gateway.rooms import Entry
+from tandem.gateway.routing.attempt import RoomPhase
+from tandem.gateway.routing.rooms import Entry
 
 OLDEST: Final = 8
 SHOWN_PHASES: Final = {

@@ -15,7 +15,7 @@ from tandem.rpc.tracing.ring import TraceRing
 from tandem.v1 import admin_pb2, trace_pb2
 
 Gather = Callable[[trace_pb2.GetTraceRequest], Awaitable[admin_pb2.AdminGetTraceResponse]]
-"""See tandem.gateway.cluster_traces.ClusterTraces."""
+"""See tandem.gateway.operate.cluster_traces.ClusterTraces."""
 Spawn = Callable[[Coroutine[Any, Any, None], str], object]
 """See tandem.rpc.tasks.TaskSupervisor."""
 

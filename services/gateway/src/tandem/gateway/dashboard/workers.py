@@ -9,7 +9,7 @@ from typing import Final
 from tandem.core.cluster import WorkerInfo
 from tandem.core.ids import Role, WorkerId
 from tandem.gateway.dashboard.roster import LostWorker
-from tandem.gateway.pool import State
+from tandem.gateway.routing.pool import State
 from tandem.v1 import session_pb2
 
 KV_POOL: Final = "kv"

@@ -1,0 +1,243 @@
+"""One attempt: one room on a prefill and a decode worker at the same time.
+
+Decode brings the tokens. Prefill brings log probabilities of the prompt, word of its failure and, where that is wanted,
+the first token ahead of decode. Once a token of decode is there, or prefill has handed over, the KV has arrived: from
+then on prefill cannot fail the room any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Protocol
+
+from tandem.core.blame import blamed
+from tandem.core.errors import ErrorReason, TandemError
+from tandem.core.ids import Role, RoomId, WorkerLife
+from tandem.gateway.routing.first_token import FirstToken
+from tandem.gateway.routing.sessions import Leg
+from tandem.rpc import convert
+from tandem.v1 import session_pb2
+
+
+class RoomPhase(Enum):
+    """How far a room is, as its gateway knows from what the legs said."""
+
+    SUBMITTED = "submitted"
+    """Neither leg has brought anything."""
+    FIRST_TOKEN = "first_token"
+    """Prefill has said the first token."""
+    DECODING = "decoding"
+    """The KV has arrived."""
+
+
+Legs = Mapping[Role, WorkerLife]
+"""Who has which part of a room."""
+
+
+class Worker(Protocol):
+    """The part of a Session that an attempt uses; see tandem.gateway.routing.sessions.Session."""
+
+    @property
+    def life(self) -> WorkerLife:
+        """Whose Session it is."""
+
+    def submit(self, submit: session_pb2.Submit, leg: Leg) -> None:
+        """Sends a room."""
+
+    def cancel(self, room: RoomId, why: TandemError) -> None:
+        """Ends a room early."""
+
+    def forget(self, room: RoomId) -> None:
+        """Lets a room end by itself, unheard."""
+
+
+class Attempt:
+    """Runs once. Whatever happens, both legs end with it."""
+
+    def __init__(
+        self,
+        submit: session_pb2.Submit,
+        prefill: Worker,
+        decode: Worker,
+        deliver: Callable[[session_pb2.Delta], bool],
+        first_token: FirstToken,
+    ) -> None:
+        """submit: everything but `peer`. deliver: takes news for the client; False if it is too far behind.
+        first_token: of the sequence, whose attempts share it."""
+        self._submit = submit
+        self._room = RoomId(submit.room)
+        self._prefill = prefill
+        self._decode = decode
+        self._deliver = deliver
+        self._first_token = first_token
+        first_token.new_attempt()
+        self._done: asyncio.Future[TandemError | None] = asyncio.get_running_loop().create_future()
+        self._awaits_prompt = submit.HasField("logprobs") and submit.logprobs.prompt
+        self._last: session_pb2.Delta | None = None
+        self.delivered = False
+        """Whether the client may have seen more of it than a first token, so that it cannot be repeated."""
+        self.final = False
+        """Whether no further attempt can be better: decode began otherwise than the client was told, or the client
+        is too slow."""
+        self.blamed: Role | None = None
+        """The leg that failed of itself, once it has failed; None = not known, or neither."""
+        self._kv_arrived = False
+        self._when_kv_arrived: list[Callable[[], None]] = []
+        self._began_early = False
+
+    @property
+    def phase(self) -> RoomPhase:
+        """How far it is."""
+        if self._kv_arrived:
+            return RoomPhase.DECODING
+        return RoomPhase.FIRST_TOKEN if self._began_early else RoomPhase.SUBMITTED
+
+    @property
+    def complete(self) -> bool:
+        """Whether the whole answer was delivered."""
+        return self._ended and self._done.result() is None
+
+    @property
+    def failure(self) -> TandemError | None:
+        """Why it failed; None if it did not, or was cancelled."""
+        return self._done.result() if self._ended else None
+
+    @property
+    def suspects(self) -> tuple[WorkerLife, ...]:
+        """Workers that another attempt should do without."""
+        decode = () if self.blamed is Role.PREFILL else (self._decode.life,)
+        prefill = () if self.blamed is Role.DECODE or self.delivered else (self._prefill.life,)
+        return (*decode, *prefill)
+
+    @property
+    def teller(self) -> Role:
+        """Whose token came last."""
+        return Role.DECODE if self.delivered else Role.PREFILL
+
+    @property
+    def _ended(self) -> bool:
+        return self._done.done() and not self._done.cancelled()
+
+    def on_kv_arrived(self, hook: Callable[[], None]) -> None:
+        """Adds what is called once, when prefill has done its part."""
+        self._when_kv_arrived.append(hook)
+
+    def give_up(self, error: TandemError) -> bool:
+        """Ends both legs, from outside. False if it had ended."""
+        if self._done.done():
+            return False
+        self._fail(error)
+        return True
+
+    async def run(self) -> TandemError | None:
+        """Returns None when the answer is complete, else why it failed. Cancelling it ends both legs."""
+        try:
+            for role, worker, peer, leg in (
+                (Role.DECODE, self._decode, self._prefill, Leg(self._on_decode, self._on_decode_lost)),
+                (Role.PREFILL, self._prefill, self._decode, Leg(self._on_prefill, self._on_prefill_lost)),
+            ):
+                refused = role
+                message = session_pb2.Submit()
+                message.CopyFrom(self._submit)
+                message.peer.CopyFrom(convert.life_to_proto(peer.life))
+                worker.submit(message, leg)
+            return await self._done
+        except TandemError as error:
+            self._fail(error, refused)
+            return error
+        except asyncio.CancelledError:
+            self._fail(TandemError(ErrorReason.CANCELLED, "The client has gone, or its time is over."))
+            raise
+
+    def _on_decode(self, delta: session_pb2.Delta) -> None:
+        if self._done.done():
+            return
+        ends = delta.HasField("finish")
+        if ends and delta.finish.kind == session_pb2.FINISH_KIND_FAILED:
+            self._fail(*_failure(Role.DECODE, delta))
+            return
+        self._note_kv()
+        try:
+            news = self._first_token.from_decode(delta)
+        except TandemError as error:
+            self.final = True
+            self._fail(error)
+            return
+        if ends and self._awaits_prompt:
+            self._last = news
+        elif news.text or news.ListFields()[1:]:  # more than the room: not all of it was said before
+            self._pass_on(news)
+
+    def _note_kv(self) -> None:
+        if not self._kv_arrived:
+            self._kv_arrived = True
+            for hook in self._when_kv_arrived:
+                hook()
+
+    def _on_prefill(self, delta: session_pb2.Delta) -> None:
+        if self._done.done():
+            return
+        early = self._first_token.from_prefill(delta)
+        if early is not None:
+            self._began_early = True
+            if not self._deliver(early):
+                self._fail_slow()
+        if delta.prompt_logprobs and self._awaits_prompt:
+            self._awaits_prompt = False
+            self._pass_on(session_pb2.Delta(room=self._room, prompt_logprobs=delta.prompt_logprobs))
+        if delta.finish.kind == session_pb2.FINISH_KIND_FAILED:
+            self._prefill_failed(*_failure(Role.PREFILL, delta))
+        elif delta.HasField("finish"):
+            self._note_kv()
+            self._release_last()
+
+    def _on_decode_lost(self, error: TandemError) -> None:
+        self._fail(error, Role.DECODE)
+
+    def _on_prefill_lost(self, error: TandemError) -> None:
+        self._prefill_failed(error, Role.PREFILL)
+
+    def _prefill_failed(self, error: TandemError, blamed: Role | None) -> None:
+        if not self._kv_arrived:
+            self._fail(error, blamed)
+        else:
+            self._release_last()
+
+    def _release_last(self) -> None:
+        """Prefill has no more to say: whatever it did not bring will not come."""
+        self._awaits_prompt = False
+        if self._last is not None and not self._done.done():
+            self._pass_on(self._last)
+
+    def _pass_on(self, delta: session_pb2.Delta) -> None:
+        if delta.prompt_logprobs:
+            self._awaits_prompt = False
+        self.delivered = True
+        if not self._deliver(delta):
+            self._fail_slow()
+        elif delta.HasField("finish"):
+            self._prefill.forget(self._room)
+            self._done.set_result(None)
+        elif self._last is not None and not self._awaits_prompt:
+            last, self._last = self._last, None
+            self._pass_on(last)
+
+    def _fail_slow(self) -> None:
+        self.final = True
+        self._fail(TandemError(ErrorReason.OVERLOADED, "The client reads too slowly; the answer was given up."))
+
+    def _fail(self, error: TandemError, blamed: Role | None = None) -> None:
+        if not self._done.done():
+            self.blamed = blamed
+            self._done.set_result(error)
+        for worker in (self._decode, self._prefill):
+            worker.cancel(self._room, error)
+
+
+def _failure(reporter: Role, delta: session_pb2.Delta) -> tuple[TandemError, Role | None]:
+    """What a leg that failed said, and which of the two it was."""
+    said = delta.finish.failure
+    error = TandemError(*convert.failure_from_proto(said))
+    return error, blamed(reporter, error.reason, by_peer=said.by_peer)

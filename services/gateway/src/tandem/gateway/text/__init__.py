@@ -1,0 +1,1 @@
+"""Text and token ids; what a model says, taken apart."""

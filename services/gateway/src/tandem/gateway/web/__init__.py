@@ -1,0 +1,1 @@
+"""The HTTP port: from a connection to an endpoint, and back."""

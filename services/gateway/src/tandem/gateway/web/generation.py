@@ -1,0 +1,389 @@
+"""The endpoints that generate: from the body of a request to the last byte of its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Sequence as SequenceOf
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, Protocol
+
+import orjson
+from starlette.types import Receive, Scope, Send
+
+from tandem.core.affinity import key_of_text
+from tandem.core.errors import ErrorReason, TandemError
+from tandem.core.fair_queue import Ask
+from tandem.core.refusals import Refused
+from tandem.core.tenants import Account
+from tandem.gateway.admission.slots import Slots
+from tandem.gateway.admission.tenants import Bill, Tenants
+from tandem.gateway.admission.waiting_room import WaitingRoom
+from tandem.gateway.admission.wishes import PRIORITY_HEADER, priority_of, timeout_s
+from tandem.gateway.api.chat_answers import HeardChatAnswer
+from tandem.gateway.api.fields import parse_object
+from tandem.gateway.api.generate_answers import GenerateAnswer
+from tandem.gateway.api.messages_answers import MessagesAnswer, failure_event
+from tandem.gateway.api.messages_blocks import HeardMessagesAnswer
+from tandem.gateway.api.openai_answers import OpenAiAnswer, chat_head, event
+from tandem.gateway.api.problems import ErrorShape, problem_of
+from tandem.gateway.api.responses_answers import ResponsesAnswer, broken_off
+from tandem.gateway.api.responses_schema import gone_on
+from tandem.gateway.api.responses_store import ResponseStore
+from tandem.gateway.calls import Api, GenerateCall, ResponsePlan, Sequence
+from tandem.gateway.gateway_metrics import GatewayMetrics, Stopwatch
+from tandem.gateway.mailbox import Mailbox, News
+from tandem.gateway.routing.request_trace import note_answers, note_call, note_prompts
+from tandem.gateway.routing.room_runs import Journey
+from tandem.gateway.routing.router import Router
+from tandem.gateway.text.speech import Parsers
+from tandem.gateway.transcript import Transcript
+from tandem.gateway.web.bodies import READ_TIMEOUT_MS, read_body_in_time
+from tandem.gateway.web.front import Visit, visit_of
+from tandem.gateway.web.line import Line, line_of
+from tandem.gateway.web.prepare import Preparer
+from tandem.rpc.tasks import contained
+from tandem.rpc.tracing import names
+from tandem.rpc.tracing.provider import Tracing, fail
+
+log = logging.getLogger(__name__)
+
+WRITE_GRACE_S: Final = 5.0
+"""After a request's deadline: time for a slow client to take what is written to it."""
+
+ReadCall = Callable[[dict[str, Any]], GenerateCall]
+
+
+class Answer(Protocol):
+    """Shape of an answer; see tandem.gateway.api.openai_answers and generate_answers."""
+
+    def document(self) -> Any:
+        """The whole answer."""
+
+    def events(self, news: list[News]) -> bytes:
+        """Takes news; returns the events that they bring."""
+
+    def end(self) -> bytes:
+        """The last events."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationLimits:
+    """What one request may take."""
+
+    max_body_bytes: int
+    request_timeout_ms: int
+    stream_buffer_tokens: int
+    retry_after_s: int
+    read_timeout_ms: int = READ_TIMEOUT_MS
+
+
+@dataclass(frozen=True, slots=True)
+class Works:
+    """What generation needs of the rest of the gateway."""
+
+    preparer: Preparer
+    router: Router
+    reading: Slots
+    """Requests that have no place yet and do not wait for one: their bodies are read and tokenized."""
+    room: WaitingRoom
+    tenants: Tenants
+    metrics: GatewayMetrics
+    limits: GenerationLimits
+    tracing: Tracing
+    responses: ResponseStore
+    parsers: Parsers | None = None
+    """What takes answers apart; None: they are text."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """One request that was read."""
+
+    call: GenerateCall
+    visit: Visit
+    watch: Stopwatch
+    reply: Reply
+    deadline: float
+    """In the loop's seconds."""
+    account: Account
+    """Of its tenant."""
+
+
+class GenerationEndpoint:
+    """ASGI application of one generating endpoint."""
+
+    def __init__(self, read_call: ReadCall, works: Works) -> None:
+        """read_call: checks a body of this endpoint."""
+        self._read_call = read_call
+        self._works = works
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request. Raises TandemError only if no response has begun."""
+        visit = visit_of(scope)
+        watch = Stopwatch(self._works.metrics, visit.endpoint)
+        given_s = timeout_s(visit.timeout, self._works.limits.request_timeout_ms / 1000)
+        deadline = asyncio.get_running_loop().time() + given_s
+        account = self._works.tenants.account_of(visit.owner)
+        try:
+            self._works.tenants.count_request(account)
+            with ExitStack() as reading:
+                reading.enter_context(self._works.reading.holding())
+                call = await self._read(scope, receive, visit)
+                request = _Request(call, visit, watch, Reply(send, line_of(scope)), deadline, account)
+                await unless_gone(receive, self._answer(request, reading))
+        except Refused as refused:
+            self._works.metrics.count_refusal(refused.refusal)
+            visit.headers.update(self._works.tenants.headers(account))
+            raise
+
+    async def _read(self, scope: Scope, receive: Receive, visit: Visit) -> GenerateCall:
+        reading = self._works.tracing.start(names.READ, visit.span)
+        try:
+            limits = self._works.limits
+            body = await read_body_in_time(scope, receive, limits.max_body_bytes, limits.read_timeout_ms)
+            call = self._read_call(parse_object(body))
+            if call.plan is not None:
+                call = gone_on(call, call.plan, self._works.responses, visit.owner)
+        finally:
+            reading.end()
+        note_call(visit.span, call)
+        return call
+
+    async def _answer(self, request: _Request, reading: ExitStack) -> None:
+        """reading: is closed when the request is read."""
+        visit, reply = request.visit, request.reply
+        try:
+            async with asyncio.timeout_at(request.deadline + WRITE_GRACE_S):
+                sequences = await self._prepare(request.call, visit)
+                prompts = [one for one in sequences if not one.choice]
+                request.watch.prepared(sequences[0].model, sum(len(one.input_ids) for one in prompts))
+                reading.close()
+                await self._admitted(request, sequences)
+        except TimeoutError:
+            error = TandemError(ErrorReason.CANCELLED, "The client did not take its answer in time.")
+            self._broke_off(request, error)
+            # Nothing more can be told: its connection is full. uvicorn closes it, as its answer is not whole.
+            return
+        except TandemError as error:
+            self._broke_off(request, error)
+            await reply.write(_broken_off(request.call.api, error, self._works.limits.retry_after_s), more=False)
+        request.watch.ended()
+
+    def _broke_off(self, request: _Request, error: TandemError) -> None:
+        """Notes why an answer is not whole. Raises it if nothing of it was sent, so that it can be told."""
+        if not request.reply.begun:
+            raise error
+        self._works.metrics.count_error(request.visit.endpoint, error.reason, request.visit.request_id)
+        log.warning("the answer broke off: %s", error)
+        fail(request.visit.span, error.reason, error.message)
+
+    async def _admitted(self, request: _Request, sequences: tuple[Sequence, ...]) -> None:
+        """Generates once the tenant may, and when it is the request's turn."""
+        works, visit, account = self._works, request.visit, request.account
+        account.tenant.require_model(sequences[0].model)
+        ask = _ask(request, sequences)
+        with works.tenants.charged(account, ask.cost) as bill:
+            visit.headers.update(works.tenants.headers(account))
+            async with works.room.place(ask, visit.span):
+                await self._generate(request, sequences, bill)
+
+    async def _generate(self, request: _Request, sequences: tuple[Sequence, ...], bill: Bill) -> None:
+        call, visit, watch = request.call, request.visit, request.watch
+        journey = Journey(visit.request_id, visit.span, request.deadline, key_of_text(visit.session or call.session))
+        transcripts = [Transcript(sequence) for sequence in sequences]
+        answer = self._shape(call, visit, watch, transcripts)
+        try:
+            async with asyncio.timeout(None) as patience, self._generating(sequences, journey, patience) as mailbox:
+                await self._write(call, answer, transcripts, mailbox, request.reply, watch)
+        finally:
+            bill.used = sum(len(one.sequence.input_ids) + one.completion_tokens for one in transcripts)
+            note_answers(visit.span, transcripts, content=self._works.tracing.content)
+            if watch.first_token_s is not None:
+                visit.span.set_attribute(names.TIME_TO_FIRST_CHUNK, watch.first_token_s)
+
+    async def _prepare(self, call: GenerateCall, visit: Visit) -> tuple[Sequence, ...]:
+        tracing = self._works.tracing
+        span = tracing.start(names.TOKENIZE, visit.span)
+        try:
+            sequences = await self._works.preparer.prepare(call)
+        finally:
+            span.end()
+        note_prompts(visit.span, sequences, content=tracing.content)
+        return sequences
+
+    def _shape(self, call: GenerateCall, visit: Visit, watch: Stopwatch, transcripts: list[Transcript]) -> Answer:
+        text_of = transcripts[0].sequence.texts.token_text
+        if call.api is Api.GENERATE:
+            return GenerateAnswer(call, visit.request_id, transcripts, text_of, watch.elapsed)
+        model = transcripts[0].sequence.model
+        if call.plan is not None:
+            return self._response(call, call.plan, transcripts[0])
+        if call.hearing is not None and self._works.parsers is not None:
+            if call.api is Api.MESSAGES:
+                listener = self._works.parsers.listener(call.hearing)
+                return HeardMessagesAnswer(model, visit.request_id, transcripts[0], listener)
+            head = chat_head(model, visit.request_id, int(time.time()))
+            return HeardChatAnswer(call, head, transcripts, text_of, self._works.parsers)
+        if call.api is Api.MESSAGES:
+            return MessagesAnswer(model, visit.request_id, transcripts[0])
+        return OpenAiAnswer(call, model, visit.request_id, int(time.time()), transcripts, text_of)
+
+    def _response(self, call: GenerateCall, plan: ResponsePlan, transcript: Transcript) -> Answer:
+        parsers, hearing = self._works.parsers, call.hearing
+        listener = None if parsers is None or hearing is None else parsers.listener(hearing)
+        head = {"model": transcript.sequence.model, "created_at": int(time.time())}
+        return ResponsesAnswer(plan, head, transcript, listener, self._works.responses.put)
+
+    @asynccontextmanager
+    async def _generating(
+        self, sequences: SequenceOf[Sequence], journey: Journey, patience: asyncio.Timeout
+    ) -> AsyncIterator[Mailbox]:
+        """Runs all sequences; leaving the context ends those that still run. patience: is over when the client is too
+        far behind."""
+        now = asyncio.get_running_loop().time
+        mailbox = Mailbox(self._works.limits.stream_buffer_tokens * len(sequences), lambda: patience.reschedule(now()))
+        task = asyncio.create_task(_run_all(self._works.router, sequences, journey, mailbox))
+        task.add_done_callback(partial(_close_mailbox, mailbox))
+        try:
+            yield mailbox
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+
+    async def _write(
+        self,
+        call: GenerateCall,
+        answer: Answer,
+        transcripts: list[Transcript],
+        mailbox: Mailbox,
+        reply: Reply,
+        watch: Stopwatch,
+    ) -> None:
+        def write_at_once(one: News) -> bool:
+            if not reply.line.open or one.delta.HasField("finish"):
+                return False
+            watch.saw([one])
+            reply.line.write(answer.events([one]))
+            return True
+
+        def broken(error: Exception) -> bool:
+            mailbox.close(error if isinstance(error, TandemError) else TandemError(ErrorReason.INTERNAL))
+            return True
+
+        at_once = contained(write_at_once, broken)
+        while news := await mailbox.take():
+            watch.saw(news)
+            if call.stream:
+                await reply.begin_stream()
+                await reply.write(answer.events(news))
+                mailbox.hand_over_at_once(at_once)
+            else:
+                for one in news:
+                    if one.void:
+                        transcripts[one.index].clear()
+                    transcripts[one.index].add(one.delta)
+        if call.stream:
+            await reply.write(answer.end(), more=False)
+        else:
+            await reply.json(answer.document())
+
+
+class Reply:
+    """Writes one response. The first write decides its status, so that it waits for the first token."""
+
+    def __init__(self, send: Send, line: Line | None = None) -> None:
+        self._send = send
+        self.line = line or Line()
+        """A shorter way for the pieces of a stream, where it is open."""
+        self.begun = False
+
+    async def json(self, document: object) -> None:
+        """A whole response."""
+        body = orjson.dumps(document)
+        await self._begin("application/json", [(b"content-length", str(len(body)).encode())])
+        await self.write(body, more=False)
+
+    async def begin_stream(self) -> None:
+        """Headers of a stream of events, once."""
+        if not self.begun:
+            await self._begin("text/event-stream; charset=utf-8", [(b"cache-control", b"no-cache")])
+
+    async def write(self, data: bytes, *, more: bool = True) -> None:
+        """One piece of the body, in one write; waits while the client's connection is full."""
+        if data or not more:
+            await self._send({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def _begin(self, media_type: str, headers: list[tuple[bytes, bytes]]) -> None:
+        self.begun = True
+        headers = [(b"content-type", media_type.encode()), *headers]
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+
+
+def _ask(request: _Request, sequences: SequenceOf[Sequence]) -> Ask:
+    """What a request wants of the waiting room."""
+    tenant = request.account.tenant
+    return Ask(
+        tenant.name,
+        sum(len(one.input_ids) + one.sampling.max_new_tokens for one in sequences),
+        len(sequences),
+        tenant.class_of(priority_of(request.visit.priority, PRIORITY_HEADER) or request.call.priority),
+        request.deadline,
+        tenant.weight,
+        tenant.max_concurrent,
+        sequences[0].model,
+        max(len(one.input_ids) + one.sampling.max_new_tokens for one in sequences),
+    )
+
+
+def _broken_off(api: Api, error: TandemError, retry_after_s: int) -> bytes:
+    """The last event of a stream that went wrong."""
+    if api is Api.MESSAGES:
+        return failure_event(problem_of(error, retry_after_s, ErrorShape.ANTHROPIC))
+    if api is Api.RESPONSES:
+        return broken_off(problem_of(error, retry_after_s))
+    return event(problem_of(error, retry_after_s).body)
+
+
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Runs `work`, which is cancelled when the client goes; raises CANCELLED then."""
+    working = asyncio.create_task(work)
+    watching = asyncio.create_task(_gone(receive))
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise TandemError(ErrorReason.CANCELLED, "The client has gone.")
+        working.result()
+    finally:
+        working.cancel()
+        watching.cancel()
+        await asyncio.wait({working, watching})
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _run_all(router: Router, sequences: SequenceOf[Sequence], journey: Journey, mailbox: Mailbox) -> None:
+    """Runs sequences side by side. The first that fails ends all, and its error goes to the mailbox."""
+    failed: list[TandemError] = []
+    try:
+        async with asyncio.TaskGroup() as group:
+            for one in sequences:
+                group.create_task(router.run(one, journey, partial(mailbox.put, one.index)))
+    except* TandemError as errors:
+        failed += [error for error in errors.exceptions if isinstance(error, TandemError)]
+    mailbox.close(failed[0] if failed else None)
+
+
+def _close_mailbox(mailbox: Mailbox, task: asyncio.Task[None]) -> None:
+    """However the sequences ended, nobody waits for them any longer."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        log.error("generation crashed", exc_info=error)
+    mailbox.close(TandemError(ErrorReason.INTERNAL))

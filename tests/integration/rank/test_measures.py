@@ -116,6 +116,7 @@ async def test_a_link_that_is_lost_is_up_no_more() -> None:
             await ranks.prefill.agent.link_down(link, Why(ErrorReason.LINK_LOST, "cut"))
         found = ranks.prefill.agent.report().measures.peers[("decode-0", "tcp")]
         assert (found.links, found.links_opened) == (0, 1)
+        assert ranks.prefill.agent.counters.links == {}
 
 
 def test_peers_beyond_the_bound_are_counted_together() -> None:

@@ -211,7 +211,7 @@ class EngineStatus:
     stale_messages: int = 0
     checksum_failures: int = 0
     links: dict[str, str] = field(default_factory=dict)
-    """Peer worker id to provider name."""
+    """Peer worker id to provider name, of links that are up."""
     traffic: dict[PeerKey, int] = field(default_factory=dict)
     """Bytes moved by peer and provider, as PeerTraffic in tandem/v1/session.proto has them."""
     moving_us: dict[PeerKey, int] = field(default_factory=dict)

@@ -957,7 +957,7 @@ class WorkerStatus(_message.Message):
 
     @_builtins.property
     def links(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Provider per peer worker, "worker_id=provider", in order of worker_id."""
+        """Provider per peer worker that a link is up with, "worker_id=provider", in order of worker_id."""
 
     @_builtins.property
     def traffic(self) -> _containers.RepeatedCompositeFieldContainer[Global___PeerTraffic]:

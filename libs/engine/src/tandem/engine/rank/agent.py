@@ -351,6 +351,8 @@ class RankAgent:
         if link in self._links_up:
             self._links_up.remove(link)
             link.measures.links -= 1
+            if all(other.peer.worker_id != link.peer.worker_id for other in self._links_up):
+                self.counters.links.pop(link.peer.worker_id, None)
         await link.close(why)
         for room in [self._rooms[room] for room in list(link.rooms) if room in self._rooms]:
             room.feed(Broken(why))

@@ -24,7 +24,7 @@ class RankCounters:
     granted_states: dict[str, int] = field(default_factory=dict)
     """Name of a state component's pool to its entries under an open grant."""
     links: dict[str, str] = field(default_factory=dict)
-    """Peer worker id to provider name."""
+    """Peer worker id to provider name, of links that are up."""
     measures: RankMeasures = field(default_factory=RankMeasures)
     """What operators see of it; WorkerStatus has the bytes of it."""
 

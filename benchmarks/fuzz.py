@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import sys
 import tempfile
 import time
@@ -24,10 +25,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="after which it ends, also with fewer")
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder, running_system(Path(folder), "--engine", "mock", *SMALL) as system:
         began = time.monotonic()
-        report = asyncio.run(Campaign(system, tiny_oracle(), given.seed).run(given.count))
+        report = asyncio.run(Campaign(system, tiny_oracle(), given.seed).run(given.count, given.seconds))
         seconds = time.monotonic() - began
     print(f"sent {dict(report.sent)} in {seconds:.0f} s; statuses {dict(sorted(report.statuses.items()))}")
     print("grown by, MiB:", {name: grown >> 20 for name, grown in report.growth.items()})

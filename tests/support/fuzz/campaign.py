@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -72,14 +74,14 @@ class Campaign:
         self._ports = [one.address for one in listeners(system)]
         self._channels: dict[str, grpc.aio.Channel] = {}
 
-    async def run(self, count: int) -> Report:
-        """Sends so many, then looks at what is left of them."""
+    async def run(self, count: int, seconds: float = math.inf) -> Report:
+        """Sends so many, fewer if so many seconds are over before, then looks at what is left of them."""
         await self._open()
         await self._good()
         await self._system.wait_idle()
         before = sizes(self._system)
-        done = 0
-        while done < count:
+        done, end = 0, time.monotonic() + seconds
+        while done < count and time.monotonic() < end:
             part = min(GOOD_EVERY, count - done)
             turn = asyncio.Semaphore(AT_ONCE)
             async with asyncio.TaskGroup() as group:

@@ -54,6 +54,7 @@ CASES = [
     Bad("empty body", CHAT, b"", "Send one JSON object"),
     Bad("giant body", CHAT, {"messages": "x" * 5000}, "at", None, 413),
     Bad("unknown endpoint", "/v1/chats", {}, "There are: POST /v1/chat/completions", None, 404),
+    Bad("slash at the end", CHAT + "/", {"messages": HELLO}, "There is no /v1/chat/completions/", None, 404),
     Bad("wrong method", CHAT, None, "Use POST", None, 405, "GET"),
     Bad("unknown model", CHAT, {"model": "huge", "messages": HELLO}, "There is: tiny", "model", 404),
     chat("model of a wrong type", "string of 1..1024 characters", "model", model=7),

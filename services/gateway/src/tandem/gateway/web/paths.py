@@ -126,7 +126,9 @@ def build_http(parts: HttpParts) -> Starlette:
         retry_after_s=parts.works.limits.retry_after_s,
     )
     handlers: dict[Any, Any] = {HTTPException: _not_here, Exception: _crashed}
-    return Starlette(routes=routes, middleware=[*_cors(parts.cors_origins), front], exception_handlers=handlers)
+    app = Starlette(routes=routes, middleware=[*_cors(parts.cors_origins), front], exception_handlers=handlers)
+    app.router.redirect_slashes = False  # /generate/ is another path: 404 as any, not a 307 that no document tells of
+    return app
 
 
 def _cors(origins: tuple[str, ...]) -> list[Middleware]:

@@ -94,7 +94,7 @@ lint: dev ## ruff: rules and format
 	@$(VENV)/bin/ruff format --quiet --check $(CHECKED) || { echo "run: make format" >&2; exit 1; }
 
 types: dev ## mypy, strict
-	@$(PY) -m mypy $(SOURCES)
+	@$(PY) -m mypy $(SOURCES) tools
 
 layers: dev ## import-linter: who may import whom
 	@$(VENV)/bin/lint-imports --no-cache >$(STAMPS)/layers.log || { cat $(STAMPS)/layers.log; exit 1; }

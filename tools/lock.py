@@ -27,7 +27,7 @@ LEFT_OUT = ("cuda-", "nvidia-")
 
 def names_in(text: str) -> dict[str, bool]:
     """The names of an .in file, and whether what they need is to be locked as well."""
-    names = {}
+    names: dict[str, bool] = {}
     for line in text.splitlines():
         name, _, comment = line.partition("#")
         if name.strip():

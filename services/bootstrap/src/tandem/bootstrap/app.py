@@ -14,6 +14,7 @@ from tandem.core.errors import TandemError
 from tandem.core.registry import RegistryLimits
 from tandem.rpc import logs
 from tandem.rpc.clock import SystemClock
+from tandem.rpc.collecting import spare_what_is_there
 from tandem.rpc.control import Controlled, add_control
 from tandem.rpc.credentials import Credentials, TlsSettings
 from tandem.rpc.exits import ExitCode
@@ -74,6 +75,7 @@ async def serve(settings: BootstrapSettings, tls: TlsSettings, stop: Stop) -> in
     tasks = TaskSupervisor(on_crash=lambda name, _: stop.request(f"{name} crashed", ExitCode.FAILED))
     tasks.spawn(store.run(), "leases")
     tasks.spawn(measure_lag(counted.lag.observe), "event loop lag")
+    spare_what_is_there()
     await server.start()
     await server.set_ready(True)
     announce("bootstrap", address)

@@ -56,6 +56,7 @@ from tandem.gateway.web.token_endpoints import TokenEndpoints
 from tandem.rpc import logs
 from tandem.rpc.client import open_channel
 from tandem.rpc.clock import SystemClock
+from tandem.rpc.collecting import spare_what_is_there
 from tandem.rpc.control import Controlled, add_control
 from tandem.rpc.credentials import Credentials, TlsSettings
 from tandem.rpc.exits import ExitCode
@@ -318,6 +319,7 @@ async def serve(settings: GatewaySettings, tls: TlsSettings, stop: Stop) -> int:
         encoder = await asyncio.to_thread(HuggingFaceEncoder, settings.model_path)
         parsers = await asyncio.to_thread(load_parsers, settings, encoder)
         gateway = Gateway(settings, tls, encoder, partial(_crashed, stop), trace, parsers)
+        spare_what_is_there()
         await gateway.start()
     except (TandemError, OSError) as error:
         log.error("the gateway cannot start: %s", error)

@@ -24,6 +24,7 @@ from tandem.engine.worker.settings import WorkerSettings
 from tandem.engine.worker.worker_metrics import WorkerFacts, WorkerMetrics
 from tandem.rpc import convert
 from tandem.rpc.client import open_channel
+from tandem.rpc.collecting import spare_what_is_there
 from tandem.rpc.credentials import Credentials, TlsSettings
 from tandem.rpc.exits import ExitCode
 from tandem.rpc.lease import INSTANCE_ID_BYTES, LeaseCallbacks, LeaseKeeper
@@ -107,6 +108,7 @@ class WorkerHost:
         self.facts = await _unless(stop, self.engine.start())
         address = f"{self._settings.host_to_dial}:{bound.rpartition(':')[2]}"
         await self._watch(channel, stack)
+        spare_what_is_there()
         lease = await self._register(channel, address, stop, stack)
         await server.set_ready(True)
         self._serving = True

@@ -180,9 +180,9 @@ class NotingWorkers:
 class FirstOfAll(Dice):
     """Always the first worker that there is to choose from."""
 
-    def bits(self, count: int) -> int:
-        """Zero for policies; rooms still differ."""
-        return 0 if count == 32 else super().bits(count)
+    def draw(self) -> int:
+        """Zero."""
+        return 0
 
 
 def one_each() -> NotingWorkers:

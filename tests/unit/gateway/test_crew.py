@@ -72,6 +72,22 @@ def test_who_starts_slowly_has_fewer_places_and_only_for_this_choice() -> None:
     assert [one.max_running for one in crew.candidates(None, (), (), only_good=True)] == [10, 10, 10]
 
 
+def test_what_is_kept_ready_for_the_same_workers_knows_of_rooms_that_come_and_go() -> None:
+    crew = Crew([worker(name) for name in CREW])
+    some = [(), (Exceptional(A, takes=True, share=0.5),), (Exceptional(B, takes=False, share=0.1),)]
+    for rooms in range(3):
+        crew.note_rooms(C, rooms)
+        found = [crew.candidates(None, exceptional, (), only_good=True) for exceptional in some]
+        assert [[(one.in_flight, one.max_running) for one in each] for each in found] == [
+            [(0, 10), (0, 10), (rooms, 10)],
+            [(0, 5), (0, 10), (rooms, 10)],
+            [(0, 10), (rooms, 10)],
+        ]
+        everyone = crew.candidates(None, some[2], (A, B, C), only_good=False)
+        assert [one.in_flight for one in everyone] == [0, rooms]
+    assert crew.candidates(None, some[1], (), only_good=True) is found[1]
+
+
 def test_only_those_whose_layout_fits_are_among_them() -> None:
     crew = Crew([worker("a"), worker("b", layout=OTHER), worker("c")])
     assert shown(crew) == "ac"

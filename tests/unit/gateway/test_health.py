@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
@@ -241,11 +241,27 @@ async def test_a_worker_that_joins_gets_more_by_and_by() -> None:
         assert after.count("p1") == 10
 
 
+@dataclass(slots=True)
+class NotingRoom:
+    """A room that has failed."""
+
+    failure: TandemError
+    blamed: Role | None
+    complete: bool = False
+
+    def on_kv_arrived(self, hook: Callable[[], None]) -> None:
+        """It never does."""
+
+
 class Seeded(Dice):
     """Dice that fall the same each time."""
 
     def __init__(self, seed: int) -> None:
         self._dice = random.Random(seed)
+
+    def draw(self) -> int:
+        """32 bits."""
+        return self._dice.getrandbits(32)
 
     def bits(self, count: int) -> int:
         """So many."""
@@ -310,3 +326,26 @@ def test_no_more_lives_are_remembered_than_are_allowed(monkeypatch: pytest.Monke
         assert places(life) == 2
     now = 10.0
     assert [places(life) for life in reversed(lives)] == [20, 20, 20, 2], "the first was forgotten, and joins"
+
+
+def test_who_is_exceptional_is_said_anew_once_something_has_changed() -> None:
+    now, life = [100.0], WorkerLife(WorkerId("p0"), Incarnation(1))
+    book = HealthBook(BreakerSettings(failures=1, open_s=5, slow_start_s=10), lambda: now[0])
+    assert book.exceptional() is book.exceptional()
+    book.meet([life])
+    [joined] = first = book.exceptional()
+    assert (joined.takes, joined.share) == (True, 0.1)
+    now[0] += health.TOLD_S / 2
+    assert book.exceptional() is first
+    now[0] += 5
+    [grown] = book.exceptional()
+    assert grown.share == pytest.approx(0.5, abs=0.01)
+    failed = NotingRoom(TandemError(ErrorReason.ENGINE_FAILED, "why"), Role.PREFILL)
+    with book.watching(failed, {Role.PREFILL: life}):
+        pass
+    [out] = book.exceptional()
+    assert not out.takes
+    now[0] += 4.99
+    assert not book.exceptional()[0].takes
+    now[0] += 0.01
+    assert book.exceptional()[0].takes, "at the very moment, not a little later"

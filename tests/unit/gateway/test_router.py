@@ -16,10 +16,11 @@ from tandem.core.ids import RequestId, Role
 from tandem.core.policies import PolicyName
 from tandem.core.retry_budget import BudgetSettings, RetryBudget
 from tandem.gateway.calls import Sequence
-from tandem.gateway.routing.room_runs import Dice, Journey
+from tandem.gateway.routing.room_runs import Journey
 from tandem.gateway.routing.router import Router, RouterSettings
 from tandem.v1 import common_pb2, session_pb2
 from tests.support.gateway.doubles import (
+    FirstOfAll,
     NotingWorker,
     NotingWorkers,
     finish,
@@ -254,19 +255,11 @@ async def test_an_attempt_whose_dice_fall_otherwise_ends_with_the_first_cause() 
     assert sum(len(worker.submits) for worker in workers.decodes) == 2, "no third one"
 
 
-class LoadedDice(Dice):
-    """Always the first worker."""
-
-    def bits(self, count: int) -> int:
-        """Zero."""
-        return 0
-
-
 async def test_another_attempt_prefers_workers_that_have_not_failed() -> None:
     workers = two_each()
     workers.decodes[0].refuses = LOST
     policies = dict.fromkeys(Role, PolicyName.RANDOM)
-    router = Router(workers, RouterSettings(3, 0), policies, untraced(), dice=LoadedDice())
+    router = Router(workers, RouterSettings(3, 0), policies, untraced(), dice=FirstOfAll())
     task = asyncio.create_task(router.run(sequence(), journey(), lambda _: True))
     submit = await workers.decodes[1].next_submit()
     assert [one.room for one in workers.prefills[0].submits] == [submit.room], "prefill was not to blame"
@@ -287,7 +280,7 @@ async def test_another_attempt_avoids_who_failed_and_both_where_that_is_not_know
 ) -> None:
     workers = two_each()
     policies = dict.fromkeys(Role, PolicyName.RANDOM)
-    router = Router(workers, RouterSettings(3, 0), policies, untraced(), dice=LoadedDice())
+    router = Router(workers, RouterSettings(3, 0), policies, untraced(), dice=FirstOfAll())
     task = await settled(router.run(sequence(), journey(), lambda _: True))
     [first] = workers.decodes[0].submits
     failure = common_pb2.Failure(reason=reason.value, message="decode says so", by_peer=by_peer)

@@ -25,12 +25,13 @@ NO_KEY: Final = AffinityKey(b"")
 KEY_BYTES: Final = 16
 _SCORE_BITS: Final = 52
 """So that what is drawn fits a float exactly, with a half added."""
-_SPARE_BITS: Final = np.uint64(64 - _SCORE_BITS)
+_SPARE_BITS: Final = np.array(64 - _SCORE_BITS, np.uint64)
 _MIX: Final = (
-    (np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)),
-    (np.uint64(27), np.uint64(0x94D049BB133111EB)),
+    (np.array(30, np.uint64), np.array(0xBF58476D1CE4E5B9, np.uint64)),
+    (np.array(27, np.uint64), np.array(0x94D049BB133111EB, np.uint64)),
 )
-_LAST_SHIFT: Final = np.uint64(31)
+"""Arrays, as numpy turns its scalars into these for each operation."""
+_LAST_SHIFT: Final = np.array(31, np.uint64)
 
 
 def key_of_text(text: str) -> AffinityKey:
@@ -50,18 +51,62 @@ def worker_hash(worker: WorkerId) -> int:
     return int.from_bytes(blake2b(worker.encode(), digest_size=8).digest(), "big")
 
 
-def ranks(key: AffinityKey, workers: NDArray[np.uint64], weights: NDArray[np.int64]) -> NDArray[np.float64]:
-    """How near workers are to a key: the highest is its home. Positive, and finite.
-
-    key: not empty. workers: their hashes. weights: more than 0; a worker is home to keys in proportion.
-    """
+def draw(key: AffinityKey, workers: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """What a key draws for each worker, 0..2^52-1. key: not empty. workers: their hashes."""
     # Both are digests already; what remains is to mix them, which the finalizer of splitmix64 does.
     drawn = workers ^ np.uint64(int.from_bytes(key[:8], "big"))
     for shift, factor in _MIX:
-        drawn = (drawn ^ (drawn >> shift)) * factor
-    drawn = (drawn ^ (drawn >> _LAST_SHIFT)) >> _SPARE_BITS
+        drawn ^= drawn >> shift
+        drawn *= factor
+    drawn ^= drawn >> _LAST_SHIFT
+    drawn >>= _SPARE_BITS
+    return drawn
+
+
+def ranks(drawn: NDArray[np.uint64], weights: NDArray[np.int64]) -> NDArray[np.float64]:
+    """How near workers are to a key: the highest is its home. Positive, and finite.
+
+    weights: more than 0; a worker is home to keys in proportion.
+    """
     found: NDArray[np.float64] = weights / -np.log((drawn + 0.5) / 2**_SCORE_BITS)
     return found
+
+
+class Homes:
+    """Finds the home of a key among workers that stay the same.
+
+    Of workers of one weight the nearest is the one that drew most, so only the winners of each weight are ranked.
+    """
+
+    def __init__(self, workers: NDArray[np.uint64], weights: NDArray[np.int64]) -> None:
+        """workers: as for `draw`, at least one. weights: as for `ranks`."""
+        self._workers = workers
+        self._weights = weights
+        self._order = np.argsort(weights, kind="stable")
+        by_weight = weights[self._order]
+        self._starts = np.flatnonzero(np.diff(by_weight, prepend=0))
+        """Where each weight begins in that order."""
+        self._ends = [*self._starts[1:].tolist(), len(weights)]
+        self._kinds = by_weight[self._starts]
+
+    def draw(self, key: AffinityKey) -> NDArray[np.uint64]:
+        """What `nearest` asks for."""
+        return draw(key, self._workers)
+
+    def nearest(self, drawn: NDArray[np.uint64]) -> int:
+        """Place of the home."""
+        if len(self._kinds) == 1:
+            return int(drawn.argmax())
+        drawn = drawn[self._order]
+        kind = int(ranks(np.maximum.reduceat(drawn, self._starts), self._kinds).argmax())
+        start, end = int(self._starts[kind]), self._ends[kind]
+        return int(self._order[start + int(drawn[start:end].argmax())])
+
+    def nearest_of(self, drawn: NDArray[np.uint64], some: NDArray[np.intp]) -> int:
+        """Place of the one that would be, were there only some of the workers. some: their places, rising."""
+        drawn = drawn[some]
+        near = drawn if len(self._kinds) == 1 else ranks(drawn, self._weights[some])
+        return int(some[int(near.argmax())])
 
 
 def _key(content: bytes) -> AffinityKey:

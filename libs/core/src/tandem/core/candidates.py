@@ -6,12 +6,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tandem.core.affinity import worker_hash
+from tandem.core.affinity import Homes, worker_hash
 from tandem.core.ids import WorkerLife
 
 
@@ -32,7 +33,10 @@ class Candidate:
 
 
 class Candidates(Sequence[Candidate]):
-    """Candidates in order of life."""
+    """Candidates in order of life, with what policies ask of them kept ready.
+
+    Their rooms change; who they are, and how many places each has, does not.
+    """
 
     def __init__(
         self,
@@ -43,9 +47,14 @@ class Candidates(Sequence[Candidate]):
     ) -> None:
         """All of one length. in_flight, places: as in Candidate. hashes: see tandem.core.affinity.worker_hash."""
         self.lives = lives
-        self.in_flight = in_flight
+        self.in_flight = in_flight.copy()
         self.places = places
         self.hashes = hashes
+        self.loads: NDArray[np.float64] = self.in_flight / places
+        """Of each, rooms per place."""
+        self._shares = places.astype(np.float64)
+        self._rooms = int(in_flight.sum())
+        self._all_places = float(places.sum())
 
     @classmethod
     def of(cls, candidates: Iterable[Candidate]) -> Candidates:
@@ -70,27 +79,60 @@ class Candidates(Sequence[Candidate]):
             return self.at(np.arange(len(self))[place])
         return Candidate(self.lives[place], int(self.in_flight[place]), int(self.places[place]))
 
+    def note_rooms(self, life: WorkerLife, rooms: int) -> None:
+        """So many rooms run on a worker now; nothing happens if it is not in here."""
+        place = self._place.get(life)
+        if place is not None:
+            self._rooms += rooms - int(self.in_flight[place])
+            self.in_flight[place] = rooms
+            self.loads[place] = rooms / self._shares[place]
+
     def at(self, places: NDArray[np.intp]) -> Candidates:
-        """Some of them. places: rising."""
+        """Some of them, with the rooms of now. places: rising."""
         if len(places) == len(self):
             return self
-        lives = [self.lives[place] for place in places]
+        lives = [self.lives[place] for place in places.tolist()]
         return Candidates(lives, self.in_flight[places], self.places[places], self.hashes[places])
+
+    def without(self, lives: Iterable[WorkerLife]) -> Candidates:
+        """All but these."""
+        out = [place for life in lives if (place := self._place.get(life)) is not None]
+        return self.at(np.delete(np.arange(len(self)), out)) if out else self
 
     def least_loaded(self) -> NDArray[np.intp]:
         """Places of those that are loaded the least."""
-        loads = self.in_flight / self.places
-        return np.flatnonzero(loads == loads.min())
+        return _least(self.loads)
+
+    def least_loaded_of(self, some: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Places of those of some that are loaded the least. some: places, rising."""
+        return some[_least(self.loads[some])]
 
     def below(self, cap: float) -> NDArray[np.intp]:
         """Places of those that one more room would not take over `cap` times the mean load, that room included."""
-        return np.flatnonzero(self.in_flight < np.ceil(self._rooms(cap) * self.places / int(self.places.sum())))
+        allowed = np.ceil(cap * (1 + self._rooms) * self._shares / self._all_places)
+        return (self.in_flight < allowed).nonzero()[0]
+
+    def below_of(self, some: NDArray[np.intp], cap: float) -> NDArray[np.intp]:
+        """Those of some that are. some: places."""
+        allowed = np.ceil(cap * (1 + self._rooms) * self._shares[some] / self._all_places)
+        return some[self.in_flight[some] < allowed]
 
     def is_below(self, place: int, cap: float) -> bool:
         """Whether one of them is."""
-        allowed = self._rooms(cap) * int(self.places[place]) / int(self.places.sum())
+        allowed = cap * (1 + self._rooms) * float(self._shares[place]) / self._all_places
         return int(self.in_flight[place]) < math.ceil(allowed)
 
-    def _rooms(self, cap: float) -> float:
-        """As many as all of them together may have."""
-        return cap * (1 + int(self.in_flight.sum()))
+    @cached_property
+    def homes(self) -> Homes:
+        """Finds the home of a key among them."""
+        return Homes(self.hashes, self.places)
+
+    @cached_property
+    def _place(self) -> dict[WorkerLife, int]:
+        return {life: place for place, life in enumerate(self.lives)}
+
+
+def _least(loads: NDArray[np.float64]) -> NDArray[np.intp]:
+    # Methods, as numpy's functions of the same names take several times as long for so few numbers.
+    least: NDArray[np.intp] = (loads == loads[loads.argmin()]).nonzero()[0]
+    return least

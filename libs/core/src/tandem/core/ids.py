@@ -43,6 +43,9 @@ def room_from_random(bits: int) -> RoomId:
 class Role(Enum):
     """What a worker does with a request."""
 
+    __hash__ = object.__hash__
+    """Members are single objects; Enum's own hashes their names, in Python, for each look-up."""
+
     PREFILL = "prefill"
     DECODE = "decode"
     UNIFIED = "unified"

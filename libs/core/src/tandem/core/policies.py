@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from tandem.core.affinity import NO_KEY, AffinityKey, ranks
+from tandem.core.affinity import NO_KEY, AffinityKey
 from tandem.core.candidates import Candidate as Candidate
 from tandem.core.candidates import Candidates
 from tandem.core.errors import ErrorReason, TandemError
@@ -46,6 +46,9 @@ class Turn:
 BY_HELD_PAGES: Final = frozenset({PolicyName.CACHE_AWARE, PolicyName.LEAST_COST})
 """Policies that look at what prefix caches hold."""
 
+BY_PREFIX: Final = frozenset({PolicyName.PREFIX_HASH, PolicyName.CACHE_AWARE})
+"""Policies that look at how the prompt begins."""
+
 Policy = Callable[[Candidates, Turn], Candidate]
 
 
@@ -68,7 +71,7 @@ def _power_of_two(candidates: Candidates, turn: Turn) -> Candidate:
     given everything until it is as full as the others, by every gateway at the same time."""
     rest, first = divmod(turn.bits, len(candidates))
     other = (first + 1 + rest % max(1, len(candidates) - 1)) % len(candidates)
-    return min(candidates[first], candidates[other], key=lambda candidate: candidate.load)
+    return candidates[other if candidates.loads[other] < candidates.loads[first] else first]
 
 
 def _consistent_hash(candidates: Candidates, turn: Turn) -> Candidate:
@@ -89,11 +92,11 @@ def _home(candidates: Candidates, key: AffinityKey, turn: Turn) -> Candidate:
     """
     if not key:
         return _power_of_two(candidates, turn)
-    near = ranks(key, candidates.hashes, candidates.places)
-    home = int(near.argmax())
+    homes = candidates.homes
+    drawn = homes.draw(key)
+    home = homes.nearest(drawn)
     if not candidates.is_below(home, turn.load_cap):
-        below = candidates.below(turn.load_cap)
-        home = int(below[int(near[below].argmax())])
+        home = homes.nearest_of(drawn, candidates.below(turn.load_cap))
     return candidates[home]
 
 

@@ -8,6 +8,9 @@ from enum import Enum
 class PolicyName(Enum):
     """Policies that exist."""
 
+    __hash__ = object.__hash__
+    """Members are single objects; Enum's own hashes their names, in Python."""
+
     RANDOM = "random"
     ROUND_ROBIN = "round_robin"
     LEAST_LOAD = "least_load"

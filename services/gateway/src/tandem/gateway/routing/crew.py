@@ -7,8 +7,9 @@ they come and go.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,8 +38,24 @@ class Member(Protocol):
 
 _M_co = TypeVar("_M_co", bound=Member, covariant=True)
 
+MAX_READY: Final = 4
+"""Sets of candidates that a crew keeps ready."""
+
 Among = NDArray[np.intp] | None
 """Places in a crew; None = all of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """What a choice begins with, for as long as the same workers are trusted."""
+
+    among: Among
+    exceptional: Sequence[Exceptional]
+    everyone: Candidates
+    trusted: Candidates
+    """The same object, if all of them are."""
+    own: tuple[Candidates, ...]
+    """Those of both whose rooms have to be kept up to date."""
 
 
 class Crew(Generic[_M_co]):
@@ -50,9 +67,13 @@ class Crew(Generic[_M_co]):
         self.met = False
         """Whether the health book has been told who is in it."""
         self._place = {life: place for place, life in enumerate(self.lives)}
-        self._in_flight = np.array([worker.in_flight for worker in self.workers], np.int64)
-        self._places = np.array([worker.info.max_running for worker in self.workers], np.int64)
-        self._hashes = np.array([worker_hash(life.worker_id) for life in self.lives], np.uint64)
+        self._all = Candidates(
+            self.lives,
+            np.array([worker.in_flight for worker in self.workers], np.int64),
+            np.array([worker.info.max_running for worker in self.workers], np.int64),
+            np.array([worker_hash(life.worker_id) for life in self.lives], np.uint64),
+        )
+        self._ready: list[_Ready] = []
         layouts = dict.fromkeys(worker.info.layout for worker in self.workers)
         self.layouts: Sequence[KvLayout] = tuple(layouts)
         """Those that its workers have, each once; mostly there is one."""
@@ -67,9 +88,12 @@ class Crew(Generic[_M_co]):
 
     def note_rooms(self, life: WorkerLife, rooms: int) -> None:
         """So many rooms run on a worker now; nothing happens if it is not in here."""
-        place = self._place.get(life)
-        if place is not None:
-            self._in_flight[place] = rooms
+        if life not in self._place:
+            return
+        self._all.note_rooms(life, rooms)
+        for ready in self._ready:
+            for kept in ready.own:
+                kept.note_rooms(life, rooms)
 
     def of(self, life: WorkerLife) -> _M_co:
         """One of them. Raises KeyError."""
@@ -78,7 +102,8 @@ class Crew(Generic[_M_co]):
     @property
     def has_place(self) -> bool:
         """Whether one of them would begin with a room at once."""
-        return len(self) > 0 and bool((self._in_flight < self._places).any())
+        loads = self._all.loads
+        return len(loads) > 0 and bool(loads[loads.argmin()] < 1)
 
     def fitting(self, others: Sequence[KvLayout]) -> NDArray[np.intp] | None:
         """Places of those whose layout fits one of others'; None = of all."""
@@ -98,27 +123,37 @@ class Crew(Generic[_M_co]):
     ) -> Candidates:
         """Who may be chosen. among: their places; None = all. exceptional: who is not trusted, or only in part.
 
-        only_good: none that is not trusted or to be avoided; else one of those where there are no others.
+        only_good: none that is not trusted or to be avoided; else one of those where there are no others. What two
+        calls have in common is kept as long as `among` and `exceptional` are the very same objects. To be used before
+        rooms change.
         """
-        places, sick, avoided = self._places, [], []
+        ready = self._made_ready(among, exceptional)
+        fresh = ready.trusted.without(avoid) if avoid else ready.trusted
+        if only_good or fresh:
+            return fresh
+        return ready.trusted or ready.everyone
+
+    def _made_ready(self, among: Among, exceptional: Sequence[Exceptional]) -> _Ready:
+        for ready in self._ready:
+            if ready.among is among and ready.exceptional is exceptional:
+                return ready
+        everyone, sick = self._all, []
+        places = everyone.places.copy()
         for one in exceptional:
             place = self._place.get(one.life)
             if place is not None:
-                if places is self._places:
-                    places = places.copy()
                 places[place] = max(1, round(int(places[place]) * one.share))
                 if not one.takes:
-                    sick.append(place)
-        avoided = [self._place[life] for life in avoid if life in self._place]
-        everyone = Candidates(self.lives, self._in_flight, places, self._hashes)
-        if among is None and not sick and not avoided:
-            return everyone
-        all_of_them = np.arange(len(self)) if among is None else among
-        healthy = all_of_them[~np.isin(all_of_them, sick)]
-        fresh = healthy[~np.isin(healthy, avoided)]
-        if only_good or fresh.size:
-            return everyone.at(fresh)
-        return everyone.at(healthy if healthy.size else all_of_them)
+                    sick.append(one.life)
+        if (places != everyone.places).any():
+            everyone = Candidates(self.lives, everyone.in_flight, places, everyone.hashes)
+        if among is not None:
+            everyone = everyone.at(among)
+        trusted = everyone.without(sick)
+        own = tuple(kept for kept in {everyone, trusted} if kept is not self._all)
+        made = _Ready(among, exceptional, everyone, trusted, own)
+        self._ready = [made, *self._ready[: MAX_READY - 1]]
+        return made
 
 
 def _life_of(worker: Member) -> WorkerLife:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -39,6 +39,10 @@ class WatchedRoom(Protocol):
         """Adds what is called once prefill has done its part."""
 
 
+TOLD_S: Final = 0.05
+"""How long what `exceptional` says of a slow start holds."""
+
+
 @dataclass(frozen=True, slots=True)
 class Exceptional:
     """A worker that is not simply given rooms."""
@@ -67,6 +71,9 @@ class HealthBook:
         self._breakers: OrderedDict[WorkerLife, Breaker] = OrderedDict()
         self._watched: set[WorkerLife] = set()
         """Those that may be exceptional; all others have closed breakers and their full share."""
+        self._told: tuple[Exceptional, ...] = ()
+        """What `exceptional` says, until something happens or until then."""
+        self._told_until = float("inf")
         self._outliers = {role: Outliers(outliers or OutlierSettings(), MAX_LIVES) for role in Role}
 
     def state_of(self, life: WorkerLife) -> State:
@@ -79,19 +86,28 @@ class HealthBook:
         for life in lives:
             self._of(life)
 
-    def exceptional(self) -> list[Exceptional]:
-        """Every worker that is not trusted, or starts slowly. Costs nothing for the others."""
-        if not self._watched:
-            return []
-        now, found = self._clock(), []
+    def exceptional(self) -> Sequence[Exceptional]:
+        """Every worker that is not trusted, or starts slowly. Costs nothing for the others. The very same object as
+        the last time, if it has to say the same."""
+        if not self._watched and not self._told:
+            return self._told
+        now = self._clock()
+        if now < self._told_until:
+            return self._told
+        found, until = [], float("inf")
         for life in tuple(self._watched):
             breaker = self._breakers[life]
             one = Exceptional(life, breaker.takes(now), breaker.share(now, self._settings))
             if breaker.state is State.CLOSED and one.share >= 1:
                 self._watched.discard(life)
-            else:
-                found.append(one)
-        return found
+                continue
+            found.append(one)
+            if breaker.state is State.CLOSED:
+                until = min(until, now + TOLD_S)
+            elif not one.takes and breaker.state is State.OPEN:
+                until = min(until, breaker.due)
+        self._told, self._told_until = tuple(found), until
+        return self._told
 
     @contextmanager
     def watching(self, room: WatchedRoom, legs: Legs) -> Iterator[None]:
@@ -118,18 +134,22 @@ class HealthBook:
             self._breakers.move_to_end(life)
             return breaker
         joined = self._breakers[life] = Breaker(self._clock())
-        self._watched.add(life)
+        self._watch(life)
         if len(self._breakers) > MAX_LIVES:
             forgotten, _ = self._breakers.popitem(last=False)
             self._watched.discard(forgotten)
         return joined
+
+    def _watch(self, life: WorkerLife) -> None:
+        self._watched.add(life)
+        self._told_until = float("-inf")
 
     def _sent(self, life: WorkerLife) -> int:
         """Notes a room; returns its epoch."""
         breaker = self._of(life)
         self._breakers[life] = after = breaker.step(Event.SENT, breaker.epoch, self._clock(), self._settings)
         if after.state is not breaker.state:
-            self._watched.add(life)
+            self._watch(life)
         return after.epoch
 
     def _ended(self, role: Role, life: WorkerLife, epoch: int, event: Event, eithers: bool = False) -> None:
@@ -141,7 +161,7 @@ class HealthBook:
         self._breakers[life] = after
         if after.state is before.state:
             return
-        self._watched.add(life)
+        self._watch(life)
         if after.state is State.CLOSED:
             log.info("%s works again, and gets more by and by", life)
         elif event in (Event.FAILED, Event.EJECTED):

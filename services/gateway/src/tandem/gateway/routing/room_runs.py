@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import secrets
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -55,6 +56,13 @@ Team = Mapping[Role, RoutableWorker]
 
 class Dice:
     """Every random number of the router, so that a test can load it."""
+
+    def __init__(self) -> None:
+        self._draws = random.Random()
+
+    def draw(self) -> int:
+        """32 random bits for a choice among workers, no secret: the operating system need not be asked for each."""
+        return self._draws.getrandbits(32)
 
     def bits(self, count: int) -> int:
         """That many random bits."""

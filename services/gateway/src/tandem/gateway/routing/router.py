@@ -7,20 +7,20 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Mapping
-from collections.abc import Sequence as SequenceOf
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from tandem.core.affinity import AffinityKey, key_of_prefix
+from tandem.core.affinity import NO_KEY
 from tandem.core.breaker import State
 from tandem.core.candidates import Candidates
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import ALONE, PAIR, Role, WorkerLife
-from tandem.core.kv_index import NOTHING_HELD, PageHash, page_hashes
+from tandem.core.kv_index import NOTHING_HELD
 from tandem.core.placement import DEFAULT_UNIFIED_MAX_PROMPT_TOKENS, teams_for
 from tandem.core.policies import (
     BY_HELD_PAGES,
+    BY_PREFIX,
     DEFAULT_LOAD_CAP,
     DEFAULT_PREFIX_TOKENS,
     PolicyName,
@@ -41,6 +41,7 @@ from tandem.gateway.routing.request_trace import CANDIDATES, HELD_TOKENS, POLICI
 from tandem.gateway.routing.resume import Told
 from tandem.gateway.routing.room_runs import Dice, Journey, Order, Ran, RoomRuns, RoutableWorker, Team, Tell, lives_of
 from tandem.gateway.routing.rooms import RoomBook
+from tandem.gateway.routing.wish import Wish
 from tandem.rpc.tracing import names
 from tandem.rpc.tracing.provider import Tracing, Value
 from tandem.v1 import session_pb2
@@ -84,25 +85,6 @@ class RouterSettings:
     """See tandem.core.placement.teams_for."""
     hedge_after_ms: int = 0
     """See tandem.gateway.routing.hedge; 0 = never."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What one attempt wants of its workers."""
-
-    model: str
-    avoid: Collection[WorkerLife]
-    """Others, where there are any."""
-    session: AffinityKey
-    prefix: AffinityKey
-    ids: SequenceOf[int]
-    _pages: dict[int, list[PageHash]] = field(default_factory=dict)
-
-    def pages(self, page_size: int) -> list[PageHash]:
-        """The prompt's pages; hashed once, and only where a policy asks."""
-        if page_size not in self._pages:
-            self._pages[page_size] = page_hashes(self.ids, page_size)
-        return self._pages[page_size]
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,8 +262,7 @@ class Router:
         return rival
 
     def _wish(self, sequence: Sequence, journey: Journey, avoid: Collection[WorkerLife]) -> Wish:
-        prefix = key_of_prefix(sequence.input_ids, self._settings.prefix_tokens)
-        return Wish(sequence.model, avoid, journey.session, prefix, sequence.input_ids)
+        return Wish(sequence.model, avoid, journey.session, self._settings.prefix_tokens, sequence.input_ids)
 
     async def _route(self, sequence: Sequence, journey: Journey, avoid: set[WorkerLife]) -> Choices:
         trace = RouteTrace(self._tracing, journey.span, sequence, len(avoid))
@@ -381,15 +362,17 @@ class Router:
         if not candidates:
             return None
         chooser, held, page_size = self._choosers[role], NOTHING_HELD, 0
-        if chooser.policy in BY_HELD_PAGES:
+        policy = chooser.policy
+        if policy in BY_HELD_PAGES:
             # Those that fit each other have pages of one size; of any others that there are, nothing is found.
             page_size = crew.of(candidates.lives[0]).info.layout.page_size
             held = self._holders.match(wish.pages(page_size))
         count, cap = chooser.counts[wish.model], self._settings.load_cap
-        turn = Turn(count, self._dice.bits(32), wish.session, wish.prefix, cap, held)
-        chosen = choose(chooser.policy, candidates, turn, role)
+        prefix = wish.prefix if policy in BY_PREFIX else NO_KEY
+        turn = Turn(count, self._dice.draw(), wish.session, prefix, cap, held)
+        life = choose(policy, candidates, turn, role).life
         chooser.chose(wish.model)
-        return Choice(crew.of(chosen.life), chooser.policy, held.pages_of(chosen.life) * page_size)
+        return Choice(crew.of(life), policy, held.pages_of(life) * page_size if held.most else 0)
 
     def _cheapest(
         self, prefills: Crew[RoutableWorker], decodes: Candidates, wish: Wish, only_good: bool
@@ -407,7 +390,7 @@ class Router:
         def fits(prefill: WorkerLife, decode: WorkerLife) -> bool:
             return layouts_fit(d_by_life[decode].info.layout, p_by_life[prefill].info.layout)
 
-        found = self._costs.cheapest(prompt, p_by_life, loads, held, fits, self._dice.bits(32))
+        found = self._costs.cheapest(prompt, p_by_life, loads, held, fits, self._dice.draw())
         if found is None:
             return None
         prefill, decode = found

@@ -21,13 +21,14 @@ from tandem.core.breaker import BreakerSettings
 from tandem.core.cluster import WorkerInfo
 from tandem.core.ids import Incarnation, Role, RoomId, WorkerId, WorkerLife
 from tandem.core.layout import KvLayout, PoolLayout
-from tandem.core.policies import PolicyName
+from tandem.core.policies import DEFAULT_PREFIX_TOKENS, PolicyName
 from tandem.core.version import CURRENT
 from tandem.gateway.routing.crew import Crew
 from tandem.gateway.routing.health import HealthBook
 from tandem.gateway.routing.room_runs import RoutableWorker
-from tandem.gateway.routing.router import Router, RouterSettings, Wish
+from tandem.gateway.routing.router import Router, RouterSettings
 from tandem.gateway.routing.sessions import Leg
+from tandem.gateway.routing.wish import Wish
 from tandem.rpc.tracing.provider import Tracing
 from tandem.rpc.tracing.settings import TraceSettings
 from tandem.v1 import session_pb2
@@ -101,7 +102,7 @@ def decide(policy: PolicyName, workers: int, decisions: int, seed: int = 1) -> l
             crew = among.crews[role]
             crew.note_rooms(dice.choice(crew.lives), dice.randrange(PLACES))
         key = key_of_text(str(dice.random()))
-        wish = Wish(MODEL, (), key, key, PROMPT)
+        wish = Wish(MODEL, (), key, DEFAULT_PREFIX_TOKENS, (dice.getrandbits(32), *PROMPT))
         began = time.thread_time_ns()
         router.pick(wish)
         if number >= 0:

@@ -273,7 +273,7 @@ def bench_post(context: typer.Context) -> None:
 
 @bench.command("pd", context_settings=_FORWARD)
 def bench_pd(context: typer.Context) -> None:
-    """Disaggregated and plain SGLang side by side. See: tandem bench pd --help."""
+    """One engine, disaggregated and by itself, side by side. See: tandem bench pd --help."""
     from tandem.cli.bench_pd.command import main as measure
 
     raise typer.Exit(measure(context.args))

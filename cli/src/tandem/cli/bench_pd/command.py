@@ -1,8 +1,9 @@
 """Command line of `tandem bench pd`: measures both sides in turn and prints a table.
 
-In each round both sides get the same number of requests at each prompt length, one at a time, and then eight at a time;
-which side goes first changes from round to round, so that whatever else the machine does hits both alike. Prompts are
-random token ids, so that no prefix cache helps. While one side is measured, the other is idle.
+In each round both sides get the same number of requests at each prompt length, one at a time; then some at once; then
+streams that run while prompts of several lengths keep arriving at several rates. Which side goes first changes from
+round to round, so that whatever else the machine does hits both alike. Prompts are random token ids, so that no prefix
+cache helps. While one side is measured, the other is idle.
 """
 
 from __future__ import annotations
@@ -14,14 +15,13 @@ import random
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-
-from rich.console import Console
-from rich.table import Table
+from dataclasses import dataclass
 
 from tandem.cli import settings
-from tandem.cli.bench_pd.numbers import LONG_TOKENS, PD, PLAIN, SHORT_TOKENS, SIDES, Samples
-from tandem.cli.bench_pd.sides import SideOptions, disaggregated, plain
+from tandem.cli.bench_pd.disturbance import disturb
+from tandem.cli.bench_pd.numbers import LONG_TOKENS, PD, PLAIN, SHORT_TOKENS, SIDES, Load, Samples
+from tandem.cli.bench_pd.report import document, show
+from tandem.cli.bench_pd.sides import ENGINES, SideOptions, disaggregated, plain
 from tandem.cli.bench_pd.streams import time_stream
 from tandem.core.errors import TandemError
 
@@ -42,6 +42,10 @@ class Plan:
     new_tokens: int
     vocabulary: int
     """Prompts are made of tokens LOWEST_TOKEN..vocabulary-1."""
+    loads: tuple[Load, ...] = ()
+    """What arrives while streams run."""
+    streams: int = 4
+    stream_tokens: int = 512
     seed: int = 0
 
 
@@ -66,6 +70,10 @@ async def measure(plan: Plan, addresses: dict[str, str]) -> Samples:
         for side in sides:
             prompts = [prompt(length) for length in PARALLEL_LENGTHS]
             samples.parallel[side].append(await _parallel(addresses[side], prompts, plan.new_tokens))
+        for load in plan.loads:
+            for side in sides:
+                found = await disturb(addresses[side], load, plan.streams, plan.stream_tokens, prompt)
+                samples.disturbed[side, load].append(found)
         print(f"round {number + 1} of {plan.rounds}", file=sys.stderr, flush=True)
     return samples
 
@@ -85,19 +93,24 @@ async def _parallel(address: str, prompts: list[list[int]], new_tokens: int) -> 
 
 async def run(plan: Plan, options: SideOptions) -> Samples:
     """Starts both sides and measures them."""
-    print("starting plain SGLang ...", file=sys.stderr, flush=True)
+    print("starting the engine by itself ...", file=sys.stderr, flush=True)
     async with plain(options) as plain_address:
         print("starting Tandem ...", file=sys.stderr, flush=True)
         async with disaggregated(options) as pd_address:
             return await measure(plan, {PD: pd_address, PLAIN: plain_address})
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="tandem bench pd", description="Disaggregated and plain SGLang side by side, on this machine's CPU."
+        prog="tandem bench pd",
+        description="One engine, disaggregated and by itself, side by side on this machine's CPU: SGLang, or the mock.",
+    )
+    parser.add_argument("--engine", default="sglang", choices=ENGINES, help="on both sides (default sglang)")
+    parser.add_argument(
+        "--engine-arg", action="append", default=[], metavar="KEY=VALUE", help="on both sides; repeatable"
     )
     parser.add_argument("--model", default="", help="checkpoint folder; default: the tiny model")
+    parser.add_argument("--ratio", default="1:1", help="prefill to decode workers (default 1:1)")
     parser.add_argument("--provider", default="auto", choices=["auto", "cma", "tcp"], help="how KV travels")
     parser.add_argument("--lengths", nargs="+", type=int, default=[SHORT_TOKENS, 512, LONG_TOKENS], help="of prompts")
     parser.add_argument("--rounds", type=int, default=7, help="repeats of everything (default 7, at most 1000)")
@@ -105,12 +118,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--new-tokens", type=int, default=64, help="of each answer (default 64)")
     parser.add_argument("--vocabulary", type=int, default=1000, help="token ids are below this (default 1000)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each rank (default 1)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument(
+        "--plain-threads", type=int, default=0, help="of the engine by itself (default: as --threads; 2: as both ranks)"
+    )
+    parser.add_argument("--streams", type=int, default=4, help="that run while prompts arrive (default 4)")
+    parser.add_argument("--stream-tokens", type=int, default=512, help="of each of them (default 512)")
+    parser.add_argument("--arriving", nargs="*", type=int, default=[LONG_TOKENS], help="lengths of these prompts")
+    parser.add_argument("--per-s", nargs="*", type=float, default=[0.5, 1.0], help="of them; none: leaves all this out")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    return parser
+
+
+def _loads(arriving: Sequence[int], per_s: Sequence[float]) -> tuple[Load, ...]:
+    """Undisturbed first, then each length at each rate."""
+    loads = tuple(Load(length, rate) for length in arriving for rate in per_s)
+    return (Load(0, 0.0), *loads) if loads else ()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = _parser()
     given = parser.parse_args(argv)
     if not (1 <= given.rounds <= 1000 and given.requests >= 1 and given.new_tokens >= 2 and min(given.lengths) >= 1):
         parser.error("--rounds is 1..1000, --requests at least 1, --new-tokens at least 2, --lengths at least 1 each")
-    plan = Plan(tuple(given.lengths), given.rounds, given.requests, given.new_tokens, given.vocabulary)
-    options = SideOptions(given.model or settings.default_model(), given.threads, MAX_TOTAL_TOKENS, given.provider)
+    if given.streams < 1 or given.stream_tokens < 2 or min([*given.arriving, 1]) < 1 or min([*given.per_s, 1]) <= 0:
+        parser.error("--streams and --arriving are at least 1, --stream-tokens at least 2, --per-s above 0")
+    plan = Plan(
+        *(tuple(given.lengths), given.rounds, given.requests, given.new_tokens, given.vocabulary),
+        loads=_loads(given.arriving, given.per_s),
+        streams=given.streams,
+        stream_tokens=given.stream_tokens,
+    )
+    options = SideOptions(
+        *(given.model or settings.default_model(), given.threads, MAX_TOTAL_TOKENS, given.provider, given.ratio),
+        engine=given.engine,
+        engine_args=tuple(given.engine_arg),
+        plain_threads=given.plain_threads,
+    )
     try:
         samples = asyncio.run(run(plan, options))
     except TandemError as error:
@@ -119,36 +163,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.json:
         print(json.dumps(document(samples), indent=2))
     else:
-        show(samples)
+        show(samples, AT_ONCE)
     return 0
-
-
-def document(samples: Samples) -> dict[str, object]:
-    """The results as JSON."""
-    return {
-        "rows": [asdict(row) for row in samples.rows()],
-        "parallel_tokens_per_s": {side: samples.parallel_tokens_per_s(side) for side in SIDES},
-        "parallel_rounds": dict(samples.parallel),
-        "targets": [{**asdict(target), "reached": target.reached} for target in samples.targets()],
-    }
-
-
-def show(samples: Samples) -> None:
-    """Prints the results as tables."""
-    console, table = Console(width=120), Table(box=None, padding=(0, 2, 0, 0))
-    for title in ("prompt", "side", "TTFT p50 ms", "p99", "ITL p50 ms", "p99", "tok/s"):
-        table.add_column(title, justify="left" if title == "side" else "right")
-    for row in samples.rows():
-        cells = [row.ttft_p50_ms, row.ttft_p99_ms, row.itl_p50_ms, row.itl_p99_ms, row.tokens_per_s]
-        table.add_row(str(row.prompt_tokens), row.side, *(f"{cell:.1f}" for cell in cells))
-    console.print(table)
-    pd, other = (samples.parallel_tokens_per_s(side) for side in SIDES)
-    console.print(f"\n{AT_ONCE} in parallel: pd {pd:.0f} tok/s, plain {other:.0f} tok/s\n")
-    for target in samples.targets():
-        sign, verdict = ">=" if target.higher_is_better else "<=", "reached" if target.reached else "MISSED"
-        console.print(
-            f"{target.name}: {target.value:.2f} {target.unit} ({sign} {target.limit} {target.unit}: {verdict})"
-        )
 
 
 if __name__ == "__main__":

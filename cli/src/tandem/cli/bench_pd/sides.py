@@ -17,6 +17,7 @@ from tandem.cli.child import Child
 from tandem.cli.plan import LOOPBACK
 from tandem.core.errors import ErrorReason, TandemError
 
+ENGINES: Final = ("sglang", "mock")
 START_TIMEOUT_S: Final = 600.0
 STOP_GRACE_MS: Final = 40_000
 PD_READY: Final = "Tandem is ready"
@@ -36,31 +37,52 @@ class SideOptions:
     ratio: str = "1:1"
     env: Mapping[str, str] = field(default_factory=dict)
     """More settings of the disaggregated side."""
+    engine: str = "sglang"
+    """One of ENGINES."""
+    engine_args: tuple[str, ...] = ()
+    """key=value, for the engines of both sides."""
+    plain_threads: int = 0
+    """CPU threads of plain SGLang; 0: as many as each rank of the other side."""
 
 
 @asynccontextmanager
 async def disaggregated(options: SideOptions) -> AsyncIterator[str]:
     """A Tandem system on the CPU; yields host:port of its gateway."""
-    with tempfile.TemporaryDirectory(prefix="tandem-bench-") as folder:
-        state = Path(folder, "state.json")
-        command = [settings.python(), "-m", "tandem.cli", "up", "--port", "0", "--device", "cpu", "--state-file"]
-        command += [str(state), "--log-dir", folder, "--quiet", "--model", options.model, "--ratio", options.ratio]
-        command += ["--provider", options.provider, "--engine-arg", f"max_total_tokens={options.max_total_tokens}"]
-        env = {**settings.inherited(), "TANDEM_SGLANG_THREADS_PER_RANK": str(options.threads), **options.env}
-        async with _running(command, env, PD_READY):
-            yield read_state(state).url.removeprefix("http://")
+    async with _tandem(options, "--ratio", options.ratio, "--provider", options.provider) as address:
+        yield address
 
 
 @asynccontextmanager
 async def plain(options: SideOptions) -> AsyncIterator[str]:
-    """SGLang's own server, prefill and decode in one; yields its host:port."""
+    """The engine un-disaggregated: SGLang's own server, or a unified worker with the mock; yields its host:port."""
+    if options.engine == "mock":
+        async with _tandem(options, "--ratio", "0:0", "--unified", "1") as address:
+            yield address
+        return
     port = _free_port()
-    env = _plain_environment(options)
     command = [settings.python(), "-m", "sglang.launch_server", "--model-path", options.model, "--device", "cpu"]
     command += ["--max-total-tokens", str(options.max_total_tokens), "--max-running-requests", "16"]
     command += ["--host", LOOPBACK, "--port", str(port), "--sleep-on-idle", "--log-level", "info"]
-    async with _running(command, env, PLAIN_READY):
+    for one in options.engine_args:
+        key, _, value = one.partition("=")
+        command += [f"--{key.replace('_', '-')}", value]
+    async with _running(command, _plain_environment(options), PLAIN_READY):
         yield f"{LOOPBACK}:{port}"
+
+
+@asynccontextmanager
+async def _tandem(options: SideOptions, *workers: str) -> AsyncIterator[str]:
+    """A system of `tandem up`; yields host:port of its gateway."""
+    with tempfile.TemporaryDirectory(prefix="tandem-bench-") as folder:
+        state = Path(folder, "state.json")
+        command = [settings.python(), "-m", "tandem.cli", "up", "--port", "0", "--state-file", str(state), *workers]
+        command += ["--log-dir", folder, "--quiet", "--model", options.model, "--engine", options.engine]
+        own = () if options.engine == "mock" else (f"max_total_tokens={options.max_total_tokens}",)
+        command += [word for one in (*own, *options.engine_args) for word in ("--engine-arg", one)]
+        command += [] if options.engine == "mock" else ["--device", "cpu"]
+        env = {**settings.inherited(), "TANDEM_SGLANG_THREADS_PER_RANK": str(options.threads), **options.env}
+        async with _running(command, env, PD_READY):
+            yield read_state(state).url.removeprefix("http://")
 
 
 def _plain_environment(options: SideOptions) -> dict[str, str]:
@@ -68,7 +90,7 @@ def _plain_environment(options: SideOptions) -> dict[str, str]:
         **settings.inherited(),
         "SGLANG_USE_CPU_ENGINE": "1",
         "SGLANG_HOST_IP": LOOPBACK,
-        "OMP_NUM_THREADS": str(options.threads),
+        "OMP_NUM_THREADS": str(options.plain_threads or options.threads),
         # Ours is not wanted here.
         "SGLANG_PLUGINS": "none",
     }

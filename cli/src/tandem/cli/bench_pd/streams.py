@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final
 
 from tandem.cli.bench_pd.numbers import Timing
@@ -16,8 +16,17 @@ TIMEOUT_S: Final = 120.0
 LINE_LIMIT: Final = 1 << 20
 
 
-async def time_stream(address: str, input_ids: Sequence[int], new_tokens: int) -> Timing:
-    """Streams one greedy answer of exactly new_tokens tokens. address: host:port. Raises TandemError."""
+def _nothing() -> None:
+    pass
+
+
+async def time_stream(
+    address: str, input_ids: Sequence[int], new_tokens: int, on_first: Callable[[], None] = _nothing
+) -> Timing:
+    """Streams one greedy answer of exactly new_tokens tokens. address: host:port. Raises TandemError.
+
+    on_first: called when its first token is there.
+    """
     async with asyncio.timeout(TIMEOUT_S):
         reader, writer = await _connect(address)
         try:
@@ -26,6 +35,8 @@ async def time_stream(address: str, input_ids: Sequence[int], new_tokens: int) -
             times: list[float] = []
             async for event in _events(reader):
                 now, count = time.perf_counter(), _tokens(event)
+                if not times and count:
+                    on_first()
                 # Tokens that came in one event came at one time.
                 times += [now] * (count - len(times))
         finally:

@@ -210,6 +210,33 @@ async def test_a_client_too_far_behind_ends_the_room() -> None:
         assert list(now.decode.cancelled) == [ROOM]
 
 
+async def test_nothing_follows_an_end_in_the_middle_of_the_tokens() -> None:
+    async with stage() as now:
+        leg = now.decode.legs[ROOM]
+        for token in (1, 2, 3):
+            leg.on_delta(tokens(ROOM, token))
+        assert now.attempt.give_up(LOST)
+        leg.on_delta(tokens(ROOM, 4))
+        assert await now.end() is LOST
+        assert [list(delta.token_ids) for delta in now.got] == [[1], [2], [3]]
+
+
+async def test_a_client_that_falls_behind_in_the_middle_of_its_tokens_ends_the_room() -> None:
+    got: list[session_pb2.Delta] = []
+
+    def take_three(delta: session_pb2.Delta) -> bool:
+        got.append(delta)
+        return len(got) <= 3
+
+    async with stage(deliver=take_three) as now:
+        for token in (1, 2, 3, 4):
+            now.decode.bring(tokens(ROOM, token))
+        error = await now.end()
+        assert error is not None
+        assert error.reason is ErrorReason.OVERLOADED
+        assert now.attempt.final
+
+
 async def test_the_answer_waits_for_the_prompts_log_probabilities() -> None:
     async with stage(logprobs=session_pb2.LogprobOptions(prompt=True)) as now:
         now.decode.bring(tokens(ROOM, 1))

@@ -18,7 +18,7 @@ from tandem.core.kv_index import KvIndex
 from tandem.core.refusals import Refusal
 from tandem.gateway.mailbox import News
 from tandem.gateway.routing.pool import Standing, State
-from tandem.rpc.metrics import Family, Kind, Metrics, Sample, Tally
+from tandem.rpc.metrics import Count, Family, Kind, Metrics, Sample, Tally
 from tandem.rpc.process_metrics import add_process_metrics
 
 _TTFT_S: Final = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24)
@@ -80,8 +80,8 @@ class EndpointMeters:
     tpot: prometheus.Histogram
     itl: Tally
     duration: prometheus.Histogram
-    prompt: prometheus.Counter
-    completion: prometheus.Counter
+    prompt: Count
+    completion: Count
 
 
 class Observer:
@@ -146,7 +146,7 @@ class GatewayMetrics:
         self.limit = metrics.gauge(
             "tandem_gateway_sequences_limit", "Sequences that may be; requests for more wait for their turn."
         )
-        self.tokens = metrics.counter(
+        self.tokens = metrics.counts(
             "tandem_gateway_tokens", "Tokens, by model and kind: prompt or completion.", ("kind", "model")
         )
         self._add_times(metrics)
@@ -350,15 +350,20 @@ class Stopwatch:
                     self._meters.itl.observe(itl_s)
                     pace.tokens += tokens
                 else:
-                    if not self._paces:
-                        self.first_token_s = now - self._started
-                        self._meters.ttft.observe(self.first_token_s)
-                        self._observer.saw_first_token(now, self.first_token_s)
+                    self._began(now)
                     self._paces[one.index] = pace = _Pace(now, now, tokens)
                 self._observer.saw_tokens(now, tokens, itl_s)
             if pace is not None:
-                # What is void does not count: the sequence is as slow as its client sees it.
-                pace.last, pace.tokens = now, 0 if one.void else pace.tokens
+                pace.last = now
+                if one.void:  # does not count: the sequence is as slow as its client sees it
+                    pace.tokens = 0
+
+    def _began(self, now: float) -> None:
+        """A sequence has its first token."""
+        if not self._paces:
+            self.first_token_s = now - self._started
+            self._meters.ttft.observe(self.first_token_s)
+            self._observer.saw_first_token(now, self.first_token_s)
 
     def ended(self) -> None:
         """The request was answered to its end."""

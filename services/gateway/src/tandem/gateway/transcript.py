@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tandem.gateway.calls import Sequence
+from tandem.gateway.so_far import SoFar
 from tandem.v1 import session_pb2
 
 
@@ -13,27 +14,35 @@ class Transcript:
     """Collects the deltas of one sequence."""
 
     sequence: Sequence
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
+    so_far: SoFar = field(default_factory=SoFar)
     logprobs: list[session_pb2.TokenLogprob] = field(default_factory=list)
     prompt_logprobs: list[session_pb2.TokenLogprob] = field(default_factory=list)
     finish: session_pb2.Finish | None = None
 
     def clear(self) -> None:
         """Forgets all of it."""
-        self.text = ""
-        for taken in (self.token_ids, self.logprobs, self.prompt_logprobs):
-            taken.clear()
+        self.so_far.clear()
+        self.logprobs.clear()
+        self.prompt_logprobs.clear()
 
     def add(self, delta: session_pb2.Delta) -> None:
         """Takes one delta."""
-        self.text += delta.text
-        self.token_ids.extend(delta.token_ids)
-        if delta.logprobs or delta.prompt_logprobs:
+        self.so_far.add(delta)
+        if self.sequence.item.logprobs is not None:
             self.logprobs.extend(delta.logprobs)
             self.prompt_logprobs.extend(delta.prompt_logprobs)
         if delta.HasField("finish"):
             self.finish = delta.finish
+
+    @property
+    def text(self) -> str:
+        """Its text so far."""
+        return self.so_far.text
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Its tokens so far."""
+        return self.so_far.tokens.tolist()
 
     @property
     def finish_reason(self) -> str | None:
@@ -56,7 +65,7 @@ class Transcript:
     @property
     def completion_tokens(self) -> int:
         """New tokens so far."""
-        return len(self.token_ids)
+        return len(self.so_far.tokens)
 
     @property
     def cached_tokens(self) -> int:

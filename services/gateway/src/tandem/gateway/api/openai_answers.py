@@ -16,6 +16,9 @@ from tandem.v1 import session_pb2
 DONE: Final = b"data: [DONE]\n\n"
 
 TokenText = Callable[[int], str]
+_TEXT: Final = "text"
+"""Stands for one where the bytes around it are made."""
+_QUOTED_TEXT: Final = orjson.dumps(_TEXT)
 
 
 def event(document: object) -> bytes:
@@ -66,7 +69,8 @@ class OpenAiAnswer:
         self._call = call
         self._transcripts = transcripts
         self._text_of = text_of
-        self._greeted: set[int] = set()
+        self._around_text: dict[int, list[bytes]] = {}
+        """By sequence that has begun: a chunk before its text, and behind it, where there are no log probabilities."""
         prefix, kind = ("chatcmpl", "chat.completion") if self._chat else ("cmpl", "text_completion")
         self._head = {"id": f"{prefix}-{name}", "object": kind, "created": created, "model": model}
         chunk_kind = "chat.completion.chunk" if self._chat else kind
@@ -84,19 +88,24 @@ class OpenAiAnswer:
         """The events that news bring, to be written in one piece."""
         written = []
         for one in news:
-            transcript = self._transcripts[one.index]
-            offset = len(transcript.text)
-            transcript.add(one.delta)
-            if one.index not in self._greeted:
-                self._greeted.add(one.index)
+            index, delta = one.index, one.delta
+            transcript = self._transcripts[index]
+            plain = transcript.sequence.item.logprobs is None
+            offset = 0 if plain else len(transcript.text)
+            transcript.add(delta)
+            around = self._around_text.get(index)
+            if around is None:
+                around = self._around_text[index] = self._chunk(index, self._body(_TEXT), None).rsplit(_QUOTED_TEXT, 1)
                 written += self._greeting(transcript)
-            if one.delta.text or one.delta.logprobs:
-                body = {"delta": {"content": one.delta.text}} if self._chat else {"text": one.delta.text}
-                logprobs = self._logprobs(transcript, one.delta.logprobs, offset)
-                written.append(self._chunk(one.index, body, None, logprobs))
-            if one.delta.HasField("finish"):
+            if plain:
+                if text := delta.text:
+                    written += around[0], orjson.dumps(text), around[1]
+            elif delta.text or delta.logprobs:
+                logprobs = self._logprobs(transcript, delta.logprobs, offset)
+                written.append(self._chunk(index, self._body(delta.text), None, logprobs))
+            if transcript.finish is not None:
                 rest: dict[str, Any] = {"delta": {}} if self._chat else {"text": ""}
-                written.append(self._chunk(one.index, rest, transcript.finish_reason))
+                written.append(self._chunk(index, rest, transcript.finish_reason))
         return b"".join(written)
 
     def end(self) -> bytes:
@@ -104,6 +113,9 @@ class OpenAiAnswer:
         if not self._call.include_usage:
             return DONE
         return event({**self._chunk_head, "choices": [], "usage": usage(self._transcripts)}) + DONE
+
+    def _body(self, text: str) -> dict[str, Any]:
+        return {"delta": {"content": text}} if self._chat else {"text": text}
 
     def _greeting(self, one: Transcript) -> list[bytes]:
         """What comes before the first news of an answer: a chat's role, or the prompt."""

@@ -86,6 +86,8 @@ class Attempt:
         self._kv_arrived = False
         self._when_kv_arrived: list[Callable[[], None]] = []
         self._began_early = False
+        self._flows = False
+        """Whether news of decode that are not the last need nothing but to be passed on."""
 
     @property
     def phase(self) -> RoomPhase:
@@ -152,9 +154,13 @@ class Attempt:
             raise
 
     def _on_decode(self, delta: session_pb2.Delta) -> None:
+        ends = delta.HasField("finish")
+        if self._flows and not ends:  # of nearly every token
+            if not self._deliver(delta):
+                self._fail_slow()
+            return
         if self._done.done():
             return
-        ends = delta.HasField("finish")
         if ends and delta.finish.kind == session_pb2.FINISH_KIND_FAILED:
             self._fail(*_failure(Role.DECODE, delta))
             return
@@ -169,6 +175,7 @@ class Attempt:
             self._last = news
         elif news.text or news.ListFields()[1:]:  # more than the room: not all of it was said before
             self._pass_on(news)
+            self._flows = not (self._awaits_prompt or self._first_token.owes or self._done.done())
 
     def _note_kv(self) -> None:
         if not self._kv_arrived:
@@ -229,6 +236,7 @@ class Attempt:
         self._fail(TandemError(ErrorReason.OVERLOADED, "The client reads too slowly; the answer was given up."))
 
     def _fail(self, error: TandemError, blamed: Role | None = None) -> None:
+        self._flows = False
         if not self._done.done():
             self.blamed = blamed
             self._done.set_result(error)

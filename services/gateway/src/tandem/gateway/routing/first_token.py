@@ -35,6 +35,11 @@ class FirstToken:
         if self._said is not None:
             self._owed_tokens, self._owed_text = list(self._said.token_ids), self._said.text
 
+    @property
+    def owes(self) -> bool:
+        """Whether decode has still to say what was said before it."""
+        return bool(self._owed_tokens or self._owed_text)
+
     def from_prefill(self, delta: session_pb2.Delta) -> session_pb2.Delta | None:
         """News for the client of what prefill says; None if it brings none."""
         if self._said is not None or self._decode_spoke or not delta.text:
@@ -50,7 +55,7 @@ class FirstToken:
         another attempt, whose dice fell otherwise.
         """
         self._decode_spoke = True
-        if not self._owed_tokens and not self._owed_text:
+        if not self.owes:
             return delta
         tokens = len(self._owed_tokens)
         same_tokens = list(delta.token_ids[:tokens]) == self._owed_tokens

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Final
 
 from tandem.gateway.calls import Sequence
+from tandem.gateway.so_far import SoFar
 from tandem.v1 import session_pb2
 
 _LEAD_TOKENS: Final = 5
@@ -22,47 +23,46 @@ class Told:
     def __init__(self, sequence: Sequence) -> None:
         self._sequence = sequence
         self._text_of = sequence.texts.text
-        self._tokens: list[int] = []
-        self._text: list[str] = []
+        self._so_far = SoFar()
 
     def add(self, delta: session_pb2.Delta) -> session_pb2.Delta:
         """Takes news that go to the client; returns them with the counts of the whole answer, if they are its last."""
-        self._tokens.extend(delta.token_ids)
-        self._text.append(delta.text)
+        self._so_far.add(delta)
         if delta.HasField("finish"):
             prompt_tokens = len(self._sequence.input_ids)
             delta.finish.prompt_tokens = prompt_tokens
-            delta.finish.completion_tokens = len(self._tokens)
+            delta.finish.completion_tokens = len(self._so_far.tokens)
             delta.finish.cached_tokens = min(delta.finish.cached_tokens, prompt_tokens)
         return delta
 
     def forget(self) -> None:
         """The answer begins anew."""
-        self._tokens.clear()
-        self._text.clear()
+        self._so_far.clear()
 
     def can_go_on(self) -> bool:
         """Whether something was told, and another room can carry on from there without the client noticing."""
         logprobs, sampling = self._sequence.item.logprobs, self._sequence.sampling
-        if not 0 < len(self._tokens) < sampling.max_new_tokens:
+        if not 0 < len(self._so_far.tokens) < sampling.max_new_tokens:
             return False
         prompt_wanted = logprobs is not None and logprobs.prompt
         return not prompt_wanted and not _looks_back(sampling) and self._text_is_whole()
 
     def rest(self) -> Sequence:
         """What is still to be generated, as a sequence of its own."""
-        told, one = len(self._tokens), self._sequence
+        told, one = len(self._so_far.tokens), self._sequence
         sampling = session_pb2.Sampling()
         sampling.CopyFrom(one.sampling)
         sampling.max_new_tokens -= told
         sampling.min_new_tokens = max(0, sampling.min_new_tokens - told)
         early = one.early_first_token and sampling.max_new_tokens > 1
-        return replace(one, input_ids=(*one.input_ids, *self._tokens), sampling=sampling, early_first_token=early)
+        return replace(
+            one, input_ids=(*one.input_ids, *self._so_far.tokens), sampling=sampling, early_first_token=early
+        )
 
     def _text_is_whole(self) -> bool:
         """Whether the text told is that of all tokens told: the bytes of a character may be spread over several."""
         skip, lead = self._sequence.sampling.skip_special_tokens, list(self._sequence.input_ids[-_LEAD_TOKENS:])
-        return self._text_of(lead + self._tokens, skip) == self._text_of(lead, skip) + "".join(self._text)
+        return self._text_of([*lead, *self._so_far.tokens], skip) == self._text_of(lead, skip) + self._so_far.text
 
 
 def _looks_back(sampling: session_pb2.Sampling) -> bool:

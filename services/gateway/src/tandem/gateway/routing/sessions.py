@@ -186,8 +186,7 @@ class Session:
             self._set_outbox(outbox)
             log.info("Session with %s is open", self.life)
             async for response in call:
-                for delta in response.batch.deltas:
-                    self._hand_out(delta)
+                self._hand_out(response.batch)
         except grpc.aio.AioRpcError as error:
             return str(from_rpc_error(error))
         except TandemError as error:
@@ -212,11 +211,12 @@ class Session:
         if found != self.life:
             raise TandemError(ErrorReason.STALE_INCARNATION, f"{found} answers at the address of {self.life}")
 
-    def _hand_out(self, delta: session_pb2.Delta) -> None:
-        ended = delta.HasField("finish")
-        leg = self._forget(delta.room) if ended else self._legs.get(delta.room)
-        if leg is not None:
-            leg.on_delta(delta)
+    def _hand_out(self, batch: session_pb2.StepBatch) -> None:
+        for delta in batch.deltas:
+            ended = delta.HasField("finish")
+            leg = self._forget(delta.room) if ended else self._legs.get(delta.room)
+            if leg is not None:
+                leg.on_delta(delta)
 
     def _drop(self, message: str) -> None:
         self._set_outbox(None)

@@ -264,11 +264,14 @@ class GenerationEndpoint:
         reply: Reply,
         watch: Stopwatch,
     ) -> None:
+        line = reply.line
+
         def write_at_once(one: News) -> bool:
-            if not reply.line.open or one.delta.HasField("finish"):
+            if not line.open or one.delta.HasField("finish"):
                 return False
-            watch.saw([one])
-            reply.line.write(answer.events([one]))
+            news = [one]
+            watch.saw(news)
+            line.write(answer.events(news))
             return True
 
         def broken(error: Exception) -> bool:

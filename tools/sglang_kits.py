@@ -1,8 +1,10 @@
 """Points SGLang's own server tests at a running system: `python -m tools.sglang_kits --url http://127.0.0.1:8000`.
 
 The kits are those of the installed SGLang (`sglang.test.kits`). With `--from`, test files of a checkout of SGLang are
-run too, such as its test/registered/openai_server; what they start is this system instead. Nothing of theirs is kept.
-The model should be served under its path (`tandem up --model X --model-name X`): the tests take one for the other.
+run too, such as its test/registered/openai_server; what they start is this system instead, which is said with the
+options that they would start it with, and whatever model they name is the one that is served. Files that start no
+server are left out. Nothing of theirs is kept. The model should be served under its path (`tandem up --model X
+--model-name X`): the tests take one for the other.
 """
 
 from __future__ import annotations
@@ -11,11 +13,14 @@ import argparse
 import importlib
 import importlib.util
 import json
+import signal
 import sys
 import unittest
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final
 
 KITS: Final = {
@@ -106,37 +111,91 @@ def kit_cases(url: str, model: str) -> Iterator[type[unittest.TestCase]]:
 
 def file_cases(path: Path, url: str, model: str) -> Iterator[type[unittest.TestCase]]:
     """The cases of test files of SGLang's repository, whose servers are this system."""
-    from sglang.test import test_utils
-
+    try:
+        from sglang.test import test_utils
+    except ImportError as error:
+        print(f"missing all of {path}: {error}", flush=True)
+        return
     for name in dir(test_utils):
         if name.startswith("DEFAULT_") and "MODEL_NAME" in name:
             setattr(test_utils, name, model)
     test_utils.DEFAULT_URL_FOR_TEST = url
     for name in STARTED:
-        setattr(test_utils, name, lambda *_, **__: Running())
+        setattr(test_utils, name, _start_nothing)
     for file in sorted(path.rglob("test_*.py")) if path.is_dir() else [path]:
-        spec = importlib.util.spec_from_file_location(f"kits_{file.stem}", file)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(module)
-        except ImportError as error:
-            print(f"missing {file.name}: {error}", flush=True)
+        module = _module_of(file, model)
+        if module is None:
             continue
-        module.kill_process_tree = lambda *_, **__: None  # type: ignore[attr-defined]
         for found in vars(module).values():
             if isinstance(found, type) and issubclass(found, unittest.TestCase) and found.__module__ == module.__name__:
-                yield found
+                yield _asks_for(found, model)
 
 
-def run(cases: Iterator[type[unittest.TestCase]], only: Sequence[str]) -> Outcomes:
-    """Runs cases in turn. only: parts of their names, empty = all."""
+def _start_nothing(*_: Any, other_args: Sequence[str] | None = None, **__: Any) -> Running:
+    if other_args:
+        print(f"starts    with {' '.join(map(str, other_args))}", flush=True)
+    return Running()
+
+
+def _module_of(file: Path, model: str) -> ModuleType | None:
+    """A test file, of which nothing is started or ended; None if it can't be imported or asks no server."""
+    spec = importlib.util.spec_from_file_location(f"kits_{file.stem}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except ImportError as error:
+        print(f"missing {file.name}: {error}", flush=True)
+        return None
+    if not any(hasattr(module, name) for name in STARTED):
+        print(f"left out {file.name}: it starts no server", flush=True)
+        return None
+    module.kill_process_tree = lambda *_, **__: None  # type: ignore[attr-defined]
+    tokenizer_of = vars(module).get("get_tokenizer")
+    if tokenizer_of is not None:
+        module.get_tokenizer = lambda *_, **__: tokenizer_of(model)  # type: ignore[attr-defined]
+    return module
+
+
+def _asks_for(case: type[unittest.TestCase], model: str) -> type[unittest.TestCase]:
+    """A case that asks for this model, whichever it names."""
+
+    def set_up(cls: Any) -> None:
+        super(cls, cls).setUpClass()
+        if isinstance(getattr(cls, "model", None), str):
+            cls.model = model
+
+    return type(case.__name__, (case,), {"setUpClass": classmethod(set_up)})
+
+
+@contextmanager
+def within(limit_s: int) -> Iterator[None]:
+    """Raises TimeoutError in the main thread after so many seconds."""
+
+    def late(*_: Any) -> None:
+        raise TimeoutError(f"not over after {limit_s} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(limit_s)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def run(cases: Iterator[type[unittest.TestCase]], only: Sequence[str], limit_s: int) -> Outcomes:
+    """Runs cases in turn. only: parts of their names, empty = all. limit_s: of each case."""
     outcomes = Outcomes()
     for case in cases:
         for name in unittest.TestLoader().getTestCaseNames(case):
             if not only or any(part in f"{case.__name__}.{name}" for part in only):
-                unittest.TestSuite([case(name)]).run(outcomes)
+                try:
+                    with within(limit_s):
+                        unittest.TestSuite([case(name)]).run(outcomes)
+                except TimeoutError as error:  # where it was not in the case itself
+                    outcomes.addError(case(name), (type(error), error, None))
     return outcomes
 
 
@@ -148,13 +207,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--from", dest="files", type=Path, action="append", default=[], help="test files of SGLang")
     parser.add_argument("--no-kits", action="store_true", help="only the files")
     parser.add_argument("--only", action="append", default=[], help="only cases with this in their name; repeatable")
+    parser.add_argument("--limit-s", type=int, default=120, help="seconds that one case may take")
     parser.add_argument("--json", type=Path, help="write the outcomes here")
     given = parser.parse_args(arguments)
     found: dict[str, tuple[str, str]] = {}
     if not given.no_kits:
-        found |= run(kit_cases(given.url, given.model), given.only).found
+        found |= run(kit_cases(given.url, given.model), given.only, given.limit_s).found
     for path in given.files:
-        found |= run(file_cases(path, given.url, given.model), given.only).found
+        found |= run(file_cases(path, given.url, given.model), given.only, given.limit_s).found
     counts = Counter(outcome for outcome, _ in found.values())
     print(", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items())))
     if given.json is not None:

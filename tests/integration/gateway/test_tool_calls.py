@@ -193,6 +193,7 @@ async def test_a_forced_or_strict_call_in_a_models_own_form_is_held_to_a_structu
         assert json.loads(sampling.structural_tag)["type"] == "structural_tag"
         assert "get_weather" in sampling.structural_tag
         assert not sampling.skip_special_tokens
+    assert "get_time" not in named.structural_tag, "the grammar allows a call of a function that was not named"
 
 
 async def test_a_schema_that_is_none_is_refused() -> None:

@@ -1,6 +1,6 @@
-"""What SGLang answers without disaggregation: one process that answers a list of prompts, one at a time, and ends.
+"""What SGLang answers without disaggregation: one process that answers prompts and chats, one at a time, and ends.
 
-Run as `python -m tests.support.system.reference IN OUT`, two JSON files: engine arguments and prompts, and answers.
+Run as `python -m tests.support.system.reference IN OUT`, two JSON files: engine arguments and questions, and answers.
 """
 
 from __future__ import annotations
@@ -27,28 +27,40 @@ class References:
         prompts: Sequence[Sequence[int]],
         new_tokens: int,
         samplings: Sequence[dict[str, Any]] | None = None,
+        chats: Sequence[dict[str, Any]] = (),
     ) -> None:
-        """samplings: for each prompt, what it is to be answered with besides greedily."""
+        """samplings: for each prompt, what it is to be answered with besides greedily. chats: bodies of OpenAI's."""
         self._folder = folder
         self._prompts = prompts
         self._new_tokens = new_tokens
         self._samplings = samplings or [{}] * len(prompts)
-        self._known: dict[str, list[list[int]]] = {}
+        self._chats = chats
+        self._known: dict[str, dict[str, Any]] = {}
 
     def answers(self, **engine_args: Any) -> list[list[int]]:
         """Tokens that SGLang answers to each prompt, started with these arguments."""
+        tokens: list[list[int]] = self._all(engine_args)["answers"]
+        return tokens
+
+    def chats(self, **engine_args: Any) -> list[dict[str, Any]]:
+        """What SGLang's own server answers to each chat."""
+        found: list[dict[str, Any]] = self._all(engine_args)["chats"]
+        return found
+
+    def _all(self, engine_args: dict[str, Any]) -> dict[str, Any]:
         key = json.dumps(engine_args, sort_keys=True)
         if key not in self._known:
             self._known[key] = self._ask(engine_args)
         return self._known[key]
 
-    def _ask(self, engine_args: dict[str, Any]) -> list[list[int]]:
+    def _ask(self, engine_args: dict[str, Any]) -> dict[str, Any]:
         given, found = self._folder / "given.json", self._folder / "found.json"
         asked = {
             "engine": engine_args,
             "prompts": self._prompts,
             "new_tokens": self._new_tokens,
             "samplings": self._samplings,
+            "chats": self._chats,
         }
         given.write_text(json.dumps(asked))
         tp = int(engine_args.get("tp_size", 1))
@@ -71,8 +83,22 @@ class References:
                 stderr=log,
                 timeout=TIMEOUT_S,
             )
-        answers: list[list[int]] = json.loads(found.read_text())
+        answers: dict[str, Any] = json.loads(found.read_text())
         return answers
+
+
+def answer_chats(engine: Any, chats: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By the part of SGLang's server that answers chats."""
+    from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest
+    from sglang.srt.entrypoints.openai.serving_chat import OpenAIServingChat
+
+    serving = OpenAIServingChat(engine.tokenizer_manager, engine.template_manager)
+    answers = []
+    for chat in chats:
+        answer = engine.loop.run_until_complete(serving.handle_request(ChatCompletionRequest(**chat), None))
+        assert hasattr(answer, "choices"), getattr(answer, "body", answer)
+        answers.append(answer.model_dump(mode="json"))
+    return answers
 
 
 def main() -> None:
@@ -93,7 +119,7 @@ def main() -> None:
         engine.generate(input_ids=prompt, sampling_params=sampling | own)["output_ids"]
         for prompt, own in zip(given["prompts"], given["samplings"], strict=True)
     ]
-    Path(sys.argv[2]).write_text(json.dumps(answers))
+    Path(sys.argv[2]).write_text(json.dumps({"answers": answers, "chats": answer_chats(engine, given["chats"])}))
     engine.shutdown()
 
 

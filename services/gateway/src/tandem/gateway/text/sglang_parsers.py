@@ -76,7 +76,9 @@ class SglangParsers:
         use = hearing.tools
         if use is None:
             return None
-        tools, choice = sglang_tools(use), sglang_choice(use)
+        # Some parsers' grammars allow a call of any function that they know, whichever one is named.
+        tools = [one for one in sglang_tools(use) if use.named in ("", one.function.name)]
+        choice = sglang_choice(use)
         parser = FunctionCallParser(tools, self.tool_parser, tokenizer=self._tokenizer)
         thinking = self.thinks(hearing) and not self.reasoning_parser
         found = parser.get_structure_constraint(choice, parallel_tool_calls=use.parallel, thinking_mode=thinking)

@@ -1,6 +1,6 @@
-"""What checksums cost a request: `python benchmarks/checksum_cost.py`. Needs SGLang.
+"""What checksums cost a request: `python benchmarks/checksum_cost.py`.
 
-Systems with real SGLang on the CPU, one prefill and one decode worker each, are started, asked one request at a time
+Systems with SGLang on the CPU, one prefill and one decode worker each, are started, asked one request at a time
 for a long prompt, and ended, one after the other: `with` a checksum per chunk on both sides, `without`, and `control`,
 which is without, too. Two starts of the same system differ by more than a checksum costs, so each round starts each
 anew, in turning order, and the control shows how much ratios mean. First token: from sending the request; it comes from
@@ -17,7 +17,7 @@ from statistics import median, quantiles
 from typing import Final
 
 from tandem.cli import settings
-from tandem.cli.bench_pd.sides import SideOptions, disaggregated
+from tandem.cli.bench_pd.sides import ENGINES, SideOptions, disaggregated
 from tandem.cli.bench_pd.streams import time_stream
 
 SETTING: Final = "TANDEM_RANK_CHECKSUM"
@@ -39,13 +39,14 @@ async def ask(address: str, prompt: list[int]) -> Times:
     return timing.ttft_ms, timing.ttft_ms + timing.gaps_ms[0]
 
 
-async def measure(tokens: int, rounds: int, requests: int, provider: str) -> list[dict[str, Times]]:
+async def measure(tokens: int, rounds: int, requests: int, provider: str, engine: str) -> list[dict[str, Times]]:
     """Medians of each round, by side."""
     dice, found, order = random.Random(0), [], list(SIDES)
     for _ in range(rounds):
         took = {}
         for side in order:
-            options = SideOptions(settings.default_model(), 1, MAX_TOTAL_TOKENS, provider, env={SETTING: SIDES[side]})
+            env = {SETTING: SIDES[side]}
+            options = SideOptions(settings.default_model(), 1, MAX_TOTAL_TOKENS, provider, env=env, engine=engine)
             async with disaggregated(options) as address:
                 prompts = [[dice.randrange(3, 1000) for _ in range(tokens)] for _ in range(WARM_UP + requests)]
                 times = [await ask(address, prompt) for prompt in prompts]
@@ -68,8 +69,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=6, help="at least 2; a multiple of 3 has each in each place")
     parser.add_argument("--requests", type=int, default=10, help="to each system in each round")
     parser.add_argument("--provider", default="tcp", choices=["tcp", "cma"])
+    parser.add_argument("--engine", default="sglang", choices=ENGINES, help="the mock only shows that all of it works")
     given = parser.parse_args()
-    rounds = asyncio.run(measure(given.tokens, given.rounds, given.requests, given.provider))
+    rounds = asyncio.run(measure(given.tokens, given.rounds, given.requests, given.provider, given.engine))
     for index, what in enumerate(WHAT):
         for side in SIDES:
             ratios = [one[side][index] / one[BASE][index] for one in rounds]

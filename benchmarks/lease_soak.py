@@ -80,11 +80,15 @@ async def spawn(stack: AsyncExitStack, *arguments: str) -> asyncio.subprocess.Pr
     return child
 
 
-async def announced(child: asyncio.subprocess.Process) -> str:
-    """What a child says when it is up."""
+async def announced(child: asyncio.subprocess.Process, service: str) -> str:
+    """What a child says of this service of its when it is up; what it says of others before is passed over."""
     assert child.stdout is not None
-    line = await asyncio.wait_for(child.stdout.readline(), START_TIMEOUT_S)
-    return line.split()[2].decode()
+    async with asyncio.timeout(START_TIMEOUT_S):
+        async for line in child.stdout:
+            word, name, address = line.decode().split()
+            if (word, name) == ("listening", service):
+                return address
+    raise RuntimeError(f"{service} has ended before it listened")
 
 
 async def soak(minutes: float, workers: int, burners: int) -> int:
@@ -92,10 +96,10 @@ async def soak(minutes: float, workers: int, burners: int) -> int:
     left: list[WorkerLife] = []
     async with AsyncExitStack() as stack:
         bootstrap = await spawn(stack, "-c", BOOTSTRAP)
-        address = await announced(bootstrap)
+        address = await announced(bootstrap, "bootstrap")
         channel = await stack.enter_async_context(open_channel(address))
         for number in range(workers):
-            await announced(await spawn(stack, __file__, "--hold", address, f"w{number}"))
+            await announced(await spawn(stack, __file__, "--hold", address, f"w{number}"), "worker")
         watcher = ClusterWatcher(channel, rng=random.Random(0), callbacks=WatchCallbacks(left=left.append))
         watcher.start()
         stack.push_async_callback(watcher.close)

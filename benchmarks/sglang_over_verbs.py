@@ -84,7 +84,7 @@ async def measure(options: argparse.Namespace) -> int:
         began = time.monotonic()
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "tandem.cli", "up", "--model", str(MODEL), "--port", "0", "--quiet", *files),
-            *("--provider", options.provider, *PATIENT),
+            *("--provider", options.provider, "--engine", options.engine, "--page-size", "1", *PATIENT),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
@@ -130,6 +130,7 @@ def main() -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description="Real SGLang, 1P1D, over a chosen provider.")
     parser.add_argument("--provider", default="verbs", choices=("verbs", "tcp", "cma"))
+    parser.add_argument("--engine", default="sglang", choices=("sglang", "mock"), help="the mock to try all this out")
     parser.add_argument("--answers", metavar="FILE", help="write the answers there")
     parser.add_argument("--compare", metavar="FILE", help="answers that these have to be equal to")
     return asyncio.run(measure(parser.parse_args()))

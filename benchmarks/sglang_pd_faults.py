@@ -118,14 +118,13 @@ def main() -> int:
     stop_at = time.monotonic() + given.minutes * 60
     folder = given.logs or Path(tempfile.mkdtemp(prefix="tandem-beside-"))
     folder.mkdir(parents=True, exist_ok=True)
-    sides = Sides(folder, peer_python(given.pip_arg), given.libraries)
-    names = given.sides or sides.names()
-    known = known_answers(folder)
-    blows = [BLOWS[name] for name in given.faults]
     results = folder / "results.jsonl"
     results.touch()
-    for name in names:
-        asyncio.run(run_side(sides, name, blows, known, stop_at, results))
+    if given.minutes > 0:
+        sides = Sides(folder, peer_python(given.pip_arg), given.libraries)
+        known = known_answers(folder)
+        for name in given.sides or sides.names():
+            asyncio.run(run_side(sides, name, [BLOWS[fault] for fault in given.faults], known, stop_at, results))
     found = read_rows(results.read_text().splitlines())
     body = f"{table(found)}\n\n{time.strftime('%Y-%m-%d')}; {versions()}"
     print(body)

@@ -14,12 +14,14 @@ STREAM_PROMPT_TOKENS: Final = 32
 ARRIVAL_NEW_TOKENS: Final = 4
 MOST_ARRIVALS: Final = 64
 """Unanswered at the same time; what would be more is not sent, and counted."""
+LONGEST_S: Final = 20.0
+"""Nothing arrives after so long: an engine that puts prompts first would never get on with its streams."""
 
 
 async def disturb(
     address: str, load: Load, streams: int, stream_tokens: int, prompt: Callable[[int], list[int]]
 ) -> Disturbed:
-    """Starts the streams, lets prompts arrive from the first tokens of all to the last of one, and waits for all.
+    """Starts the streams, lets prompts arrive from the first tokens of all to the last of one, LONGEST_S at most, and waits.
 
     address: host:port. prompt: makes one of so many tokens. Raises TandemError where an answer is not whole.
     """
@@ -50,7 +52,7 @@ async def _disturb(
         ended = asyncio.ensure_future(asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED))
         arrivals: list[asyncio.Task[Timing]] = []
         dropped = 0
-        while load.per_s and not ended.done():
+        while load.per_s and not ended.done() and time.perf_counter() < began + LONGEST_S:
             if sum(not one.done() for one in arrivals) < MOST_ARRIVALS:
                 ask = time_stream(address, prompt(load.prompt_tokens), ARRIVAL_NEW_TOKENS)
                 arrivals.append(group.create_task(ask))

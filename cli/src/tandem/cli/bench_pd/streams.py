@@ -27,20 +27,24 @@ async def time_stream(
 
     on_first: called when its first token is there.
     """
-    async with asyncio.timeout(TIMEOUT_S):
-        reader, writer = await _connect(address)
-        try:
-            started = time.perf_counter()
-            writer.write(_request(address, input_ids, new_tokens))
-            times: list[float] = []
-            async for event in _events(reader):
-                now, count = time.perf_counter(), _tokens(event)
-                if not times and count:
-                    on_first()
-                # Tokens that came in one event came at one time.
-                times += [now] * (count - len(times))
-        finally:
-            writer.close()
+    times: list[float] = []
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            reader, writer = await _connect(address)
+            try:
+                started = time.perf_counter()
+                writer.write(_request(address, input_ids, new_tokens))
+                async for event in _events(reader):
+                    now, count = time.perf_counter(), _tokens(event)
+                    if not times and count:
+                        on_first()
+                    # Tokens that came in one event came at one time.
+                    times += [now] * (count - len(times))
+            finally:
+                writer.close()
+    except TimeoutError:
+        text = f"{address} sent {len(times)} of {new_tokens} tokens in {TIMEOUT_S:.0f} s"
+        raise TandemError(ErrorReason.DEADLINE_EXCEEDED, text) from None
     if len(times) != new_tokens:
         raise TandemError(ErrorReason.PROTOCOL_VIOLATION, f"{address} sent {len(times)} of {new_tokens} tokens")
     gaps = tuple((after - before) * 1000 for before, after in itertools.pairwise(times))

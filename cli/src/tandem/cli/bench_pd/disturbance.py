@@ -21,7 +21,7 @@ LONGEST_S: Final = 20.0
 async def disturb(
     address: str, load: Load, streams: int, stream_tokens: int, prompt: Callable[[int], list[int]]
 ) -> Disturbed:
-    """Starts the streams, lets prompts arrive from the first tokens of all to the last of one, LONGEST_S at most, and waits.
+    """Starts the streams, lets prompts arrive from the first tokens of all to the last of one, and waits for all.
 
     address: host:port. prompt: makes one of so many tokens. Raises TandemError where an answer is not whole.
     """

@@ -126,7 +126,7 @@ def file_cases(path: Path, url: str, model: str) -> Iterator[type[unittest.TestC
         module = _module_of(file, model)
         if module is None:
             continue
-        for found in vars(module).values():
+        for found in list(vars(module).values()):  # cases may add to their module
             if isinstance(found, type) and issubclass(found, unittest.TestCase) and found.__module__ == module.__name__:
                 yield _asks_for(found, model)
 

@@ -115,6 +115,10 @@ def _with_systems(folder: Path) -> Iterator[Smoke]:
         _says(r"^second token +control .* of without \("),
     )
     yield Smoke("sglang_over_verbs", (*mock, "--provider", "tcp"), _says(r"^all as it should be over tcp$"))
+    short = ("--tokens", "32", "--new-tokens", "4", "--repeats", "2", "--streams", "1")
+    yield Smoke("unified", (*mock, *short), _says(r"^\| .* \| 32 \| \d+ / \d+ \|"))
+    short = ("--tokens", "32", "--rate", "20", "--learn", "2", "--prompts", "3", "--runs", "1")
+    yield Smoke("slow_prefill", (*mock, *short), _says(r"^least_cost / least_load, prompt by prompt: [\d.]+ \("))
     few = ("--rounds", "2", "--requests", "8", "--clients", "2", "--new-tokens", "2")
     yield Smoke("trace_overhead", few, _says(r"^1 % sampled: .* lost"), verdict=True)
     yield Smoke(

@@ -44,7 +44,7 @@ class Sizes:
     @property
     def warm(self) -> Sizes:
         """Of the round before the first, which is not counted."""
-        return replace(self, paced_requests=20, whole_requests=100, stream_tokens=10)
+        return replace(self, paced_requests=20, whole_requests=100, stream_tokens=50)
 
 
 @dataclass(frozen=True, slots=True)

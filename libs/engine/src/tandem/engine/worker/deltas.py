@@ -39,8 +39,10 @@ class DeltaBuffer:
         pending.token_ids.extend(delta.token_ids)
         if delta.text:
             pending.text += delta.text
-        pending.logprobs.extend(_logprobs(delta.logprobs))
-        pending.prompt_logprobs.extend(_logprobs(delta.prompt_logprobs))
+        if delta.logprobs:
+            pending.logprobs.extend(_logprobs(delta.logprobs))
+        if delta.prompt_logprobs:
+            pending.prompt_logprobs.extend(_logprobs(delta.prompt_logprobs))
         if delta.finish is not None:
             pending.finish.CopyFrom(_finish(delta.finish))
         self._wake.set()

@@ -94,7 +94,7 @@ class Followed:
     async def depth(self, wanted: int, *numbers: int) -> None:
         """Returns once the worker is known to hold so many of the first pages of a prompt."""
         async with asyncio.timeout(WAIT_S):
-            while self.held.match(pages(*numbers)).pages_of(self.info.life) != wanted:
+            while self.index.match([pages(*numbers)]).pages_of(self.info.life) != wanted:
                 await self.index.changed.wait()
                 self.index.changed.clear()
 

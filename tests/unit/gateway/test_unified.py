@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -12,9 +13,10 @@ from opentelemetry.trace import INVALID_SPAN
 
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import ALONE, PAIR, RequestId, Role
-from tandem.core.kv_index import KvChange, KvIndex, KvMatch, PageHash
+from tandem.core.kv_index import KvChange, KvIndex, KvMatch
 from tandem.core.placement import teams_for
 from tandem.core.policies import PolicyName
+from tandem.core.prompt_pages import PromptPages
 from tandem.gateway.routing.attempt import RoomPhase
 from tandem.gateway.routing.room_runs import Journey
 from tandem.gateway.routing.rooms import RoomBook
@@ -120,11 +122,11 @@ class Held:
     def serve(self, policies: dict[Role, PolicyName]) -> None:
         """Any."""
 
-    def match(self, pages: Sequence[PageHash]) -> KvMatch:
-        index = KvIndex(100)
+    def match(self, pages: PromptPages) -> KvMatch:
+        index, [run] = KvIndex(100), [tuple(chain.from_iterable(pages.runs()))]
         index.apply(self._worker.life, KvChange(1, cleared=True))
-        index.apply(self._worker.life, KvChange(2, stored=tuple(pages[: self._pages])))
-        return index.match(pages)
+        index.apply(self._worker.life, KvChange(2, stored=run[: self._pages]))
+        return index.match([run])
 
 
 @pytest.mark.parametrize(("pages", "alone"), [(3, True), (2, False)])

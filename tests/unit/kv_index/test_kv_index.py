@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tandem.core.ids import Incarnation, WorkerId, WorkerLife
@@ -36,9 +38,10 @@ def leading(held: Iterable[PageHash], prompt: Sequence[PageHash]) -> int:
 
 def depths(index: KvIndex, prompt: Sequence[PageHash]) -> dict[WorkerLife, int]:
     """What the index says of each worker that holds something, in both of its ways."""
-    match = index.match(prompt)
-    levels = list(match.levels())
-    found = {life: depth for depth, lives in levels for life in lives}
+    match = index.match([(page,) for page in prompt])
+    levels = list(match.levels(np.arange(len(match.lives))))
+    found = {life: depth for depth, places in levels for place in places if (life := match.lives[place])}
+    assert sum(len(places) for _, places in levels) == len(found)
     assert [depth for depth, _ in levels] == sorted({*found.values()}, reverse=True)
     assert match.most == max(found.values(), default=0)
     assert {life: depth for life in LIVES if (depth := match.pages_of(life))} == {
@@ -135,6 +138,34 @@ def test_a_place_of_a_worker_that_is_gone_is_the_next_ones() -> None:
         assert depths(index, hashes(1)) == {life: 1}
         index.forget(life)
     assert len(index._lives) == 1
+
+
+@settings(deadline=None)
+@given(st.sets(st.integers(0, 60)), st.permutations(range(61)))
+def test_few_and_many_that_hold_as_much_are_told_by_their_places_in_order(holding: set[int], places: list[int]) -> None:
+    """places: of each life, in some order of the asker's; of ten lives nothing is to be told."""
+    index, lives = KvIndex(ROOM), [WorkerLife(WorkerId(f"w{number}"), Incarnation(1)) for number in range(61)]
+    for number, life in enumerate(lives):
+        index.apply(life, first(*(1, 2) if number in holding else (1,)))
+    asked = np.array([place - 10 if place >= 10 else -1 for place in places])
+    found = {depth: list(some) for depth, some in index.match([hashes(1), hashes(2)]).levels(asked)}
+    for depth, numbers in ((2, holding), (1, set(range(61)) - holding)):
+        assert found.get(depth, []) == sorted(asked[number] for number in numbers if asked[number] >= 0)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=4), st.lists(st.integers(1, 9), min_size=1, max_size=6))
+def test_however_pages_are_asked_for_together_the_answer_is_the_same(held: list[int], sizes: list[int]) -> None:
+    """Of caches that evict from the end, as all do."""
+    index, prompt = KvIndex(ROOM), hashes(*range(sum(sizes)))
+    for life, count in zip(LIVES, held, strict=False):
+        index.apply(life, first(*range(count)))
+    ends = list(accumulate(sizes))
+    runs = [prompt[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+    wanted = {life: depth for life, count in zip(LIVES, held, strict=False) if (depth := min(count, len(prompt)))}
+    match = index.match(runs)
+    assert {life: match.pages_of(life) for life in wanted} == wanted
+    assert match.most == max(wanted.values(), default=0)
 
 
 # ---------------------------------------------------------------- logs

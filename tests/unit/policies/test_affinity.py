@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tandem.core.affinity import NO_KEY, AffinityKey, draw, key_of_prefix, key_of_text, ranks, worker_hash
+from tandem.core.affinity import NO_KEY, AffinityKey, Homes, key_of_prefix, key_of_text, ranks, worker_hash
 from tandem.core.ids import Incarnation, Role, WorkerId, WorkerLife
 from tandem.core.policies import Candidate, PolicyName, Turn, choose
 from tests.support.policies.trace import Trace
@@ -203,6 +203,7 @@ def test_each_policy_goes_by_its_own_key():
 
 @given(st.binary(min_size=1, max_size=16), st.text(min_size=1, max_size=20), st.integers(1, 4096))
 def test_ranks_are_positive_and_finite(key, worker, weight):
-    drawn = draw(AffinityKey(key), np.array([worker_hash(WorkerId(worker))], np.uint64))
-    (found,) = ranks(drawn, np.array([weight]))
+    weights = np.array([weight])
+    homes = Homes(np.array([worker_hash(WorkerId(worker))], np.uint64), weights)
+    (found,) = ranks(homes.draw(AffinityKey(key)), weights)
     assert 0 < found < float("inf")

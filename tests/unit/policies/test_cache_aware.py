@@ -82,7 +82,7 @@ def conversations(policy: PolicyName, busy: int, *, shared: bool, pages: int = 4
         own = [one * 100_000 + turns[one] // 10 * 1000 + token for token in range(length)]
         ids = SYSTEM + own if shared else own
         prompt = page_hashes(ids, PAGE)
-        turn = replace(trace.turn(), prefix=key_of_prefix(ids, 128), held=caches.index.match(prompt))
+        turn = replace(trace.turn(), prefix=key_of_prefix(ids, 128), held=caches.index.match([prompt]))
         name = trace.request(policy, turn, trace.lasting(busy))
         mean = trace.rooms.total() / len(EIGHT)
         if mean >= 8:
@@ -125,7 +125,7 @@ def chosen(candidates: list[Candidate], held: dict[str, int], prefix: str = "") 
     prompt, index = page_hashes(range(8 * PAGE), PAGE), KvIndex(1000)
     for name, depth in held.items():
         index.apply(life_of(name), KvChange(0, stored=tuple(prompt[:depth]), cleared=True))
-    turn = Turn(0, 0, prefix=key_of_prefix(list(prefix.encode()), 8), held=index.match(prompt))
+    turn = Turn(0, 0, prefix=key_of_prefix(list(prefix.encode()), 8), held=index.match([prompt]))
     return choose(PolicyName.CACHE_AWARE, candidates, turn, Role.PREFILL).life.worker_id
 
 

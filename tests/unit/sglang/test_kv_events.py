@@ -107,8 +107,8 @@ def test_its_cache_names_pages_as_a_gateway_does() -> None:
     assert change is not None
     assert index.apply(life, change)
     for prompt in prompts:
-        assert index.match(page_hashes(prompt, PAGE)).most == len(prompt) // PAGE
-    assert index.match(page_hashes([*range(20), 5, 5, 5, 5], PAGE)).most == 5
+        assert index.match([page_hashes(prompt, PAGE)]).most == len(prompt) // PAGE
+    assert index.match([page_hashes([*range(20), 5, 5, 5, 5], PAGE)]).most == 5
     assert index.entries == 10 + 6 + 2
 
 

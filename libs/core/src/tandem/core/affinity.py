@@ -26,12 +26,9 @@ KEY_BYTES: Final = 16
 _SCORE_BITS: Final = 52
 """So that what is drawn fits a float exactly, with a half added."""
 _SPARE_BITS: Final = np.array(64 - _SCORE_BITS, np.uint64)
-_MIX: Final = (
-    (np.array(30, np.uint64), np.array(0xBF58476D1CE4E5B9, np.uint64)),
-    (np.array(27, np.uint64), np.array(0x94D049BB133111EB, np.uint64)),
-)
+_SHIFTS: Final = tuple(np.array(shift, np.uint64) for shift in (30, 27, 31))
+_FACTORS: Final = tuple(np.array(factor, np.uint64) for factor in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 """Arrays, as numpy turns its scalars into these for each operation."""
-_LAST_SHIFT: Final = np.array(31, np.uint64)
 
 
 def key_of_text(text: str) -> AffinityKey:
@@ -42,34 +39,18 @@ def key_of_text(text: str) -> AffinityKey:
 def key_of_prefix(ids: Sequence[int], tokens: int) -> AffinityKey:
     """The key of a prompt's first `tokens` token ids; of all where there are fewer. NO_KEY if there is none."""
     first = ids[:tokens]
-    return _key(struct.pack(f"<{len(first)}I", *first)) if first else NO_KEY
+    return _key(_packing(len(first)).pack(*first)) if first else NO_KEY
+
+
+@lru_cache(64)
+def _packing(tokens: int) -> struct.Struct:
+    return struct.Struct(f"<{tokens}I")
 
 
 @lru_cache(4096)
 def worker_hash(worker: WorkerId) -> int:
-    """What `ranks` needs of a worker, 64 bits. Lives of one worker are alike, so that its keys come back with it."""
+    """What `Homes` needs of a worker, 64 bits. Lives of one worker are alike, so that its keys come back with it."""
     return int.from_bytes(blake2b(worker.encode(), digest_size=8).digest(), "big")
-
-
-def draw(key: AffinityKey, workers: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """What a key draws for each worker, 0..2^52-1. key: not empty. workers: their hashes."""
-    # Both are digests already; what remains is to mix them, which the finalizer of splitmix64 does.
-    drawn = workers ^ np.uint64(int.from_bytes(key[:8], "big"))
-    for shift, factor in _MIX:
-        drawn ^= drawn >> shift
-        drawn *= factor
-    drawn ^= drawn >> _LAST_SHIFT
-    drawn >>= _SPARE_BITS
-    return drawn
-
-
-def ranks(drawn: NDArray[np.uint64], weights: NDArray[np.int64]) -> NDArray[np.float64]:
-    """How near workers are to a key: the highest is its home. Positive, and finite.
-
-    weights: more than 0; a worker is home to keys in proportion.
-    """
-    found: NDArray[np.float64] = weights / -np.log((drawn + 0.5) / 2**_SCORE_BITS)
-    return found
 
 
 class Homes:
@@ -79,8 +60,8 @@ class Homes:
     """
 
     def __init__(self, workers: NDArray[np.uint64], weights: NDArray[np.int64]) -> None:
-        """workers: as for `draw`, at least one. weights: as for `ranks`."""
-        self._workers = workers
+        """workers: their hashes, at least one. weights: more than 0; a worker is home to keys in proportion."""
+        self._mixed = workers ^ (workers >> _SHIFTS[0])
         self._weights = weights
         self._order = np.argsort(weights, kind="stable")
         by_weight = weights[self._order]
@@ -90,12 +71,20 @@ class Homes:
         self._kinds = by_weight[self._starts]
 
     def draw(self, key: AffinityKey) -> NDArray[np.uint64]:
-        """What `nearest` asks for."""
-        return draw(key, self._workers)
+        """What a key draws for each worker, 64 bits. key: not empty."""
+        # Both are digests already; what remains is to mix them, which the finalizer of splitmix64 does to key ^ worker.
+        # Its first shift does not mix the two yet, so it is done to each by itself.
+        number = int.from_bytes(key[:8], "big")
+        drawn = self._mixed ^ np.uint64(number ^ number >> int(_SHIFTS[0]))
+        drawn *= _FACTORS[0]
+        drawn ^= drawn >> _SHIFTS[1]
+        drawn *= _FACTORS[1]
+        drawn ^= drawn >> _SHIFTS[2]
+        return drawn
 
     def nearest(self, drawn: NDArray[np.uint64]) -> int:
         """Place of the home."""
-        if len(self._kinds) == 1:
+        if len(self._ends) == 1:
             return int(drawn.argmax())
         drawn = drawn[self._order]
         kind = int(ranks(np.maximum.reduceat(drawn, self._starts), self._kinds).argmax())
@@ -105,8 +94,14 @@ class Homes:
     def nearest_of(self, drawn: NDArray[np.uint64], some: NDArray[np.intp]) -> int:
         """Place of the one that would be, were there only some of the workers. some: their places, rising."""
         drawn = drawn[some]
-        near = drawn if len(self._kinds) == 1 else ranks(drawn, self._weights[some])
+        near = drawn if len(self._ends) == 1 else ranks(drawn, self._weights[some])
         return int(some[int(near.argmax())])
+
+
+def ranks(drawn: NDArray[np.uint64], weights: NDArray[np.int64]) -> NDArray[np.float64]:
+    """How near workers are to a key, by what it drew for them: the highest is its home. Positive, and finite."""
+    found: NDArray[np.float64] = weights / -np.log(((drawn >> _SPARE_BITS) + 0.5) / 2**_SCORE_BITS)
+    return found
 
 
 def _key(content: bytes) -> AffinityKey:

@@ -4,20 +4,19 @@ thousand does not touch each of them in Python."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import overload
+from typing import NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tandem.core.affinity import Homes, worker_hash
 from tandem.core.ids import WorkerLife
+from tandem.core.kv_index import KvMatch
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A worker that may get the next room."""
 
     life: WorkerLife
@@ -49,12 +48,19 @@ class Candidates(Sequence[Candidate]):
         self.lives = lives
         self.in_flight = in_flight.copy()
         self.places = places
+        self._each: list[int] = [int(rooms) for rooms in in_flight]
+        """The same as in_flight: one number of a list is read sooner than one of an array."""
+        self._places: list[int] = places.tolist()
         self.hashes = hashes
         self.loads: NDArray[np.float64] = self.in_flight / places
         """Of each, rooms per place."""
-        self._shares = places.astype(np.float64)
-        self._rooms = int(in_flight.sum())
-        self._all_places = float(places.sum())
+        self._rooms: int = sum(self._each)
+        self._all_places: int = sum(self._places)
+        self._alike = len(set(self._places)) == 1
+        """Whether all have as many places."""
+        self._matched: tuple[WorkerLife | None, ...] = ()
+        self._by_slot = np.empty(0, np.intp)
+        """The place of each of the lives that were matched last, or -1."""
 
     @classmethod
     def of(cls, candidates: Iterable[Candidate]) -> Candidates:
@@ -77,15 +83,15 @@ class Candidates(Sequence[Candidate]):
     def __getitem__(self, place: int | slice) -> Candidate | Candidates:
         if isinstance(place, slice):
             return self.at(np.arange(len(self))[place])
-        return Candidate(self.lives[place], int(self.in_flight[place]), int(self.places[place]))
+        return Candidate(self.lives[place], self._each[place], self._places[place])
 
     def note_rooms(self, life: WorkerLife, rooms: int) -> None:
         """So many rooms run on a worker now; nothing happens if it is not in here."""
         place = self._place.get(life)
         if place is not None:
-            self._rooms += rooms - int(self.in_flight[place])
-            self.in_flight[place] = rooms
-            self.loads[place] = rooms / self._shares[place]
+            self._rooms += rooms - self._each[place]
+            self._each[place] = self.in_flight[place] = rooms
+            self.loads[place] = rooms / self._places[place]
 
     def at(self, places: NDArray[np.intp]) -> Candidates:
         """Some of them, with the rooms of now. places: rising."""
@@ -109,18 +115,30 @@ class Candidates(Sequence[Candidate]):
 
     def below(self, cap: float) -> NDArray[np.intp]:
         """Places of those that one more room would not take over `cap` times the mean load, that room included."""
-        allowed = np.ceil(cap * (1 + self._rooms) * self._shares / self._all_places)
-        return (self.in_flight < allowed).nonzero()[0]
+        found: NDArray[np.intp] = (self.in_flight < self._allowed(self.places, cap)).nonzero()[0]
+        return found
 
     def below_of(self, some: NDArray[np.intp], cap: float) -> NDArray[np.intp]:
         """Those of some that are. some: places."""
-        allowed = np.ceil(cap * (1 + self._rooms) * self._shares[some] / self._all_places)
-        return some[self.in_flight[some] < allowed]
+        return some[self.in_flight[some] < self._allowed(self.places[some], cap)]
 
     def is_below(self, place: int, cap: float) -> bool:
         """Whether one of them is."""
-        allowed = cap * (1 + self._rooms) * float(self._shares[place]) / self._all_places
-        return int(self.in_flight[place]) < math.ceil(allowed)
+        return self._each[place] < math.ceil(cap * (1 + self._rooms) * self._places[place] / self._all_places)
+
+    def _allowed(self, places: NDArray[np.int64], cap: float) -> NDArray[np.float64] | int:
+        rooms = cap * (1 + self._rooms)
+        if self._alike:
+            return math.ceil(rooms * self._places[0] / self._all_places)
+        allowed: NDArray[np.float64] = np.ceil(rooms * places / self._all_places)
+        return allowed
+
+    def holders(self, match: KvMatch) -> Iterator[tuple[int, NDArray[np.intp]]]:
+        """Pages, and places of those that hold as many, rising; most pages first. Who holds none is not in it."""
+        if self._matched is not match.lives:
+            places = (-1 if life is None else self._place.get(life, -1) for life in match.lives)
+            self._matched, self._by_slot = match.lives, np.fromiter(places, np.intp, len(match.lives))
+        return match.levels(self._by_slot)
 
     @cached_property
     def homes(self) -> Homes:

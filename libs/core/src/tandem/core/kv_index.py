@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Final, NewType
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tandem.core.ids import WorkerLife
 
 PageHash = NewType("PageHash", int)
@@ -20,6 +23,8 @@ PageHash = NewType("PageHash", int)
 
 MAX_PAGES_MATCHED: Final = 2048
 """Pages of a prompt that are looked up: what is held beyond them makes no difference."""
+_FEW: Final = 16
+"""So many bits of a number are found sooner one by one than in an array."""
 _TOKEN_BYTES: Final = 4
 _HASH_BYTES: Final = 8
 
@@ -44,8 +49,13 @@ def page_hashes(ids: Sequence[int], page_size: int, limit: int = MAX_PAGES_MATCH
     digest, found = b"", []
     for start in range(0, count * step, step):
         digest = sha256(digest + packed[start : start + step]).digest()
-        found.append(PageHash(int.from_bytes(digest[:_HASH_BYTES], "big")))
+        found.append(hash_of_digest(digest))
     return found
+
+
+def hash_of_digest(digest: bytes) -> PageHash:
+    """The hash of a page, of the SHA-256 of all tokens up to its end."""
+    return PageHash(int.from_bytes(digest[:_HASH_BYTES], "big"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +65,8 @@ class KvMatch:
     _levels: Sequence[tuple[int, int]] = ()
     """Pages and the lives that hold these and no more, as bits; most pages first."""
     _slots: Mapping[WorkerLife, int] = field(default_factory=dict)
-    _lives: Sequence[WorkerLife | None] = ()
+    lives: tuple[WorkerLife | None, ...] = ()
+    """Those that the index knows, by their bits; the same object until others do."""
 
     @property
     def most(self) -> int:
@@ -71,17 +82,31 @@ class KvMatch:
                     return depth
         return 0
 
-    def levels(self) -> Iterator[tuple[int, list[WorkerLife]]]:
-        """Pages, and who holds as many; most pages first. Who holds none is not in it."""
-        for depth, lives in self._levels:
-            holders = []
-            while lives:
-                lowest = lives & -lives
-                life = self._lives[lowest.bit_length() - 1]
-                assert life is not None, "a life that is forgotten holds nothing"
-                holders.append(life)
-                lives ^= lowest
-            yield depth, holders
+    def levels(self, places: NDArray[np.intp]) -> Iterator[tuple[int, NDArray[np.intp]]]:
+        """Pages, and the places of those that hold as many, rising; most pages first, and only what somebody holds.
+
+        places: of each of `lives`, -1 for those that do not count.
+        """
+        for depth, holders in self._levels:
+            found = places[_bits_of(holders)]
+            found = found[found >= 0]
+            if found.size:
+                found.sort()
+                yield depth, found
+
+
+def _bits_of(number: int) -> NDArray[np.intp] | list[int]:
+    """Places of the bits that are set."""
+    if number.bit_count() > _FEW:
+        octets = np.frombuffer(number.to_bytes(-(-number.bit_length() // 8), "little"), np.uint8)
+        many: NDArray[np.intp] = np.unpackbits(octets, bitorder="little").nonzero()[0]
+        return many
+    found = []
+    while number:
+        lowest = number & -number
+        found.append(lowest.bit_length() - 1)
+        number ^= lowest
+    return found
 
 
 NOTHING_HELD: Final = KvMatch()
@@ -96,8 +121,8 @@ class KvIndex:
     def __init__(self, max_entries: int) -> None:
         """max_entries: most pages over all workers; of what comes beyond, nothing is kept."""
         self._max_entries = max_entries
-        self._lives: list[WorkerLife | None] = []
-        """By slot: the bit that stands for a life in `_holders`."""
+        self._lives: tuple[WorkerLife | None, ...] = ()
+        """By slot: the bit that stands for a life in `_holders`. Another object whenever they change."""
         self._slots: dict[WorkerLife, int] = {}
         self._pages: dict[WorkerLife, set[PageHash]] = {}
         self._due: dict[WorkerLife, int] = {}
@@ -109,6 +134,8 @@ class KvIndex:
         """Pages that there was no place for, since the start."""
         self.gaps = 0
         """Changes that were missed, since the start."""
+        self.changes = 0
+        """What was said or forgotten, since the start."""
 
     @property
     def entries(self) -> int:
@@ -118,6 +145,7 @@ class KvIndex:
     def apply(self, life: WorkerLife, change: KvChange) -> bool:
         """Takes news of a worker. False if some before it were missed: then nothing is known of the worker, and it has
         to be followed anew."""
+        self.changes += 1
         if change.cleared:
             self.forget(life)
             self._admit(life)
@@ -132,35 +160,43 @@ class KvIndex:
 
     def forget(self, life: WorkerLife) -> None:
         """A worker is gone, or its news have ended."""
+        self.changes += 1
         if life in self._slots:
             self._remove(life, tuple(self._pages[life]))
-            self._lives[self._slots.pop(life)] = None
+            self._set(self._slots.pop(life), None)
             del self._pages[life], self._due[life]
 
-    def match(self, pages: Iterable[PageHash]) -> KvMatch:
+    def match(self, runs: Iterable[Sequence[PageHash]]) -> KvMatch:
         """Who holds how many of the first pages of a prompt. Cheap: lives are only counted out where they are asked
-        for. To be used before the next change."""
+        for. To be used before the next change.
+
+        runs: the pages in order, some at a time. Caches evict from the end, so who holds all before a run, and the last
+        page of it, is taken to hold all of it.
+        """
         levels: list[tuple[int, int]] = []
-        still, depth = -1, 0
-        for page in pages:
-            now = still & self._holders.get(page, 0)
-            if now != still and depth:
-                levels.append((depth, still & ~now))
-            if not now:
-                break
-            still, depth = now, depth + 1
-        else:
-            if depth:
-                levels.append((depth, still))
+        holders, still, depth = self._holders, -1, 0
+        for run in runs:
+            if still & holders.get(run[-1], 0) == still:
+                depth += len(run)
+                continue
+            for page in run:
+                now = still & holders.get(page, 0)
+                if now != still and depth:
+                    levels.append((depth, still & ~now))
+                if not now:
+                    return KvMatch(levels[::-1], self._slots, self._lives)
+                still, depth = now, depth + 1
+        if depth:
+            levels.append((depth, still))
         return KvMatch(levels[::-1], self._slots, self._lives)
 
     def _admit(self, life: WorkerLife) -> None:
         slot = next((slot for slot, taken in enumerate(self._lives) if taken is None), len(self._lives))
-        if slot == len(self._lives):
-            self._lives.append(life)
-        else:
-            self._lives[slot] = life
+        self._set(slot, life)
         self._slots[life], self._pages[life] = slot, set()
+
+    def _set(self, slot: int, life: WorkerLife | None) -> None:
+        self._lives = (*self._lives[:slot], life, *self._lives[slot + 1 :])
 
     def _remove(self, life: WorkerLife, pages: Iterable[PageHash]) -> None:
         held, bit = self._pages[life], 1 << self._slots[life]

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-import numpy as np
-
 from tandem.core.affinity import NO_KEY, AffinityKey
 from tandem.core.candidates import Candidate as Candidate
 from tandem.core.candidates import Candidates
@@ -103,12 +101,11 @@ def _home(candidates: Candidates, key: AffinityKey, turn: Turn) -> Candidate:
 def _cache_aware(candidates: Candidates, turn: Turn) -> Candidate:
     """The one that holds most of the prompt, of those below the cap; the less loaded of equals. A prompt that nobody
     there holds anything of goes to the home of how it begins, where those that come with it are sent, too."""
-    if turn.held.most:
-        below = candidates.below(turn.load_cap)
-        places = {candidates.lives[place]: place for place in below}
-        for _, lives in turn.held.levels():
-            if holders := sorted(places[life] for life in lives if life in places):
-                return _least_load(candidates.at(np.array(holders)), turn)
+    for _, holders in candidates.holders(turn.held):
+        below = candidates.below_of(holders, turn.load_cap)
+        if below.size:
+            least = candidates.least_loaded_of(below)
+            return candidates[int(least[turn.count % len(least)])]
     if not turn.prefix:
         return _power_of_two(candidates.at(candidates.below(turn.load_cap)), turn)
     return _home(candidates, turn.prefix, turn)

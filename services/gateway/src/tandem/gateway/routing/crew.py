@@ -18,6 +18,7 @@ from tandem.core.affinity import worker_hash
 from tandem.core.candidates import Candidates
 from tandem.core.cluster import WorkerInfo
 from tandem.core.ids import WorkerLife
+from tandem.core.kv_index import KvMatch
 from tandem.core.layout import KvLayout, mismatches
 from tandem.gateway.routing.health import Exceptional
 
@@ -104,6 +105,10 @@ class Crew(Generic[_M_co]):
         """Whether one of them would begin with a room at once."""
         loads = self._all.loads
         return len(loads) > 0 and bool(loads[loads.argmin()] < 1)
+
+    def most_held(self, match: KvMatch) -> int:
+        """Pages that the one holds that holds most of them."""
+        return next((pages for pages, _ in self._all.holders(match)), 0)
 
     def fitting(self, others: Sequence[KvLayout]) -> NDArray[np.intp] | None:
         """Places of those whose layout fits one of others'; None = of all."""

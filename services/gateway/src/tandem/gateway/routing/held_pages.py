@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -13,8 +13,9 @@ import grpc
 
 from tandem.core.cluster import WorkerInfo
 from tandem.core.ids import Role
-from tandem.core.kv_index import NOTHING_HELD, KvIndex, KvMatch, PageHash
+from tandem.core.kv_index import NOTHING_HELD, KvIndex, KvMatch
 from tandem.core.policies import BY_HELD_PAGES, PolicyName
+from tandem.core.prompt_pages import PromptPages
 from tandem.gateway.routing.sessions import STUBS
 from tandem.rpc import held_pages
 from tandem.rpc.backoff import Backoff, BackoffPolicy
@@ -29,7 +30,7 @@ class Holders(Protocol):
     def serve(self, policies: Mapping[Role, PolicyName]) -> None:
         """Sets the policies that will ask."""
 
-    def match(self, pages: Sequence[PageHash]) -> KvMatch:
+    def match(self, pages: PromptPages) -> KvMatch:
         """Who holds how many of the first pages of a prompt."""
 
 
@@ -39,7 +40,7 @@ class NobodyHolds:
     def serve(self, policies: Mapping[Role, PolicyName]) -> None:
         """Nothing to prepare."""
 
-    def match(self, pages: Sequence[PageHash]) -> KvMatch:
+    def match(self, pages: PromptPages) -> KvMatch:
         """Nobody."""
         return NOTHING_HELD
 
@@ -51,6 +52,9 @@ class HeldPages:
         """max_pages: most pages over all workers; see KvIndex."""
         self.index = KvIndex(max_pages)
         self._rng = rng
+        self._asked: tuple[PromptPages | None, int] = (None, 0)
+        self._matched = NOTHING_HELD
+        """The last answer, and to what."""
         self._wanted = {role: asyncio.Event() for role in Role}
 
     def serve(self, policies: Mapping[Role, PolicyName]) -> None:
@@ -61,9 +65,13 @@ class HeldPages:
             else:
                 self._wanted[role].clear()
 
-    def match(self, pages: Sequence[PageHash]) -> KvMatch:
-        """Who holds how much of the beginning of a prompt, as far as is known."""
-        return self.index.match(pages)
+    def match(self, pages: PromptPages) -> KvMatch:
+        """Who holds how much of the beginning of a prompt, as far as is known. The very same pages again cost
+        nothing, as for the other role of a pair."""
+        asked = (pages, self.index.changes)
+        if self._asked != asked:
+            self._asked, self._matched = asked, self.index.match(pages.runs())
+        return self._matched
 
     async def follow(self, info: WorkerInfo, channel: grpc.aio.Channel) -> None:
         """Follows one worker until cancelled; what it held is forgotten with that."""

@@ -9,13 +9,13 @@ from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from tandem.core.affinity import NO_KEY
 from tandem.core.breaker import State
 from tandem.core.candidates import Candidates
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.core.ids import ALONE, PAIR, Role, WorkerLife
+from tandem.core.ids import ALONE, Role, WorkerLife
 from tandem.core.kv_index import NOTHING_HELD
 from tandem.core.placement import DEFAULT_UNIFIED_MAX_PROMPT_TOKENS, teams_for
 from tandem.core.policies import (
@@ -27,6 +27,7 @@ from tandem.core.policies import (
     Turn,
     choose,
 )
+from tandem.core.prompt_pages import PageMemo
 from tandem.core.retry_budget import BudgetSettings, RetryBudget
 from tandem.gateway.calls import Sequence
 from tandem.gateway.routing.attempt import Attempt
@@ -50,6 +51,9 @@ log = logging.getLogger(__name__)
 
 MAX_COUNTS: Final = 1024
 """Models that a policy counts for, those that are gone too."""
+
+MAX_CHUNKS: Final = 4096
+"""Of prompts, whose hashes are remembered: a million tokens, in 6 MB, or in 14 MB where a page is one token."""
 
 Deliver = Callable[[session_pb2.Delta | None], bool]
 """Takes news for the client; None makes void what came before. False if the client is too far behind."""
@@ -87,8 +91,7 @@ class RouterSettings:
     """See tandem.gateway.routing.hedge; 0 = never."""
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """A worker, and what of the prompt it is known to hold."""
 
     worker: RoutableWorker
@@ -159,6 +162,7 @@ class Router:
         self._on_held = on_held
         self._costs = costs or PairCosts()
         self._holders.serve(self.policies)
+        self._memo = PageMemo(MAX_CHUNKS)
 
     @property
     def policies(self) -> dict[Role, PolicyName]:
@@ -262,7 +266,8 @@ class Router:
         return rival
 
     def _wish(self, sequence: Sequence, journey: Journey, avoid: Collection[WorkerLife]) -> Wish:
-        return Wish(sequence.model, avoid, journey.session, self._settings.prefix_tokens, sequence.input_ids)
+        tokens, ids = self._settings.prefix_tokens, sequence.input_ids
+        return Wish(sequence.model, avoid, journey.session, tokens, ids, self._memo)
 
     async def _route(self, sequence: Sequence, journey: Journey, avoid: set[WorkerLife]) -> Choices:
         trace = RouteTrace(self._tracing, journey.span, sequence, len(avoid))
@@ -326,8 +331,7 @@ class Router:
         if not unified or self._choosers[Role.UNIFIED].policy not in BY_HELD_PAGES:
             return tokens
         page_size = unified.workers[0].info.layout.page_size
-        held = self._holders.match(wish.pages(page_size))
-        return tokens - page_size * max(map(held.pages_of, unified.lives))
+        return tokens - page_size * unified.most_held(self._holders.match(wish.pages(page_size)))
 
     def _alone(self, unified: Crew[RoutableWorker], wish: Wish, only_good: bool) -> Choices | None:
         choice = self._choose(Role.UNIFIED, unified, None, wish, only_good)
@@ -338,7 +342,8 @@ class Router:
         prefills = self._workers.crew(Role.PREFILL, wish.model)
         decodes = self._workers.crew(Role.DECODE, wish.model)
         fitting = decodes.fitting(prefills.layouts)
-        if all(self._choosers[role].policy is PolicyName.LEAST_COST for role in PAIR):
+        policies = self._choosers[Role.PREFILL].policy, self._choosers[Role.DECODE].policy
+        if policies == (PolicyName.LEAST_COST, PolicyName.LEAST_COST):
             return self._cheapest(prefills, self._candidates(decodes, fitting, wish, only_good), wish, only_good)
         decode = self._choose(Role.DECODE, decodes, fitting, wish, only_good)
         if decode is None:

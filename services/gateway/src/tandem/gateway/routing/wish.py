@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 from tandem.core.affinity import AffinityKey, key_of_prefix
 from tandem.core.ids import WorkerLife
-from tandem.core.kv_index import PageHash, page_hashes
+from tandem.core.prompt_pages import PageMemo, PromptPages
 
 
 @dataclass(frozen=True)
@@ -22,15 +22,19 @@ class Wish:
     prefix_tokens: int
     """How many tokens of a prompt are its beginning."""
     ids: Sequence[int]
-    _pages: dict[int, list[PageHash]] = field(default_factory=dict)
+    memo: PageMemo
 
     @cached_property
     def prefix(self) -> AffinityKey:
         """Of how the prompt begins."""
         return key_of_prefix(self.ids, self.prefix_tokens)
 
-    def pages(self, page_size: int) -> list[PageHash]:
-        """The prompt's pages."""
+    def pages(self, page_size: int) -> PromptPages:
+        """The prompt's pages; the same object each time."""
         if page_size not in self._pages:
-            self._pages[page_size] = page_hashes(self.ids, page_size)
+            self._pages[page_size] = PromptPages(self.ids, page_size, self.memo)
         return self._pages[page_size]
+
+    @cached_property
+    def _pages(self) -> dict[int, PromptPages]:
+        return {}

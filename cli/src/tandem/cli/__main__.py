@@ -19,6 +19,7 @@ from tandem.cli.board import read_state
 from tandem.cli.calibrate import command as calibrate
 from tandem.cli.doctor import command as doctor
 from tandem.cli.plan import (
+    MAX_GATEWAY_PROCESSES,
     MAX_WORKERS,
     DeviceChoice,
     EngineChoice,
@@ -62,6 +63,9 @@ def up(
     ] = None,
     provider: Annotated[ProviderChoice, typer.Option(help="How KV travels.")] = ProviderChoice.AUTO,
     port: Annotated[int, typer.Option(min=0, max=65535, help="The gateway's HTTP port; 0: any free one.")] = 8000,
+    gateway_processes: Annotated[
+        int, typer.Option(min=1, max=MAX_GATEWAY_PROCESSES, help="Processes of the gateway, on the one port.")
+    ] = 1,
     page_size: Annotated[int | None, typer.Option(min=1, max=65536, help="Tokens per KV page.")] = None,
     tp: Annotated[int, typer.Option(min=1, max=64, help="Tensor parallel size of every worker.")] = 1,
     keep_prefixes: Annotated[
@@ -100,6 +104,7 @@ def up(
         model_names=tuple(model_name or ()),
         provider=provider,
         port=port,
+        gateway_processes=gateway_processes,
         page_size=page_size,
         tp=tp,
         keep_prefixes=keep_prefixes,

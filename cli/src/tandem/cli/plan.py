@@ -13,6 +13,7 @@ from tandem.core.errors import ErrorReason, TandemError
 
 MAX_WORKERS: Final = 64
 """Of each role."""
+MAX_GATEWAY_PROCESSES: Final = 64
 GPU_MEMORY_SHARE: Final = 0.8
 """Of a GPU's memory, for all the workers on it."""
 LOOPBACK: Final = "127.0.0.1"
@@ -84,6 +85,7 @@ class UpOptions:
     """Of the first models, in their order; the others are named by the last part of their path."""
     provider: ProviderChoice = ProviderChoice.AUTO
     port: int = 8000
+    gateway_processes: int = 1
     page_size: int | None = None
     keep_prefixes: bool = False
     """Decode keeps the KV of sequences that have ended."""
@@ -181,6 +183,7 @@ def make_plan(options: UpOptions, machine: Machine, inherited: Mapping[str, str]
     gateway = {
         "TANDEM_GATEWAY_HOST": LOOPBACK,
         "TANDEM_GATEWAY_PORT": str(options.port),
+        **({"TANDEM_GATEWAY_PROCESSES": str(options.gateway_processes)} if options.gateway_processes > 1 else {}),
         "TANDEM_GATEWAY_ADMIN_ADDRESS": f"{LOOPBACK}:0",
         "TANDEM_GATEWAY_MODEL_PATH": options.models[0],
         **_tokenizers(served),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, TypeAlias
@@ -180,9 +180,24 @@ class Metrics:
         """Hook for tandem.rpc.server.GrpcServer: one RPC ended with this status code."""
         self._rpc_calls.labels(method, code).inc()
 
-    def render(self) -> bytes:
-        """Everything in Prometheus' text format."""
-        return prometheus.generate_latest(self.registry)
+    def render(self, labels: Mapping[str, str] | None = None) -> bytes:
+        """Everything in Prometheus' text format. labels: that each series has besides its own."""
+        return prometheus.generate_latest(_Labelled(self.registry, labels) if labels else self.registry)
+
+
+class _Labelled(prometheus.CollectorRegistry):
+    """Another registry, with labels added to each series."""
+
+    def __init__(self, registry: prometheus.CollectorRegistry, labels: Mapping[str, str]) -> None:
+        super().__init__()
+        self._from = registry
+        self._labels = labels
+
+    def collect(self) -> Iterator[Metric]:
+        """Every family with its series."""
+        for metric in self._from.collect():
+            metric.samples = [one._replace(labels={**one.labels, **self._labels}) for one in metric.samples]
+            yield metric
 
 
 class _Reading(prometheus.registry.Collector):

@@ -14,11 +14,18 @@ import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from tandem.rpc.exits import ExitCode
 
 log = logging.getLogger(__name__)
+
+ANNOUNCEMENT: Final = "listening"
+"""How a line begins by which a process says where it listens."""
+
+
+def _nothing() -> None:
+    """There is nothing else to end."""
 
 
 class Stop:
@@ -28,6 +35,8 @@ class Stop:
         self._event = asyncio.Event()
         self.reason = ""
         self.code = ExitCode.OK
+        self.at_once: Callable[[], None] = _nothing
+        """Called where a second signal cuts the stop short, before the process exits."""
 
     @property
     def requested(self) -> bool:
@@ -48,6 +57,7 @@ class Stop:
 def _on_signal(stop: Stop, number: signal.Signals) -> None:
     if stop.requested:
         log.warning("%s again: exit at once", number.name)
+        stop.at_once()
         os._exit(ExitCode.FORCED)
     log.info("%s: stop gracefully; a second signal exits at once", number.name)
     stop.request(number.name)
@@ -87,4 +97,4 @@ def leave(code: int) -> NoReturn:
 
 def announce(service: str, address: str) -> None:
     """Tells whoever started this process where it listens: one line on stdout, `listening <service> <address>`."""
-    print(f"listening {service} {address}", flush=True)
+    print(f"{ANNOUNCEMENT} {service} {address}", flush=True)

@@ -8,6 +8,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
@@ -20,6 +21,7 @@ from tandem.core.ids import Role
 from tandem.core.outliers import OutlierSettings
 from tandem.core.policies import PolicyName, policy_named
 from tandem.core.retry_budget import BudgetSettings
+from tandem.core.share import WHOLE
 from tandem.gateway.admission.decode_space import DecodeSpace
 from tandem.gateway.admission.keys import KeyRing
 from tandem.gateway.admission.slots import Slots
@@ -42,6 +44,11 @@ from tandem.gateway.routing.pool import PoolSettings, SessionPool
 from tandem.gateway.routing.rooms import RoomBook
 from tandem.gateway.routing.router import Router, RouterSettings
 from tandem.gateway.settings import STATUS_INTERVAL_MS, GatewaySettings
+from tandem.gateway.siblings.asking import SERVICE_NAME as SIBLING_SERVICE
+from tandem.gateway.siblings.asking import Siblings, SiblingServicer
+from tandem.gateway.siblings.place import Place
+from tandem.gateway.siblings.responses import Responses
+from tandem.gateway.siblings.scrape import Scrape
 from tandem.gateway.text.parsers import load_parsers
 from tandem.gateway.text.speech import Parsers
 from tandem.gateway.text.tokenizer import Encoder, HuggingFaceEncoder, PromptTokenizer
@@ -70,7 +77,7 @@ from tandem.rpc.tracing.provider import Tracing
 from tandem.rpc.tracing.service import add_trace_service
 from tandem.rpc.tracing.settings import TraceSettings
 from tandem.rpc.watch import ClusterWatcher, WatchCallbacks
-from tandem.v1 import admin_pb2_grpc
+from tandem.v1 import admin_pb2_grpc, siblings_pb2_grpc
 
 log = logging.getLogger(__name__)
 
@@ -92,9 +99,13 @@ class Gateway:
         on_crash: Callable[[str, Exception], None] | None = None,
         trace: TraceSettings | None = None,
         parsers: Parsers | None = None,
+        place: Place | None = None,
     ) -> None:
-        """on_crash: called if a part stops for good. trace: of the environment if None. parsers: see `load_parsers`."""
+        """on_crash: called if a part stops for good. trace: of the environment if None. parsers: see `load_parsers`.
+        place: None = this process is the whole gateway."""
         self._settings = settings
+        self._place = place
+        siblings = None if place is None else Siblings(place)
         credentials = Credentials.from_settings(tls)
         rng = random.Random(secrets.randbits(64))
         metrics = Metrics()
@@ -131,12 +142,17 @@ class Gateway:
         self._admin.add(admin_pb2_grpc.add_AdminServiceServicer_to_server, servicer, "tandem.v1.AdminService")
         add_trace_service(self._admin, self._tracing)
         add_control(self._admin, Controlled("gateway", (settings, tls)))
+        store = _response_store(settings, clock)
+        scrape = Scrape(metrics, siblings)
+        if siblings is not None:
+            asked = SiblingServicer(scrape.own, store)
+            self._admin.add(siblings_pb2_grpc.add_SiblingServiceServicer_to_server, asked, SIBLING_SERVICE)
         self._space, self._room = self._admission(counted)
         self._looking = TaskSupervisor(max_tasks=MAX_TRACES_ASKED)
         recent = RecentTraces(self._tracing.ring, traces.gather, self._looking.spawn)
         sources = Sources(clock, self._pool, rooms, recorder, roster, recent, self._missing, self._knows, self._room)
         self._feed = Feed(Board(sources).encoded, clock, max_viewers=settings.dashboard_viewers)
-        self._http = self._build_http(router, metrics, counted, parsers)
+        self._http = self._build_http(router, scrape, counted, parsers, Responses(store, siblings))
         self._tasks = TaskSupervisor(on_crash=on_crash, max_tasks=3)
         self._serving: asyncio.Task[None] | None = None
         self._draining = False
@@ -145,18 +161,30 @@ class Gateway:
         self.admin_address = ""
         """host:port of AdminService, once started."""
 
-    async def start(self) -> None:
-        """Listens, and starts to follow the cluster. Raises TandemError, OSError where an address can't be bound."""
+    async def start(self, settle_s: float = 0) -> None:
+        """Listens, and starts to follow the cluster. settle_s: most time to become ready before HTTP is served.
+
+        Raises TandemError, OSError where an address can't be bound.
+        """
         settings = self._settings
-        listener = listen(settings)
-        self.http_address = f"{settings.host}:{listener.getsockname()[1]}"
         self.admin_address = self._admin.bind(settings.admin_address)
+        listener = None if settle_s else listen(settings, shared=self._place is not None)
         await self._admin.start()
         self._watcher.start()
+        if listener is None:
+            await self._settled(settle_s)
+            listener = listen(settings, shared=self._place is not None)
+        self.http_address = f"{settings.host}:{listener.getsockname()[1]}"
         self._serving = self._tasks.spawn(self._http.serve(sockets=[listener]), "http")
         self._tasks.spawn(self._publish_readiness(), "readiness")
         self._tasks.spawn(measure_lag(self._lag.observe), "event loop lag")
         log.info("HTTP on %s, AdminService on %s", self.http_address, self.admin_address)
+
+    async def _settled(self, settle_s: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(settle_s):
+                while self._missing():
+                    await self._pool.wait_changed()
 
     async def stop(self) -> None:
         """Takes no new requests, gives those that run drain_timeout_ms, then ends everything."""
@@ -255,7 +283,12 @@ class Gateway:
             await self._pool.wait_changed()
 
     def _build_http(
-        self, router: Router, metrics: Metrics, counted: GatewayMetrics, parsers: Parsers | None
+        self,
+        router: Router,
+        scrape: Scrape,
+        counted: GatewayMetrics,
+        parsers: Parsers | None,
+        responses: Responses,
     ) -> HttpServer:
         settings = self._settings
         fallback = settings.served_model_name or Path(settings.model_path).name
@@ -266,7 +299,7 @@ class Gateway:
             router=router,
             reading=Slots(settings.max_concurrent + settings.max_queued),
             room=self._room,
-            tenants=Tenants(settings.tenants_file),
+            tenants=Tenants(settings.tenants_file, share=WHOLE if self._place is None else self._place.share),
             metrics=counted,
             limits=GenerationLimits(
                 settings.max_body_bytes,
@@ -276,10 +309,7 @@ class Gateway:
                 settings.read_timeout_ms,
             ),
             tracing=self._tracing,
-            responses=ResponseStore(
-                KeepLimits(settings.kept_responses, settings.kept_responses_bytes, settings.kept_responses_age_s),
-                SystemClock().monotonic,
-            ),
+            responses=responses,
             parsers=parsers,
         )
         parts = HttpParts(
@@ -292,7 +322,7 @@ class Gateway:
             path_of=self._tokenizers.path_of,
             started=int(time.time()),
             ready=self._missing,
-            render_metrics=metrics.render,
+            render_metrics=scrape.render,
             dashboard=Dashboard(self._feed, on=settings.dashboard_viewers > 0),
             cors_origins=settings.cors_origins,
             keys=KeyRing([key.get_secret_value() for key in settings.api_keys], settings.api_keys_file),
@@ -310,17 +340,26 @@ def _all(*hearers: Callable[[_T], None]) -> Callable[[_T], None]:
     return tell
 
 
-async def serve(settings: GatewaySettings, tls: TlsSettings, stop: Stop) -> int:
-    """Runs a gateway until it is asked to stop; returns the exit code."""
-    logs.setup("gateway", level=settings.log_level, log_format=settings.log_format)
+def _response_store(settings: GatewaySettings, clock: SystemClock) -> ResponseStore:
+    limits = KeepLimits(settings.kept_responses, settings.kept_responses_bytes, settings.kept_responses_age_s)
+    return ResponseStore(limits, clock.monotonic)
+
+
+async def serve(
+    settings: GatewaySettings, tls: TlsSettings, stop: Stop, place: Place | None = None, settle_s: float = 0
+) -> int:
+    """Runs a gateway until it is asked to stop; returns the exit code. place: if it is one process of several.
+    settle_s: see `Gateway.start`."""
+    process = "" if place is None else f"process-{place.share.index}"
+    logs.setup("gateway", worker_id=process, level=settings.log_level, log_format=settings.log_format)
     trace = TraceSettings.load()
     log.info("settings:\n%s\n%s\n%s", settings.describe(), tls.describe(), trace.describe())
     try:
         encoder = await asyncio.to_thread(HuggingFaceEncoder, settings.model_path)
         parsers = await asyncio.to_thread(load_parsers, settings, encoder)
-        gateway = Gateway(settings, tls, encoder, partial(_crashed, stop), trace, parsers)
+        gateway = Gateway(settings, tls, encoder, partial(_crashed, stop), trace, parsers, place)
         spare_what_is_there()
-        await gateway.start()
+        await gateway.start(settle_s)
     except (TandemError, OSError) as error:
         log.error("the gateway cannot start: %s", error)
         return ExitCode.BAD_SETTINGS
@@ -334,11 +373,6 @@ async def serve(settings: GatewaySettings, tls: TlsSettings, stop: Stop) -> int:
 def _crashed(stop: Stop, name: str, error: Exception) -> None:
     del error  # it is logged
     stop.request(f"{name} crashed", ExitCode.FAILED)
-
-
-async def main(stop: Stop) -> int:
-    """Runs a gateway with the settings of its environment."""
-    return await serve(GatewaySettings.load(), TlsSettings.load(), stop)
 
 
 def _policies(settings: GatewaySettings) -> dict[Role, PolicyName]:

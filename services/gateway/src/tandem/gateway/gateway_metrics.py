@@ -69,6 +69,13 @@ HELD_LOST_SYNC: Final = Family(
     Kind.COUNTER,
     "How often news of what a worker holds were missed, so that it was asked anew.",
 )
+PROCESSES: Final = Family(
+    "tandem_gateway_processes",
+    Kind.GAUGE,
+    "Processes of this gateway, by whether this scrape holds what they tell (told) or not (silent): they are being"
+    " started, or did not answer in time.",
+    ("state",),
+)
 MEMBERS: Final = (WORKERS, ROOMS, CONNECTED)
 
 
@@ -107,6 +114,8 @@ class GatewayMetrics:
     def __init__(self, metrics: Metrics, observer: Observer | None = None) -> None:
         self.observer = observer or Observer()
         self._metrics = metrics
+        # Told by tandem.gateway.siblings.scrape, which knows of the others.
+        metrics.families.append(PROCESSES)
         self.lag = add_process_metrics(metrics, "gateway")
         self.requests = metrics.counter(
             "tandem_gateway_requests",

@@ -4,22 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
-from pydantic import BeforeValidator, Field, SecretStr
+from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from tandem.core.placement import DEFAULT_UNIFIED_MAX_PROMPT_TOKENS
 from tandem.core.policies import DEFAULT_LOAD_CAP, DEFAULT_PREFIX_TOKENS
+from tandem.core.share import Share
 from tandem.rpc.logs import LogFormat
 from tandem.rpc.settings import Settings
 
+SHARED_OUT: Final = (
+    "max_concurrent",
+    "max_queued",
+    "max_queued_tokens",
+    "retry_burst",
+    "kept_responses",
+    "kept_responses_bytes",
+)
+"""Bounds of the whole gateway, of which each of its processes gets an equal part."""
+MAX_PROCESSES: Final = 64
+
 
 class GatewaySettings(Settings):
-    """One gateway process. Sizes are per process; each default suits one machine."""
+    """One gateway. Each default suits one machine."""
 
     model_config = SettingsConfigDict(env_prefix="TANDEM_GATEWAY_", protected_namespaces=())
 
+    processes: int = Field(
+        default=1, ge=1, le=MAX_PROCESSES, description="processes that serve the HTTP port together: docs/admission.md"
+    )
     host: str = Field(default="127.0.0.1", description="address on which HTTP is served")
     port: int = Field(default=8000, ge=0, le=65535, description="HTTP port; 0 = any free one")
     admin_address: str = Field(default="127.0.0.1:50051", description="host:port of AdminService (gRPC)")
@@ -211,6 +226,20 @@ class GatewaySettings(Settings):
 
     log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
     log_format: LogFormat = LogFormat.HUMAN
+
+    @field_validator(*SHARED_OUT)
+    @classmethod
+    def _enough_for_all(cls, value: int, info: ValidationInfo) -> int:
+        processes = info.data.get("processes", 1)
+        if 0 < value < processes:
+            raise ValueError(f"not enough for {processes} processes (TANDEM_GATEWAY_PROCESSES), which share it out")
+        return value
+
+
+def shared_out(settings: GatewaySettings, share: Share) -> GatewaySettings:
+    """The settings of one of several processes: its part of what bounds the whole gateway."""
+    parts: dict[str, Any] = {name: share.of(getattr(settings, name)) for name in SHARED_OUT}
+    return settings.model_copy(update={**parts, "decode_commit": settings.decode_commit / share.count})
 
 
 STATUS_INTERVAL_MS: Final = 200

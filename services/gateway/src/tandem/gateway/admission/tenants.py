@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.fair_queue import Priority
+from tandem.core.share import WHOLE, Share
 from tandem.core.tenants import Account, Tenant
 from tandem.gateway.admission.watched_file import WatchedFile
 
@@ -71,8 +72,11 @@ class TenantList:
         return self.by_key.get(owner) or replace(self.default, name=f"key:{owner}")
 
 
-def parse(text: str) -> TenantList:
-    """Reads a file of tenants. Raises INVALID_ARGUMENT, which names every field at fault."""
+def parse(text: str, share: Share = WHOLE) -> TenantList:
+    """Reads a file of tenants. share: of each limit, if several processes count for themselves.
+
+    Raises INVALID_ARGUMENT, which names every field at fault.
+    """
     try:
         file = _File.model_validate(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
@@ -82,24 +86,32 @@ def parse(text: str) -> TenantList:
         raise TandemError(ErrorReason.INVALID_ARGUMENT, "; ".join(found)) from None
     by_key: dict[str, Tenant] = {}
     for name, limits in file.tenants.items():
-        tenant = _tenant(name, limits)
+        tenant = _tenant(name, limits, share)
         for key in (name,) if limits.keys is None else limits.keys:
             if key in by_key:
                 text = f"tenants.{name}.keys: the key {key} is of tenant {by_key[key].name} already"
                 raise TandemError(ErrorReason.INVALID_ARGUMENT, text)
             by_key[key] = tenant
-    return TenantList(_tenant("", file.default), by_key)
+    return TenantList(_tenant("", file.default, share), by_key)
 
 
-def _tenant(name: str, limits: _Limits) -> Tenant:
+def _tenant(name: str, limits: _Limits, share: Share) -> Tenant:
+    def part(limit: str) -> int:
+        whole: int = getattr(limits, limit) or 0
+        if 0 < whole < share.count:
+            field = f"tenants.{name}.{limit}" if name else f"default.{limit}"
+            text = f"{field}: {whole} is not enough for the {share.count} processes of this gateway, which share it out"
+            raise TandemError(ErrorReason.INVALID_ARGUMENT, text, field=field)
+        return share.of(whole)
+
     return Tenant(
         name,
         limits.weight,
         limits.priority,
-        limits.requests_per_min or 0,
-        limits.tokens_per_min or 0,
-        limits.tokens_per_day or 0,
-        limits.max_concurrent or 0,
+        part("requests_per_min"),
+        part("tokens_per_min"),
+        part("tokens_per_day"),
+        part("max_concurrent"),
         frozenset(limits.models),
     )
 
@@ -120,12 +132,13 @@ class Tenants:
         file: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
+        share: Share = WHOLE,
     ) -> None:
-        """clock: monotonic seconds. wall: seconds since 1970.
+        """clock: monotonic seconds. wall: seconds since 1970. share: of each limit that this process gives.
 
         Raises INVALID_ARGUMENT or OSError if the file can't be used.
         """
-        self._file = None if file is None else WatchedFile(file, parse, clock)
+        self._file = None if file is None else WatchedFile(file, partial(parse, share=share), clock)
         self._listed = TenantList() if self._file is None else self._file.value()
         self._clock = clock
         self._wall = wall

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -11,7 +11,6 @@ from tandem.core.errors import TandemError
 from tandem.gateway.api.chat_schema import MAX_MESSAGES, read_chat_messages
 from tandem.gateway.api.fields import Fields, Unsupported, kind_of, refuse, shown
 from tandem.gateway.api.openai_schema import SchemaLimits, read_chat
-from tandem.gateway.api.responses_store import ResponseStore
 from tandem.gateway.api.sampling import MAX_NEW_TOKENS
 from tandem.gateway.calls import Api, ChatPrompt, GenerateCall, Message, ResponsePlan
 from tandem.gateway.text.speech import Parsers
@@ -77,8 +76,15 @@ _WORDS: Final = {
 _PARTS: Final = ("input_text", "output_text", "text")
 
 
-def read_response(body: dict[str, Any], limits: SchemaLimits, parsers: Parsers | None) -> GenerateCall:
-    """Reads a request of /v1/responses. What it goes on from is added by `gone_on`."""
+def new_id() -> str:
+    """An id for an answer."""
+    return f"resp_{secrets.token_hex(24)}"
+
+
+def read_response(
+    body: dict[str, Any], limits: SchemaLimits, parsers: Parsers | None, name: Callable[[], str] = new_id
+) -> GenerateCall:
+    """Reads a request of /v1/responses. What it goes on from is added by `gone_on`. name: makes the answer's id."""
     fields = Fields(body)
     fields.require_known(RESPONSES_FIELDS, RESPONSES_UNSUPPORTED)
     fields.object("stream_options")
@@ -102,16 +108,15 @@ def read_response(body: dict[str, Any], limits: SchemaLimits, parsers: Parsers |
     assert isinstance(item.prompt, ChatPrompt)
     head = (Message("system", instructions),) if instructions else ()
     echo = _echo(body, metadata, keep=keep)
-    plan = ResponsePlan(f"resp_{secrets.token_hex(24)}", own, echo, keep, previous_id or "")
+    plan = ResponsePlan(name(), own, echo, keep, previous_id or "")
     prompt = replace(item.prompt, messages=(*head, *own))
     return replace(call, api=Api.RESPONSES, plan=plan, items=(replace(item, prompt=prompt, field="input"),))
 
 
-def gone_on(call: GenerateCall, plan: ResponsePlan, store: ResponseStore, owner: str) -> GenerateCall:
-    """A call with the chat that it goes on from, and its owner. Raises UNKNOWN_RESPONSE, INVALID_ARGUMENT."""
+def gone_on(call: GenerateCall, plan: ResponsePlan, before: tuple[Message, ...], owner: str) -> GenerateCall:
+    """A call with the chat that it goes on from, and its owner. before: that chat. Raises INVALID_ARGUMENT."""
     if not plan.previous_id:
         return replace(call, plan=replace(plan, owner=owner))
-    before = store.get(plan.previous_id, owner, "previous_response_id").messages
     said = (*before, *plan.messages)
     if len(said) > MAX_MESSAGES:
         refuse("input", f"makes a chat of {len(said)} messages; at most {MAX_MESSAGES} are allowed.")

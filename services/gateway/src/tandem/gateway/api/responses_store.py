@@ -67,13 +67,17 @@ class ResponseStore:
         self._expire()
         found = self._kept.get(response_id)
         if found is None or found[1].owner != owner:
-            raise TandemError(
-                ErrorReason.UNKNOWN_RESPONSE,
-                f"There is no response {response_id[:100]!r} here, or no longer: this gateway keeps the last"
-                f" {self._limits.count} for {self._limits.age_s:g} s at most.",
-                field=field,
-            )
+            raise self.unknown(response_id, field)
         return found[1]
+
+    def unknown(self, response_id: str, field: str | None = None) -> TandemError:
+        """What is said of an answer that is not kept."""
+        return TandemError(
+            ErrorReason.UNKNOWN_RESPONSE,
+            f"There is no response {response_id[:100]!r} here, or no longer: this gateway keeps the last"
+            f" {self._limits.count} for {self._limits.age_s:g} s at most.",
+            field=field,
+        )
 
     def delete(self, response_id: str, owner: str = "") -> None:
         """Forgets an answer. Raises as `get` does."""

@@ -139,7 +139,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     ) -> AsyncIterator[admin_pb2.WatchClusterResponse]:
         """The cluster in numbers, at an even pace."""
         del context
-        interval_s = _interval_s(request.interval_ms)
+        pause_s = interval_s(request.interval_ms)
         if self._watchers >= MAX_WATCHERS:
             raise TandemError(ErrorReason.OVERLOADED, f"{MAX_WATCHERS} watchers follow this gateway already")
         self._watchers += 1
@@ -149,7 +149,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             while True:
                 yield self._numbers(int(loop.time() * 1000))
                 # A watcher that reads slowly misses messages; it gets no burst of old ones.
-                due = max(due + interval_s, loop.time())
+                due = max(due + pause_s, loop.time())
                 await asyncio.sleep(due - loop.time())
         finally:
             self._watchers -= 1
@@ -172,8 +172,8 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         return "draining" if info is not None and info.draining else "takes rooms"
 
 
-def _interval_s(interval_ms: int) -> float:
-    """Raises INVALID_ARGUMENT."""
+def interval_s(interval_ms: int) -> float:
+    """A pace as asked for, in seconds. Raises INVALID_ARGUMENT."""
     if interval_ms and not MIN_INTERVAL_MS <= interval_ms <= MAX_INTERVAL_MS:
         text = f"interval_ms is {interval_ms}, allowed: {MIN_INTERVAL_MS}..{MAX_INTERVAL_MS}, or 0 for {INTERVAL_MS}"
         raise TandemError(ErrorReason.INVALID_ARGUMENT, text, field="interval_ms")

@@ -33,13 +33,13 @@ from tandem.gateway.api.openai_answers import OpenAiAnswer, chat_head, event
 from tandem.gateway.api.problems import ErrorShape, problem_of
 from tandem.gateway.api.responses_answers import ResponsesAnswer, broken_off
 from tandem.gateway.api.responses_schema import gone_on
-from tandem.gateway.api.responses_store import ResponseStore
-from tandem.gateway.calls import Api, GenerateCall, ResponsePlan, Sequence
+from tandem.gateway.calls import Api, GenerateCall, Message, ResponsePlan, Sequence
 from tandem.gateway.gateway_metrics import GatewayMetrics, Stopwatch
 from tandem.gateway.mailbox import Mailbox, News
 from tandem.gateway.routing.request_trace import note_answers, note_call, note_prompts
 from tandem.gateway.routing.room_runs import Journey
 from tandem.gateway.routing.router import Router
+from tandem.gateway.siblings.responses import Responses
 from tandem.gateway.text.speech import Parsers
 from tandem.gateway.transcript import Transcript
 from tandem.gateway.web.bodies import READ_TIMEOUT_MS, read_body_in_time
@@ -95,7 +95,7 @@ class Works:
     metrics: GatewayMetrics
     limits: GenerationLimits
     tracing: Tracing
-    responses: ResponseStore
+    responses: Responses
     parsers: Parsers | None = None
     """What takes answers apart; None: they are text."""
 
@@ -148,11 +148,18 @@ class GenerationEndpoint:
             body = await read_body_in_time(scope, receive, limits.max_body_bytes, limits.read_timeout_ms)
             call = self._read_call(parse_object(body))
             if call.plan is not None:
-                call = gone_on(call, call.plan, self._works.responses, visit.owner)
+                call = await self._gone_on(call, call.plan, visit.owner)
         finally:
             reading.end()
         note_call(visit.span, call)
         return call
+
+    async def _gone_on(self, call: GenerateCall, plan: ResponsePlan, owner: str) -> GenerateCall:
+        before: tuple[Message, ...] = ()
+        if plan.previous_id:
+            kept = await self._works.responses.get(plan.previous_id, owner, "previous_response_id")
+            before = kept.messages
+        return gone_on(call, plan, before, owner)
 
     async def _answer(self, request: _Request, reading: ExitStack) -> None:
         """reading: is closed when the request is read."""

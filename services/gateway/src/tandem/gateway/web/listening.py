@@ -24,13 +24,40 @@ HEADERS_TIMEOUT_S: Final = 30.0
 their first byte."""
 
 
-def listen(settings: GatewaySettings) -> socket.socket:
-    """The socket of the HTTP port. Raises OSError where the address can't be bound."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.create_server((settings.host, settings.port), family=family, backlog=LISTEN_BACKLOG)
+def listen(settings: GatewaySettings, *, shared: bool = False) -> socket.socket:
+    """The socket of the HTTP port. shared: with other processes, see `hold_port`.
+
+    Raises OSError where the address can't be bound.
+    """
+    address, family = (settings.host, settings.port), _family(settings)
+    listener = socket.create_server(address, family=family, backlog=LISTEN_BACKLOG, reuse_port=shared)
     # Connections inherit it. The kernel ends those whose client takes nothing any more, as if it had gone.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, settings.client_stall_ms)
     return listener
+
+
+def hold_port(settings: GatewaySettings) -> socket.socket:
+    """Takes the HTTP port for processes of this user that will `listen` there, and does not listen itself.
+
+    The port is taken as by one who does not share it, so that two gateways never divide their clients between them.
+    Raises OSError where the address can't be bound.
+    """
+    held = socket.socket(_family(settings))
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if held.family == socket.AF_INET6:
+        held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    try:
+        held.bind((settings.host, settings.port))
+    except OSError:
+        held.close()
+        raise
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    return held
+
+
+def _family(settings: GatewaySettings) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in settings.host else socket.AF_INET
 
 
 def server_of(app: ASGIApp, settings: GatewaySettings) -> HttpServer:

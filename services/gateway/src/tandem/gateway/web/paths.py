@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -75,7 +75,7 @@ class HttpParts:
     """Seconds since 1970."""
     ready: Callable[[], str]
     """Empty if the gateway is ready, else what is missing."""
-    render_metrics: Callable[[], bytes]
+    render_metrics: Callable[[], Awaitable[bytes]]
     dashboard: Dashboard
     keys: KeyRing
     cors_origins: tuple[str, ...] = ()
@@ -86,7 +86,8 @@ def build_http(parts: HttpParts) -> Starlette:
     """The ASGI application."""
     pages, board = _Pages(parts), DashboardPages(parts.dashboard)
     read_a_chat = partial(read_chat, limits=parts.schema, parsers=parts.works.parsers)
-    read_a_response = partial(read_response, limits=parts.schema, parsers=parts.works.parsers)
+    name = parts.works.responses.new_id
+    read_a_response = partial(read_response, limits=parts.schema, parsers=parts.works.parsers, name=name)
     kept = KeptResponses(parts.works.responses)
     endpoints: dict[str, Any] = {
         "/v1/chat/completions": GenerationEndpoint(read_a_chat, parts.works),
@@ -203,7 +204,7 @@ class _Pages:
     async def metrics(self, request: Request) -> Response:
         """GET /metrics, for Prometheus."""
         del request
-        return Response(self._parts.render_metrics(), media_type=CONTENT_TYPE)
+        return Response(await self._parts.render_metrics(), media_type=CONTENT_TYPE)
 
     async def openapi(self, request: Request) -> Response:
         """GET /openapi.json."""

@@ -1,0 +1,1 @@
+"""What the processes of one gateway need of each other, where it runs as several."""

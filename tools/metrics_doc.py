@@ -73,6 +73,8 @@ of each process. Metrics hold no prompts, answers or secrets, but names of worke
   `deploy/grafana/tandem.json` is a dashboard for Grafana.
 - A worker asks every rank of its engine when it is scraped. What counts is kept by the ranks from their start, so
   nothing is lost between two scrapes. A rank that ends takes its worker along, so counts begin at 0 together.
+- A gateway of several processes tells of all in one scrape, each series but `tandem_gateway_processes` with the label
+  `gateway_process` ([processes.md](processes.md)).
 - Sums over rooms count a room once per rank: with tensor parallel ranks, each moves its share.
 - Series of a peer, a provider, a reason, an endpoint or a method appear when it is first seen.
 - Bytes per second: `rate(tandem_kv_bytes_total[1m])` is what a link carries;

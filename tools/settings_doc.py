@@ -26,7 +26,7 @@ PATTERNS: Final = (
 )
 SECTIONS: Final = {
     "BOOTSTRAP": "The registry of workers.",
-    "GATEWAY": "One gateway process.",
+    "GATEWAY": "One gateway: of what several processes of it share out, the whole ([processes.md](processes.md)).",
     "PREFILL": "One prefill worker.",
     "DECODE": "One decode worker: the settings of a prefill worker under another prefix.",
     "UNIFIED": "One unified worker: the same again.",

@@ -26,6 +26,8 @@ from tandem.gateway.routing.crew import Crew
 from tandem.gateway.routing.room_runs import Dice
 from tandem.gateway.routing.router import Router, RouterSettings
 from tandem.gateway.routing.sessions import Leg
+from tandem.gateway.siblings.responses import Responses
+from tandem.gateway.siblings.scrape import Scrape
 from tandem.gateway.text.speech import Parsers
 from tandem.gateway.text.tokenizer import PromptTokenizer
 from tandem.gateway.web.dashboard_endpoints import Dashboard
@@ -255,7 +257,7 @@ def http_client(workers: NotingWorkers, limits: AppLimits | None = None) -> http
         counted,
         GenerationLimits(limits.max_body_bytes, 60_000, 1000, 1),
         untraced(),
-        ResponseStore(KeepLimits(4, 1 << 16, 60), SystemClock().monotonic),
+        Responses(ResponseStore(KeepLimits(4, 1 << 16, 60), SystemClock().monotonic), None),
         limits.parsers,
     )
     schema = SchemaLimits(max_n=4, max_batch=4, max_tokenize_size=limits.max_tokenize_size)
@@ -267,7 +269,7 @@ def http_client(workers: NotingWorkers, limits: AppLimits | None = None) -> http
         lambda model: f"models/{model}",
         1,
         lambda: "" if workers.decodes else "The gateway waits.",
-        metrics.render,
+        Scrape(metrics, None).render,
         Dashboard(Feed(lambda: b"{}", SystemClock(), max_viewers=1), on=True),
         limits.keys,
     )

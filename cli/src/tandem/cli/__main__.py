@@ -64,7 +64,7 @@ def up(
     provider: Annotated[ProviderChoice, typer.Option(help="How KV travels.")] = ProviderChoice.AUTO,
     port: Annotated[int, typer.Option(min=0, max=65535, help="The gateway's HTTP port; 0: any free one.")] = 8000,
     gateway_processes: Annotated[
-        int, typer.Option(min=1, max=MAX_GATEWAY_PROCESSES, help="Processes of the gateway, on the one port.")
+        int, typer.Option(min=1, max=MAX_GATEWAY_PROCESSES, help="Gateways on that port.")
     ] = 1,
     page_size: Annotated[int | None, typer.Option(min=1, max=65536, help="Tokens per KV page.")] = None,
     tp: Annotated[int, typer.Option(min=1, max=64, help="Tensor parallel size of every worker.")] = 1,

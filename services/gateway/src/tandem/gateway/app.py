@@ -105,7 +105,6 @@ class Gateway:
         place: None = this process is the whole gateway."""
         self._settings = settings
         self._place = place
-        siblings = None if place is None else Siblings(place)
         credentials = Credentials.from_settings(tls)
         rng = random.Random(secrets.randbits(64))
         metrics = Metrics()
@@ -142,17 +141,16 @@ class Gateway:
         self._admin.add(admin_pb2_grpc.add_AdminServiceServicer_to_server, servicer, "tandem.v1.AdminService")
         add_trace_service(self._admin, self._tracing)
         add_control(self._admin, Controlled("gateway", (settings, tls)))
-        store = _response_store(settings, clock)
-        scrape = Scrape(metrics, siblings)
-        if siblings is not None:
-            asked = SiblingServicer(scrape.own, store)
-            self._admin.add(siblings_pb2_grpc.add_SiblingServiceServicer_to_server, asked, SIBLING_SERVICE)
+        scrape, responses = self._with_siblings(metrics, clock)
         self._space, self._room = self._admission(counted)
         self._looking = TaskSupervisor(max_tasks=MAX_TRACES_ASKED)
         recent = RecentTraces(self._tracing.ring, traces.gather, self._looking.spawn)
-        sources = Sources(clock, self._pool, rooms, recorder, roster, recent, self._missing, self._knows, self._room)
+        process = "" if place is None else place.name
+        sources = Sources(
+            clock, self._pool, rooms, recorder, roster, recent, self._missing, self._knows, self._room, process
+        )
         self._feed = Feed(Board(sources).encoded, clock, max_viewers=settings.dashboard_viewers)
-        self._http = self._build_http(router, scrape, counted, parsers, Responses(store, siblings))
+        self._http = self._build_http(router, scrape, counted, parsers, responses)
         self._tasks = TaskSupervisor(on_crash=on_crash, max_tasks=3)
         self._serving: asyncio.Task[None] | None = None
         self._draining = False
@@ -210,6 +208,16 @@ class Gateway:
             left=_all(roster.left, self._pool.left),
             changed=_all(roster.joined, self._pool.changed),
         )
+
+    def _with_siblings(self, metrics: Metrics, clock: SystemClock) -> tuple[Scrape, Responses]:
+        """What reaches over all processes; where this one is the whole gateway, over itself."""
+        settings, siblings = self._settings, None if self._place is None else Siblings(self._place)
+        limits = KeepLimits(settings.kept_responses, settings.kept_responses_bytes, settings.kept_responses_age_s)
+        store, scrape = ResponseStore(limits, clock.monotonic), Scrape(metrics, siblings)
+        if siblings is not None:
+            asked = SiblingServicer(scrape.own, store)
+            self._admin.add(siblings_pb2_grpc.add_SiblingServiceServicer_to_server, asked, SIBLING_SERVICE)
+        return scrape, Responses(store, siblings)
 
     def _build_router(
         self, counted: GatewayMetrics, clock: SystemClock, rooms: RoomBook, held: HeldPages, costs: PairCosts
@@ -338,11 +346,6 @@ def _all(*hearers: Callable[[_T], None]) -> Callable[[_T], None]:
             hear(news)
 
     return tell
-
-
-def _response_store(settings: GatewaySettings, clock: SystemClock) -> ResponseStore:
-    limits = KeepLimits(settings.kept_responses, settings.kept_responses_bytes, settings.kept_responses_age_s)
-    return ResponseStore(limits, clock.monotonic)
 
 
 async def serve(

@@ -114,8 +114,6 @@ class GatewayMetrics:
     def __init__(self, metrics: Metrics, observer: Observer | None = None) -> None:
         self.observer = observer or Observer()
         self._metrics = metrics
-        # Told by tandem.gateway.siblings.scrape, which knows of the others.
-        metrics.families.append(PROCESSES)
         self.lag = add_process_metrics(metrics, "gateway")
         self.requests = metrics.counter(
             "tandem_gateway_requests",
@@ -185,6 +183,8 @@ class GatewayMetrics:
         self._held_of = {role: self._held_tokens.labels(role.value) for role in Role}
 
     def _add_times(self, metrics: Metrics) -> None:
+        # Told by tandem.gateway.siblings.scrape, which knows of the others.
+        metrics.families.append(PROCESSES)
         self.prepared = metrics.histogram(
             "tandem_gateway_prepare_seconds",
             "From a request until its prompts are tokens: body, template and tokenizer.",

@@ -33,7 +33,7 @@ class GatewaySettings(Settings):
     model_config = SettingsConfigDict(env_prefix="TANDEM_GATEWAY_", protected_namespaces=())
 
     processes: int = Field(
-        default=1, ge=1, le=MAX_PROCESSES, description="processes that serve the HTTP port together: docs/admission.md"
+        default=1, ge=1, le=MAX_PROCESSES, description="processes that serve the HTTP port together: docs/processes.md"
     )
     host: str = Field(default="127.0.0.1", description="address on which HTTP is served")
     port: int = Field(default=8000, ge=0, le=65535, description="HTTP port; 0 = any free one")

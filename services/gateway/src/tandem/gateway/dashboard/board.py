@@ -40,6 +40,8 @@ class GatewaySeen:
     sequences: int
     max_sequences: int
     models: tuple[str, ...]
+    process: str
+    """Which process of several this is about; empty where there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,8 @@ class Sources:
     bootstrap: Callable[[], bool]
     """Whether bootstrap confirms the view."""
     places: Places
+    process: str = ""
+    """See GatewaySeen."""
 
 
 class Board:
@@ -125,6 +129,7 @@ class Board:
                 sequences=self._from.places.used,
                 max_sequences=self._from.places.most,
                 models=self._from.pool.models(),
+                process=self._from.process,
             ),
             workers=worker_rows(known, self._from.roster.lost(), rates, now),
             links=link_rows(before, after),

@@ -19,7 +19,7 @@ from tandem.cli.board import read_state
 from tandem.cli.calibrate import command as calibrate
 from tandem.cli.doctor import command as doctor
 from tandem.cli.plan import (
-    MAX_GATEWAY_PROCESSES,
+    MAX_PROCESSES,
     MAX_WORKERS,
     DeviceChoice,
     EngineChoice,
@@ -63,9 +63,7 @@ def up(
     ] = None,
     provider: Annotated[ProviderChoice, typer.Option(help="How KV travels.")] = ProviderChoice.AUTO,
     port: Annotated[int, typer.Option(min=0, max=65535, help="The gateway's HTTP port; 0: any free one.")] = 8000,
-    gateway_processes: Annotated[
-        int, typer.Option(min=1, max=MAX_GATEWAY_PROCESSES, help="Gateways on that port.")
-    ] = 1,
+    gateway_processes: Annotated[int, typer.Option(min=1, max=MAX_PROCESSES, help="Of the gateway, on that port.")] = 1,
     page_size: Annotated[int | None, typer.Option(min=1, max=65536, help="Tokens per KV page.")] = None,
     tp: Annotated[int, typer.Option(min=1, max=64, help="Tensor parallel size of every worker.")] = 1,
     keep_prefixes: Annotated[

@@ -13,7 +13,8 @@ from tandem.core.errors import ErrorReason, TandemError
 
 MAX_WORKERS: Final = 64
 """Of each role."""
-MAX_GATEWAY_PROCESSES: Final = 64
+MAX_PROCESSES: Final = 64
+"""Of the gateway."""
 GPU_MEMORY_SHARE: Final = 0.8
 """Of a GPU's memory, for all the workers on it."""
 LOOPBACK: Final = "127.0.0.1"

@@ -123,6 +123,11 @@ class Counts:
         """That of these values of the labels."""
         return self._counts.setdefault(values, Count())
 
+    def total(self, label: str, wanted: str) -> float:
+        """The sum of those whose label has this value."""
+        place = self.family.labels.index(label)
+        return sum(count.value for values, count in self._counts.items() if values[place] == wanted)
+
     def samples(self) -> Iterator[Sample]:
         """What all of them are now."""
         for values, count in self._counts.items():

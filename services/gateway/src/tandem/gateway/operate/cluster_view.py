@@ -63,17 +63,13 @@ def totals_of(metrics: GatewayMetrics) -> Totals:
         retries=int(_sum(metrics.retries, "_total")),
         first_tokens=int(_sum(metrics.ttft, "_count")),
         first_tokens_ms=1000 * _sum(metrics.ttft, "_sum"),
-        completion_tokens=int(_sum(metrics.tokens, "_total", kind="completion")),
+        completion_tokens=int(metrics.tokens.total("kind", "completion")),
     )
 
 
-def _sum(metric: Any, suffix: str, **labels: str) -> float:
+def _sum(metric: Any, suffix: str) -> float:
     samples = (sample for family in metric.collect() for sample in family.samples)
-    return sum(
-        float(sample.value)
-        for sample in samples
-        if sample.name.endswith(suffix) and labels.items() <= sample.labels.items()
-    )
+    return sum(float(sample.value) for sample in samples if sample.name.endswith(suffix))
 
 
 def cluster_worker(info: WorkerInfo, reach: Reach) -> admin_pb2.ClusterWorker:

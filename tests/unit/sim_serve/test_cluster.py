@@ -83,13 +83,13 @@ def test_chunks_are_pushed_while_the_next_are_computed_and_a_slow_link_is_waited
 def test_a_worker_that_is_full_is_waited_for_and_what_never_fits_is_refused() -> None:
     shape = WorkerShape(kv_tokens=1000)
     run = Cluster(ClusterPlan(costs=COSTS, link=NO_LINK, shape=shape)).run(at_once((500, 101), (500, 101), (950, 51)))
-    assert run.refused == 1
+    assert run.refused == {"too_long": 1}
     assert sorted(run.ttft_s) == pytest.approx([0.005, 0.005 + 0.1 + 0.005])
 
 
 def test_a_prefix_that_prefill_has_is_not_computed_again_but_is_pushed() -> None:
     turns = [Ask(10.0 * n, tuple((key, 1000) for key in range(n + 1)), 2) for n in range(3)]
-    shape = WorkerShape(cache_tokens=10_000, kv_bytes_per_token=1000)
+    shape = WorkerShape(cache_tokens=10_000, kv_bytes_per_token=1000, page_tokens=8)
     run = Cluster(ClusterPlan(costs=COSTS, link=LinkCosts(0.001, us_per_chunk=0), shape=shape)).run(turns)
     assert list(run.cached_tokens) == [0, 1000, 2000]
     assert list(run.ttft_s) == pytest.approx([0.01] * 3)
@@ -122,18 +122,18 @@ def played(plan: ClusterPlan, lengths: list[tuple[float, int, int]]) -> tuple[Cl
     return cluster, cluster.run(asks)
 
 
-@settings(max_examples=150)
-@given(LENGTHS, st.integers(0, 2), st.integers(440, 900), st.integers(1, 6), st.integers(1, 500), st.integers(0, 500))
+@settings(max_examples=150, deadline=None)
+@given(LENGTHS, st.integers(0, 2), st.integers(448, 900), st.integers(1, 6), st.integers(1, 500), st.integers(0, 500))
 def test_whatever_comes_everything_ends_and_nothing_is_kept(lengths, unified, kv_tokens, running, chunk, cache) -> None:
     shape = WorkerShape(kv_tokens, running, chunk, cache, kv_bytes_per_token=10_000)
     plan = ClusterPlan(2, 2, unified, COSTS, LinkCosts(1, 50), shape)
     cluster, run = played(plan, lengths)
     assert len(run.e2e_s) == len(lengths)
-    assert run.refused == 0
+    assert run.refused == {}
     assert run.gaps.count == sum(run.new_tokens) - len(lengths)
     workers = [*cluster._prefills.workers, *cluster._decodes.workers, *cluster._unified.workers]
-    assert {worker.in_flight for worker in workers} <= {0}
-    assert {worker.room._free for worker in workers if hasattr(worker, "room")} <= {kv_tokens}
+    assert {worker.rooms.count for worker in workers} <= {0}
+    assert {worker.room.free for worker in workers if hasattr(worker, "room")} <= {kv_tokens // 16 * 16}
     for ttft, e2e, gap, cached, prompt in zip(
         run.ttft_s, run.e2e_s, run.longest_gap_s, run.cached_tokens, run.prompt_tokens, strict=True
     ):
@@ -143,6 +143,7 @@ def test_whatever_comes_everything_ends_and_nothing_is_kept(lengths, unified, kv
     assert played(plan, lengths)[1].e2e_s == run.e2e_s, "the same again"
 
 
+@settings(deadline=None)
 @given(LENGTHS)
 def test_a_faster_engine_is_never_slower_overall(lengths) -> None:
     slow = replace(COSTS, step_us=2000.0, prefill_us_per_token=20.0)

@@ -70,7 +70,7 @@ def test_the_command_writes_what_compare_reads(tmp_path: Path) -> None:
 
 def test_a_cost_file_is_what_was_written_and_what_it_leaves_out_is_as_by_default(tmp_path: Path) -> None:
     path = tmp_path / "costs.json"
-    model = CostModel(EngineCosts(1, 2, 3, 4, 5, 6), LinkCosts(7, 8), WorkerShape(9, 10, 11, 12, 13), "measured")
+    model = CostModel(EngineCosts(1, 2, 3, 4, 5, 6), LinkCosts(7, 8, 9), WorkerShape(9, 10, 11, 12, 13, 14), "measured")
     path.write_text(to_json(model))
     assert read_model(path) == model
     path.write_text(json.dumps({"schema": SCHEMA, "engine": {"step_us": 7}}))

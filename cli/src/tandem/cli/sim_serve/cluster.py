@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import random
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Generic, Protocol, TypeVar
 
 from tandem.cli.sim_serve.agenda import Agenda
 from tandem.cli.sim_serve.costs import EngineCosts, LinkCosts, WorkerShape
+from tandem.cli.sim_serve.crew import Crew, Rooms, Worker
+from tandem.cli.sim_serve.door import Door, Doorkeeping
 from tandem.cli.sim_serve.gaps import Gaps
 from tandem.cli.sim_serve.jobs import Ask, Job
-from tandem.cli.sim_serve.pages import need
 from tandem.cli.sim_serve.setting import Setting
 from tandem.cli.sim_serve.workers import DecodeWorker, PrefillWorker, UnifiedWorker
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import Incarnation, Role, WorkerId, WorkerLife
-from tandem.core.policies import DEFAULT_LOAD_CAP, Candidate, PolicyName, Turn, choose
+from tandem.core.policies import PolicyName
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +33,7 @@ class ClusterPlan:
     shape: WorkerShape = field(default_factory=WorkerShape)
     policies: Mapping[Role, PolicyName] = field(default_factory=lambda: dict.fromkeys(Role, PolicyName.LEAST_LOAD))
     """Of each role that there is."""
+    keeping: Doorkeeping = field(default_factory=Doorkeeping)
     seed: int = 1
     """Of the policies' dice."""
 
@@ -53,38 +53,12 @@ class Run:
     cached_tokens: Sequence[int]
     new_tokens: Sequence[int]
     gaps: Gaps
-    refused: int
-    """That no worker could ever hold."""
+    refused: Mapping[str, int]
+    """Requests without an answer, by reason."""
     ended_s: float
     busy: Mapping[str, float]
     """Share of the time in which the workers of a role computed."""
     events: int
-
-
-class _Chosen(Protocol):
-    life: WorkerLife
-    in_flight: int
-
-
-Worker = TypeVar("Worker", bound=_Chosen)
-
-
-class _Pool(Generic[Worker]):
-    """The workers of a role and the policy that chooses among them."""
-
-    def __init__(self, role: Role, workers: list[Worker], plan: ClusterPlan) -> None:
-        self.workers = workers
-        self._role, self._policy = role, plan.policies[role]
-        self._max_running = plan.shape.max_running
-        self._by_life = {worker.life: worker for worker in workers}
-        self._dice = random.Random(f"{plan.seed} {role.value}")
-        self._count = 0
-
-    def choose(self, ask: Ask) -> Worker:
-        candidates = [Candidate(worker.life, worker.in_flight, self._max_running) for worker in self.workers]
-        turn = Turn(self._count, self._dice.getrandbits(32), ask.session, ask.prefix, DEFAULT_LOAD_CAP)
-        self._count += 1
-        return self._by_life[choose(self._policy, candidates, turn, self._role).life]
 
 
 class Cluster:
@@ -98,18 +72,13 @@ class Cluster:
         self._agenda = Agenda()
         self._gaps = Gaps()
         setting = Setting(self._agenda, plan.costs, plan.link, plan.shape, self._gaps, self._done)
-        unified, counts = plan.unified > 0, {"prefill": plan.prefill, "decode": plan.decode, "unified": plan.unified}
-        lives = {name: [_life(name, number) for number in range(count)] for name, count in counts.items()}
-        self._unified = _Pool(Role.UNIFIED, [UnifiedWorker(life, setting) for life in lives["unified"]], plan)
-        self._prefills = _Pool(
-            Role.PREFILL, [] if unified else [PrefillWorker(life, setting) for life in lives["prefill"]], plan
-        )
-        self._decodes = _Pool(
-            Role.DECODE, [] if unified else [DecodeWorker(life, setting) for life in lives["decode"]], plan
-        )
+        pairs = not plan.unified
+        self._unified = _crew(plan, Role.UNIFIED, plan.unified, partial(UnifiedWorker, setting))
+        self._prefills = _crew(plan, Role.PREFILL, plan.prefill * pairs, partial(PrefillWorker, setting))
+        self._decodes = _crew(plan, Role.DECODE, plan.decode * pairs, partial(DecodeWorker, setting))
+        self._door = Door(self._agenda, plan.keeping, plan.shape, plan.unified or plan.decode, self._enter)
         self._times = {name: array("d") for name in ("at", "ttft", "tpot", "e2e", "gap")}
         self._tokens = {name: array("q") for name in ("prompt", "cached", "new")}
-        self._refused = 0
 
     def run(self, asks: Iterable[Ask]) -> Run:
         """All requests, in the order of their times, to their ends."""
@@ -127,7 +96,7 @@ class Cluster:
             cached_tokens=tokens["cached"],
             new_tokens=tokens["new"],
             gaps=self._gaps,
-            refused=self._refused,
+            refused=dict(self._door.turned_away),
             ended_s=self._agenda.now,
             busy=dict(self._busy()),
             events=self._agenda.ran,
@@ -139,23 +108,26 @@ class Cluster:
             self._agenda.at(ask.at_s, partial(self._come, ask, asks))
 
     def _come(self, ask: Ask, asks: Iterator[Ask]) -> None:
-        job = Job(ask, ask.prompt_tokens)
-        if need(job) > self._plan.shape.kv_tokens:
-            self._refused += 1
-        elif self._plan.unified:
-            worker = self._unified.choose(ask)
-            worker.in_flight += 1
-            worker.room.reserve(job, partial(worker.submit, job))
-        else:
-            decode, prefill = self._decodes.choose(ask), self._prefills.choose(ask)
-            job.target = decode
-            decode.in_flight += 1
-            prefill.in_flight += 1
-            # As in Tandem: decode offers its pages, and only then prefill computes.
-            decode.room.reserve(job, partial(prefill.submit, job))
+        self._door.knock(Job(ask, ask.prompt_tokens))
         self._await(asks)
 
+    def _enter(self, job: Job) -> None:
+        """A request has its place in the gateway, and is sent to its workers."""
+        if self._plan.unified:
+            worker = self._unified.choose(job.ask)
+            worker.rooms.enter()
+            worker.room.reserve(job, partial(worker.submit, job))
+            return
+        decode, prefill = self._decodes.choose(job.ask), self._prefills.choose(job.ask)
+        job.target = decode
+        decode.rooms.enter()
+        prefill.rooms.enter()
+        # As in Tandem: decode offers its pages, and only then prefill computes.
+        decode.room.reserve(job, partial(prefill.submit, job))
+
     def _done(self, job: Job) -> None:
+        if not self._door.left(job):
+            return
         for name, seconds in (
             ("at", job.ask.at_s),
             ("ttft", job.ttft_s),
@@ -179,5 +151,6 @@ class Cluster:
                 yield name, sum(shares) / len(shares) / total
 
 
-def _life(name: str, number: int) -> WorkerLife:
-    return WorkerLife(WorkerId(f"{name}-{number}"), Incarnation(1))
+def _crew(plan: ClusterPlan, role: Role, count: int, make: Callable[[Rooms], Worker]) -> Crew[Worker]:
+    lives = (WorkerLife(WorkerId(f"{role.value}-{number}"), Incarnation(1)) for number in range(count))
+    return Crew(role, plan.policies[role], lives, make, plan.shape.max_running, plan.seed)

@@ -7,7 +7,7 @@ import time
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -15,6 +15,8 @@ from tandem.cli.bench_serve.choices import Arrivals, WorkloadName
 from tandem.cli.bench_serve.command import load_of, write_result
 from tandem.core.ids import Role
 from tandem.rpc.exits import ExitCode
+
+NO_LIMIT: Final = 1 << 40
 
 if TYPE_CHECKING:
     from tandem.cli.bench_serve.document import Result
@@ -33,6 +35,16 @@ def serve(
     costs: Annotated[Path | None, typer.Option(help="What engines and links cost; default: as the mock.")] = None,
     prefill_policy: Annotated[str, typer.Option(help="How a prefill worker is chosen.")] = "least_load",
     decode_policy: Annotated[str, typer.Option(help="How a decode or unified worker is chosen.")] = "least_load",
+    tenants: Annotated[
+        Path | None, typer.Option(help="Who asks: the gateway's file, with shares: docs/simulator.md.")
+    ] = (None),
+    max_concurrent: Annotated[
+        int, typer.Option(min=0, help="Sequences that the gateway lets run at once; 0: all.")
+    ] = 0,
+    max_queued: Annotated[int, typer.Option(min=0, help="Requests that wait there; more are refused.")] = NO_LIMIT,
+    max_queued_tokens: Annotated[int, typer.Option(min=1, help="Tokens of those.")] = NO_LIMIT,
+    decode_commit: Annotated[float, typer.Option(min=0, help="How often decode's pages are given away; 0: any.")] = 1.0,
+    queue_patience_ms: Annotated[int, typer.Option(min=0, help="How long others overtake what does not fit.")] = 2000,
     workload: Annotated[WorkloadName, typer.Option(help="What is asked: docs/bench.md.")] = WorkloadName.RANDOM,
     trace: Annotated[Path | None, typer.Option(help="Replay this instead: Mooncake's JSON lines, Azure's CSV.")] = None,
     speed: Annotated[float, typer.Option(min=0.001, max=1000, help="How much faster to replay the trace.")] = 1.0,
@@ -58,6 +70,7 @@ def serve(
     options = dict(locals())
     from tandem.cli.bench_serve.numbers import parse_slo
     from tandem.cli.bench_serve.run import MAX_REQUESTS, planned
+    from tandem.cli.sim_serve.clients import ANYBODY, read_clients, sender
     from tandem.cli.sim_serve.cluster import Cluster
     from tandem.cli.sim_serve.report import ask_of, result_of_runs
 
@@ -66,9 +79,11 @@ def serve(
         _plan(options),
         load_of(options | {"max_in_flight": MAX_REQUESTS, "timeout_s": float("inf")}, 1000),
     )
+    clients = read_clients(tenants) if tenants else (ANYBODY,)
     began, runs = time.perf_counter(), []
     for number in range(seed, seed + repeats):
-        runs.append((number, Cluster(plan).run(map(ask_of, planned(load, number)[0]))))
+        client = sender(clients, number)
+        runs.append((number, Cluster(plan).run(ask_of(one, client()) for one in planned(load, number)[0])))
     took_s = time.perf_counter() - began
     where = {"url": f"simulated: {_size(plan)}", "api": "sim", "model": options["costs"].name if costs else "mock"}
     made = datetime.now(UTC).isoformat(timespec="seconds")
@@ -80,7 +95,9 @@ def serve(
 
 def _plan(options: dict[str, Any]) -> ClusterPlan:
     from tandem.cli.sim_serve.cluster import ClusterPlan
+    from tandem.cli.sim_serve.door import Doorkeeping
     from tandem.cli.sim_serve.model_file import CostModel, read_model
+    from tandem.core.fair_queue import QueueLimits
     from tandem.core.policies import policy_named
 
     model = read_model(options["costs"]) if options["costs"] else CostModel()
@@ -90,14 +107,38 @@ def _plan(options: dict[str, Any]) -> ClusterPlan:
         Role.UNIFIED: policy_named(options["decode_policy"]),
     }
     sizes = {name: options[name] for name in ("prefill", "decode", "unified")}
+    limits = QueueLimits(
+        options["max_concurrent"] or NO_LIMIT,
+        options["max_queued"],
+        options["max_queued_tokens"],
+        options["queue_patience_ms"] / 1000,
+    )
     return ClusterPlan(
-        **sizes, costs=model.engine, link=model.link, shape=model.shape, policies=policies, seed=options["seed"]
+        **sizes,
+        costs=model.engine,
+        link=model.link,
+        shape=model.shape,
+        policies=policies,
+        keeping=Doorkeeping(limits, options["decode_commit"]),
+        seed=options["seed"],
     )
 
 
 def _settings(options: dict[str, Any]) -> dict[str, Any]:
     """The load, under the names of `bench serve`."""
-    left_out = ("out", "html", "as_json", "seed", "repeats", "prefill", "decode", "unified", "costs", "trace")
+    left_out = (
+        "out",
+        "html",
+        "as_json",
+        "seed",
+        "repeats",
+        "prefill",
+        "decode",
+        "unified",
+        "costs",
+        "trace",
+        "tenants",
+    )
     plain = {name: value for name, value in options.items() if name not in left_out and value is not None}
     found = {name: value.value if isinstance(value, Enum) else value for name, value in plain.items()}
     return found | {"rate": str(options["rate"])} | ({"trace": options["trace"].name} if options["trace"] else {})

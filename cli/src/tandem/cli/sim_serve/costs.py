@@ -42,11 +42,13 @@ class LinkCosts:
     gbytes_per_s: float = 12.5
     """10^9 bytes per second; above 0."""
     us_per_chunk: float = 100.0
-    """Messages of the protocol, until both sides know that it has landed."""
+    """Until both sides know that it has landed; the link is taken meanwhile."""
+    ns_per_page: float = 0.0
+    """Ranges that are posted, or copied, one by one."""
 
-    def chunk_s(self, byte_count: float) -> float:
+    def chunk_s(self, byte_count: float, pages: int = 0) -> float:
         """Of one chunk."""
-        return self.us_per_chunk * 1e-6 + byte_count / (self.gbytes_per_s * 1e9)
+        return self.us_per_chunk * 1e-6 + self.ns_per_page * pages * 1e-9 + byte_count / (self.gbytes_per_s * 1e9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,3 +63,5 @@ class WorkerShape:
     cache_tokens: int = 0
     """Of its pages, what may be kept of prompts that are over; 0 = no prefix cache."""
     kv_bytes_per_token: int = 131_072
+    page_tokens: int = 16
+    """Whole pages are held and kept."""

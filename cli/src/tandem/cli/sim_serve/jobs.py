@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from tandem.cli.sim_serve.clients import ANYBODY, Client
 from tandem.core.affinity import NO_KEY, AffinityKey
+from tandem.core.fair_queue import Ticket
 
 Pieces = tuple[tuple[int, int], ...]
 """A prompt as (key, tokens) of its pieces: equal first pieces are equal beginnings."""
@@ -21,6 +23,7 @@ class Ask:
     """At least 1."""
     session: AffinityKey = NO_KEY
     prefix: AffinityKey = NO_KEY
+    client: Client = ANYBODY
 
     @property
     def prompt_tokens(self) -> int:
@@ -50,6 +53,8 @@ class Job:
     ended_s: float = 0.0
     target: Target | None = None
     """Its decode worker; None where the engine that computes the prompt goes on with it."""
+    ticket: Ticket | None = None
+    """Its place in the gateway, once it has asked for one."""
     joined_step: int = 0
     """Of decode's batch, when it came into it."""
     longest_gap_s: float = 0.0

@@ -50,7 +50,7 @@ def read_model(path: Path) -> CostModel:
 
 
 Part = TypeVar("Part", EngineCosts, LinkCosts, WorkerShape)
-_ABOVE_ZERO: Final = ("gbytes_per_s", "kv_tokens", "max_running", "chunk_tokens")
+_ABOVE_ZERO: Final = ("gbytes_per_s", "kv_tokens", "max_running", "chunk_tokens", "page_tokens")
 
 
 def _part(kind: type[Part], name: str, given: Any) -> Part:

@@ -1,4 +1,4 @@
-"""KV that requests hold, and those that wait for some. Pure."""
+"""KV pages that requests hold, and those that wait for some. Pure."""
 
 from __future__ import annotations
 
@@ -9,30 +9,36 @@ from tandem.cli.sim_serve.jobs import Job
 
 
 class Room:
-    """Tokens of KV: a request gets all that it may come to need, or waits for its turn."""
+    """KV of one worker: a request gets all that it may come to need, or waits for its turn."""
 
-    def __init__(self, tokens: int) -> None:
-        """tokens: in all."""
-        self._free = tokens
+    def __init__(self, tokens: int, page_tokens: int = 1) -> None:
+        """tokens: in all; what is no whole page is not used."""
+        self.free = whole_pages(tokens, page_tokens)
+        """Tokens of free pages."""
+        self._page_tokens = page_tokens
         self._waiting: deque[tuple[int, Callable[[], None]]] = deque()
 
     def reserve(self, job: Job, then: Callable[[], None]) -> None:
         """Calls `then` once it has its own."""
-        self._waiting.append((need(job), then))
+        self._waiting.append((self._need(job), then))
         self._serve()
 
     def release(self, job: Job) -> None:
         """Its request is over."""
-        self._free += need(job)
+        self.free += self._need(job)
         self._serve()
 
+    def _need(self, job: Job) -> int:
+        """Tokens of the pages that a request may come to need."""
+        return whole_pages(job.prompt_tokens + job.ask.new_tokens + self._page_tokens - 1, self._page_tokens)
+
     def _serve(self) -> None:
-        while self._waiting and self._waiting[0][0] <= self._free:
+        while self._waiting and self._waiting[0][0] <= self.free:
             tokens, then = self._waiting.popleft()
-            self._free -= tokens
+            self.free -= tokens
             then()
 
 
-def need(job: Job) -> int:
-    """Tokens of KV that a request may come to need."""
-    return job.prompt_tokens + job.ask.new_tokens
+def whole_pages(tokens: int, page_tokens: int) -> int:
+    """Tokens of the whole pages among so many."""
+    return tokens // page_tokens * page_tokens

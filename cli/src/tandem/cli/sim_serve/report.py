@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,21 +12,19 @@ from numpy.typing import NDArray
 from tandem.cli.bench_serve.document import COLUMNS, QUANTILES, Result
 from tandem.cli.bench_serve.load import Planned
 from tandem.cli.bench_serve.numbers import Slo, Spread, Summary, flat, spread
+from tandem.cli.sim_serve.clients import ANYBODY, Client
 from tandem.cli.sim_serve.cluster import Run
 from tandem.cli.sim_serve.gaps import Gaps
 from tandem.cli.sim_serve.jobs import Ask
 from tandem.core.affinity import key_of_text
 
-REFUSED: Final = "too_long"
-"""What the summary calls requests that no worker could ever hold."""
 
-
-def ask_of(planned: Planned) -> Ask:
+def ask_of(planned: Planned, client: Client = ANYBODY) -> Ask:
     """What a client of `tandem bench serve` asks, as the model takes it. Its prompt's first piece is what policies by
     prefix go by."""
     at_s, question = planned
     pieces = tuple((hash(piece.key), piece.tokens) for piece in question.pieces)
-    return Ask(at_s, pieces, question.new_tokens, prefix=key_of_text(str(question.pieces[0].key)))
+    return Ask(at_s, pieces, question.new_tokens, prefix=key_of_text(str(question.pieces[0].key)), client=client)
 
 
 def result_of_runs(
@@ -53,12 +51,12 @@ def summary_of(run: Run, slo: Slo) -> Summary:
     start = min(run.at_s, default=0.0)
     duration = max(run.ended_s - start, 1e-9)
     kept, prompt = int(np.count_nonzero(_kept(run, slo))), sum(run.prompt_tokens)
-    planned = answered + run.refused
+    planned = answered + sum(run.refused.values())
     return Summary(
         planned=planned,
         answered=answered,
         dropped=0,
-        errors={REFUSED: run.refused} if run.refused else {},
+        errors=dict(run.refused),
         short=0,
         duration_s=duration,
         requests_per_s=answered / duration,

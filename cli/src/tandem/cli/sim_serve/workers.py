@@ -5,31 +5,30 @@ from __future__ import annotations
 from functools import partial
 
 from tandem.cli.sim_serve.cache import PrefixCache
+from tandem.cli.sim_serve.crew import Rooms
 from tandem.cli.sim_serve.decoder import Decoder
 from tandem.cli.sim_serve.jobs import Job
 from tandem.cli.sim_serve.pages import Room
 from tandem.cli.sim_serve.prompts import Chunk, PromptQueue
 from tandem.cli.sim_serve.setting import Setting
-from tandem.core.ids import WorkerLife
 
 
 class PrefillWorker:
     """Computes prompts and pushes each chunk of KV as soon as it is computed."""
 
-    def __init__(self, life: WorkerLife, setting: Setting) -> None:
-        self.life = life
-        self.in_flight = 0
-        """Requests that it has, until their KV has landed."""
+    def __init__(self, setting: Setting, rooms: Rooms) -> None:
+        self.rooms = rooms
+        """A request leaves when its KV has landed."""
         self.busy_s = 0.0
         self._set = setting
         self._queue = PromptQueue(setting.costs, setting.shape.chunk_tokens)
-        self._cache = PrefixCache(setting.shape.cache_tokens)
+        self._cache = PrefixCache(setting.shape.cache_tokens, setting.shape.page_tokens)
         self._sends_until_s = 0.0
         self._computing = False
 
     def submit(self, job: Job) -> None:
         """A prompt whose decode worker has reserved its pages."""
-        job.cached_tokens = min(self._cache.held(job.ask.pieces), job.prompt_tokens - 1)
+        job.cached_tokens = self._cache.held_of(job)
         self._queue.add(job)
         if not self._computing:
             self._compute()
@@ -55,16 +54,16 @@ class PrefillWorker:
         self._compute()
 
     def _push(self, job: Job, tokens: int, *, last: bool) -> None:
-        agenda, target = self._set.agenda, job.target
+        agenda, shape, target = self._set.agenda, self._set.shape, job.target
         assert target is not None, "prefill has somewhere to push to"
-        seconds = self._set.link.chunk_s(tokens * self._set.shape.kv_bytes_per_token)
+        seconds = self._set.link.chunk_s(tokens * shape.kv_bytes_per_token, -(-tokens // shape.page_tokens))
         landed = max(agenda.now, self._sends_until_s, target.receives_until_s) + seconds
         self._sends_until_s = target.receives_until_s = landed
         if last:
             agenda.at(landed, partial(self._landed, job))
 
     def _landed(self, job: Job) -> None:
-        self.in_flight -= 1
+        self.rooms.leave()
         assert job.target is not None
         job.target.land(job)
 
@@ -72,12 +71,11 @@ class PrefillWorker:
 class DecodeWorker:
     """Decodes what prefill workers push."""
 
-    def __init__(self, life: WorkerLife, setting: Setting) -> None:
-        self.life = life
-        self.in_flight = 0
-        """Requests that it has, until they are answered."""
+    def __init__(self, setting: Setting, rooms: Rooms) -> None:
+        self.rooms = rooms
+        """A request leaves when it is answered."""
         self.receives_until_s = 0.0
-        self.room = Room(setting.shape.kv_tokens)
+        self.room = Room(setting.shape.kv_tokens, setting.shape.page_tokens)
         self.decoder = Decoder(setting, self._ended)
         self._set = setting
 
@@ -86,7 +84,7 @@ class DecodeWorker:
         self.decoder.join(job)
 
     def _ended(self, job: Job) -> None:
-        self.in_flight -= 1
+        self.rooms.leave()
         self.room.release(job)
         self._set.done(job)
 
@@ -94,21 +92,20 @@ class DecodeWorker:
 class UnifiedWorker:
     """Computes prompts itself, and nothing decodes meanwhile: as an engine that is not disaggregated."""
 
-    def __init__(self, life: WorkerLife, setting: Setting) -> None:
-        self.life = life
-        self.in_flight = 0
-        """Requests that it has, until they are answered."""
+    def __init__(self, setting: Setting, rooms: Rooms) -> None:
+        self.rooms = rooms
+        """A request leaves when it is answered."""
         self.prefill_busy_s = 0.0
-        self.room = Room(setting.shape.kv_tokens)
+        self.room = Room(setting.shape.kv_tokens, setting.shape.page_tokens)
         self.decoder = Decoder(setting, self._ended, self._prefill_first)
         self._set = setting
         self._queue = PromptQueue(setting.costs, setting.shape.chunk_tokens)
-        self._cache = PrefixCache(setting.shape.cache_tokens)
+        self._cache = PrefixCache(setting.shape.cache_tokens, setting.shape.page_tokens)
         self._computing = False
 
     def submit(self, job: Job) -> None:
         """A prompt that has its pages."""
-        job.cached_tokens = min(self._cache.held(job.ask.pieces), job.prompt_tokens - 1)
+        job.cached_tokens = self._cache.held_of(job)
         self._queue.add(job)
         if not self._computing:
             self.decoder.interrupt()
@@ -136,6 +133,6 @@ class UnifiedWorker:
         self.decoder.go_on()
 
     def _ended(self, job: Job) -> None:
-        self.in_flight -= 1
+        self.rooms.leave()
         self.room.release(job)
         self._set.done(job)

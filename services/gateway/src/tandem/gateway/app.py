@@ -15,6 +15,7 @@ from typing import Final, TypeVar
 
 from tandem.core.breaker import BreakerSettings
 from tandem.core.cluster import WorkerInfo
+from tandem.core.decode_space import Capacity, DecodeSpace
 from tandem.core.errors import TandemError
 from tandem.core.fair_queue import QueueLimits
 from tandem.core.ids import Role
@@ -22,7 +23,6 @@ from tandem.core.outliers import OutlierSettings
 from tandem.core.policies import PolicyName, policy_named
 from tandem.core.retry_budget import BudgetSettings
 from tandem.core.share import WHOLE
-from tandem.gateway.admission.decode_space import DecodeSpace
 from tandem.gateway.admission.keys import KeyRing
 from tandem.gateway.admission.slots import Slots
 from tandem.gateway.admission.tenants import Tenants
@@ -251,7 +251,7 @@ class Gateway:
 
     def _admission(self, counted: GatewayMetrics) -> tuple[DecodeSpace, WaitingRoom]:
         settings = self._settings
-        space = DecodeSpace(self._decoding, settings.decode_commit)
+        space = DecodeSpace(lambda model: Capacity.of(self._decoding(model)), settings.decode_commit)
         room = WaitingRoom(
             QueueLimits(
                 settings.max_concurrent,

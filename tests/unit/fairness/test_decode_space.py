@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from tandem.core.decode_space import Capacity, DecodeSpace
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.fair_queue import Ask, FairQueue, QueueLimits, State
 from tandem.core.ids import Role
-from tandem.gateway.admission.decode_space import DecodeSpace
 from tests.support.bootstrap.workers import worker
 
 BIG = replace(worker("d0", Role.DECODE, incarnation=1), total_pages=10)
@@ -19,7 +19,7 @@ PAGE = BIG.layout.page_size
 def queue_of(*pages: int, commit: float = 1) -> tuple[FairQueue, DecodeSpace, list[int]]:
     """Pages of each worker; the list may be changed."""
     held = list(pages)
-    space = DecodeSpace(lambda _: [replace(BIG, total_pages=one) for one in held], commit)
+    space = DecodeSpace(lambda _: Capacity.of([replace(BIG, total_pages=one) for one in held]), commit)
     return FairQueue(QueueLimits(places=100, max_waiting=100), space), space, held
 
 

@@ -12,8 +12,8 @@ from tandem.core.fair_queue import Ask
 
 
 @dataclass(frozen=True, slots=True)
-class _Capacity:
-    """Of one model."""
+class Capacity:
+    """KV pages of all workers that decode one model."""
 
     tokens: int
     """Of all pages."""
@@ -22,17 +22,26 @@ class _Capacity:
     largest: int
     """Tokens that one sequence may have at most."""
 
+    @classmethod
+    def of(cls, workers: Sequence[WorkerInfo]) -> Capacity:
+        """Of those that have registered."""
+        return cls(
+            sum(one.total_pages * one.layout.page_size * one.dp_size for one in workers),
+            max((one.layout.page_size for one in workers), default=1),
+            max((one.total_pages * one.layout.page_size for one in workers), default=0),
+        )
+
 
 class DecodeSpace:
     """Counts tokens by model, over all workers of it: which of them gets a sequence is the router's choice."""
 
-    def __init__(self, workers: Callable[[str], Sequence[WorkerInfo]], commit: float) -> None:
-        """workers: those of a model that decode. commit: how often their pages are given away; 0 = without a bound."""
-        self._workers = workers
+    def __init__(self, capacity_of: Callable[[str], Capacity], commit: float) -> None:
+        """capacity_of: asked by model. commit: how often the pages are given away; 0 = without a bound."""
+        self._capacity_of = capacity_of
         self._commit = commit
         self._tokens: Counter[str] = Counter()
         self._sequences: Counter[str] = Counter()
-        self._capacities: dict[str, _Capacity] = {}
+        self._capacities: dict[str, Capacity] = {}
 
     def require_possible(self, ask: Ask) -> None:
         """Raises INVALID_ARGUMENT for a sequence that no worker's pages could hold."""
@@ -69,13 +78,8 @@ class DecodeSpace:
         """Workers have come or gone."""
         self._capacities.clear()
 
-    def _capacity(self, model: str) -> _Capacity:
+    def _capacity(self, model: str) -> Capacity:
         found = self._capacities.get(model)
         if found is None:
-            workers = self._workers(model)
-            found = self._capacities[model] = _Capacity(
-                sum(one.total_pages * one.layout.page_size * one.dp_size for one in workers),
-                max((one.layout.page_size for one in workers), default=1),
-                max((one.total_pages * one.layout.page_size for one in workers), default=0),
-            )
+            found = self._capacities[model] = self._capacity_of(model)
         return found

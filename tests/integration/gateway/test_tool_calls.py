@@ -196,6 +196,27 @@ async def test_a_forced_or_strict_call_in_a_models_own_form_is_held_to_a_structu
     assert "get_time" not in named.structural_tag, "the grammar allows a call of a function that was not named"
 
 
+async def test_definitions_of_one_name_and_two_meanings_are_refused() -> None:
+    def tool(name: str, kind: str) -> dict[str, Any]:
+        parameters = {
+            "type": "object",
+            "$defs": {"Place": {"type": kind}},
+            "properties": {"a": {"$ref": "#/$defs/Place"}},
+        }
+        return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+    two = [tool("f", "string"), tool("g", "integer")]
+    async with cluster(tool_call_parser="llama3") as now:
+        with pytest.raises(openai.BadRequestError, match="Place") as caught:
+            await now.client.chat.completions.create(
+                model=MODEL,
+                messages=HELLO,
+                tools=two,  # type: ignore[arg-type]
+                tool_choice="required",
+            )
+    assert caught.value.param == "tools"
+
+
 async def test_a_schema_that_is_none_is_refused() -> None:
     bad = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "required": 5}}}
     async with cluster(tool_call_parser="qwen25") as now:

@@ -81,9 +81,12 @@ class SglangParsers:
         choice = sglang_choice(use)
         parser = FunctionCallParser(tools, self.tool_parser, tokenizer=self._tokenizer)
         thinking = self.thinks(hearing) and not self.reasoning_parser
-        found = parser.get_structure_constraint(choice, parallel_tool_calls=use.parallel, thinking_mode=thinking)
-        if found is None and use.choice is ToolChoice.REQUIRED and not parser.detector.parses_required_natively():
-            found = ("json_schema", get_json_schema_constraint(tools, choice, parallel_tool_calls=use.parallel))
+        try:
+            found = parser.get_structure_constraint(choice, parallel_tool_calls=use.parallel, thinking_mode=thinking)
+            if found is None and use.choice is ToolChoice.REQUIRED and not parser.detector.parses_required_natively():
+                found = ("json_schema", get_json_schema_constraint(tools, choice, parallel_tool_calls=use.parallel))
+        except ValueError as error:  # tools whose $defs give one name two meanings
+            raise TandemError(ErrorReason.INVALID_ARGUMENT, str(error), field="tools") from error
         if found is None:
             return None
         kind, value = found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import re
 import sys
@@ -25,9 +26,9 @@ async def system() -> AsyncIterator[Inside]:
         yield running
 
 
-async def example(name: str, system: Inside, *words: str) -> str:
+async def example(name: str, system: Inside, *words: str, path: str = "/v1") -> str:
     """What an example prints; this loop, on which the system runs, goes on."""
-    url = f"http://{system.gateway.http_address}/v1"
+    url = f"http://{system.gateway.http_address}{path}"
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, str(EXAMPLES / name), "--url", url, "--api-key", "open sesame", *words),
         stdin=asyncio.subprocess.DEVNULL,
@@ -53,3 +54,13 @@ async def test_examples(system: Inside) -> None:
     assert len(together) == len(apart) == 2
     assert together == apart, "the mock is deterministic"
     assert "Error" not in batch
+
+
+async def test_the_frontend_language(system: Inside) -> None:
+    said = await example("frontend_language.py", system, "tea", "rain", "--max-tokens", "5", path="")
+    streamed, *rated = re.split(r"\n\n(?=tea: )|\n(?=rain: )", said.strip())
+    assert streamed.startswith("Here is a sentence about tea: "), said
+    sentence = re.fullmatch(r"tea: (.*), rated .*", rated[0])
+    assert sentence is not None, said
+    assert ast.literal_eval(sentence[1]) in streamed, "the mock is deterministic"
+    assert re.fullmatch(r"rain: .+, rated .+", rated[1]), said

@@ -38,7 +38,7 @@ GENERATE_SAMPLING_FIELDS: Final = SAMPLING_FIELDS | frozenset(
     ["max_new_tokens", "min_new_tokens", "n", "sampling_seed"]
 )
 GENERATE_SAMPLING_UNSUPPORTED: Final = {
-    "stop_regex": Unsupported("Use 'stop'."),
+    "stop_regex": Unsupported("Use 'stop'.", ([],)),
     "structural_tag": Unsupported("Use 'json_schema', 'regex' or 'ebnf'."),
     "custom_params": Unsupported("Leave it out.", ({},)),
     "no_stop_trim": Unsupported("Leave it out.", (False,)),

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import pytest
 from opentelemetry.trace import INVALID_SPAN
 
+from tandem.core.candidates import Candidate, Candidates
 from tandem.core.ids import Incarnation, RequestId, Role, WorkerId, WorkerLife
 from tandem.core.kv_index import NOTHING_HELD
 from tandem.core.pair_cost import DEFAULT_BYTES_PER_S, DEFAULT_TOKENS_PER_S, PrefillSide, Prompt
 from tandem.core.policies import PolicyName
-from tandem.gateway.routing.pair_costs import PairCosts, prompt_of
+from tandem.gateway.routing.pair_costs import MAX_LIVES, PairCosts, prompt_of
 from tandem.gateway.routing.room_runs import Journey
 from tandem.gateway.routing.router import Router, RouterSettings
 from tandem.v1 import session_pb2
@@ -49,8 +51,12 @@ def prompt(tokens: int) -> Prompt:
     return Prompt(tokens, 16, 1000.0)
 
 
+def those(*lives: WorkerLife) -> Candidates:
+    return Candidates.of(Candidate(life, 0, 1) for life in lives)
+
+
 def side_of(costs: PairCosts, life: WorkerLife) -> PrefillSide:
-    found = costs.cheapest(prompt(1), [life], {D0: 0.0}, NOTHING_HELD, lambda *_: True, 0)
+    found = costs.cheapest(prompt(1), those(life), those(D0), NOTHING_HELD, lambda *_: True, 0)
     assert found is not None
     return found[0]
 
@@ -131,9 +137,42 @@ def test_a_worker_of_a_former_release_tells_no_times_and_is_thought_fast() -> No
 def test_pages_that_are_free_or_could_be_count() -> None:
     costs = PairCosts(Clock())
     costs.saw_status(worker("d0", Role.DECODE, incarnation=1), status())
-    found = costs.cheapest(prompt(1), [P0], {D0: 0.0}, NOTHING_HELD, lambda *_: True, 0)
+    found = costs.cheapest(prompt(1), those(P0), those(D0), NOTHING_HELD, lambda *_: True, 0)
     assert found is not None
     assert found[1].free_pages == 9
+
+
+def test_among_many_the_one_is_found_that_is_free_and_holds_the_beginning() -> None:
+    costs = PairCosts(Clock())
+    prefills, decodes = (
+        those(*(WorkerLife(WorkerId(f"{role}{number:03}"), Incarnation(1)) for number in range(200))) for role in "pd"
+    )
+    rooms = [
+        costs.running(Room(), prompt(500), (life, D0), (0, 0)) for life in prefills.lives if life != prefills.lives[77]
+    ]
+    decodes.note_rooms(decodes.lives[5], 0)
+    for life in decodes.lives[:5] + decodes.lives[6:]:
+        decodes.note_rooms(life, 1)
+    with contextlib.ExitStack() as stack:
+        for room in rooms:
+            stack.enter_context(room)
+        for bits in range(0, 2**32, 2**32 // 50):
+            found = costs.cheapest(prompt(1000), prefills, decodes, NOTHING_HELD, lambda *_: True, bits)
+            assert found is not None
+            assert (found[0].life, found[1].life) == (prefills.lives[77], decodes.lives[5])
+
+
+def test_what_was_known_of_the_one_that_was_asked_for_the_longest_ago_is_forgotten() -> None:
+    costs, room = PairCosts(Clock()), Room()
+    others = [WorkerLife(WorkerId(f"other{number}"), Incarnation(1)) for number in range(MAX_LIVES - 1)]
+
+    def queued() -> set[float]:
+        return {side_of(costs, life).queued_tokens for life in others}
+
+    with costs.running(room, prompt(300), (P0, D0), (0, 0)):
+        assert queued() == {0}, "the last one has the place of the first"
+        room.arrive()
+    assert queued() == {0}, "what comes of a room from before changes nothing"
 
 
 def test_bytes_of_a_token_are_those_of_the_kv_pool() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import fmean
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,12 +17,15 @@ from tandem.core.ids import Incarnation, WorkerId, WorkerLife
 from tandem.core.pair_cost import (
     DEFAULT_BYTES_PER_S,
     NO_PAGES_S,
+    PAIRED,
     DecodeSide,
     Pace,
     PrefillSide,
     Prompt,
+    Speeds,
+    cheap_decodes,
+    cheap_prefills,
     cheapest_pair,
-    cost_s,
 )
 
 TOKEN_BYTES = 100_000.0
@@ -37,7 +43,7 @@ def prefill(name: str, queued: float = 0, pace: float = 10_000, held: int = 0) -
     return PrefillSide(life(name), queued, pace, held)
 
 
-def decode(name: str, load: float = 0, pages: int | None = None, held: int = 0) -> DecodeSide:
+def decode(name: str, load: float = 0, pages: float = math.inf, held: int = 0) -> DecodeSide:
     return DecodeSide(life(name), load, pages, held)
 
 
@@ -49,10 +55,22 @@ def anyone(ours: WorkerLife, theirs: WorkerLife) -> bool:
     return True
 
 
+Speed = Callable[[WorkerLife, WorkerLife], float]
+
+
+def rows(speed: Speed) -> Speeds:
+    return lambda ours, theirs: [speed(ours, each) for each in theirs]
+
+
+def cost_s(one: Prompt, ours: PrefillSide, theirs: DecodeSide, speed: Speed) -> float:
+    """By itself, as the module tells it."""
+    return ours.cost_s(one) + theirs.moved_bytes(one) / speed(ours.life, theirs.life) + theirs.cost_s(one)
+
+
 def names(
     tokens: int, prefills: list[PrefillSide], decodes: list[DecodeSide], speed=fast, fits=anyone, bits: int = 0
 ) -> tuple[str, str]:
-    found = cheapest_pair(prompt(tokens), prefills, decodes, speed, fits, bits)
+    found = cheapest_pair(prompt(tokens), prefills, decodes, rows(speed), fits, bits)
     assert found is not None
     return found[0].life.worker_id, found[1].life.worker_id
 
@@ -111,8 +129,8 @@ def test_only_those_that_fit_are_paired_also_where_the_cheapest_do_not() -> None
         return theirs.worker_id == "d29" and ours.worker_id == "p7"
 
     assert names(100, prefills, decodes, fits=fits) == ("p7", "d29")
-    assert cheapest_pair(prompt(1), prefills, decodes, fast, lambda *_: False) is None
-    assert cheapest_pair(prompt(1), [], decodes, fast, anyone) is None
+    assert cheapest_pair(prompt(1), prefills, decodes, rows(fast), lambda *_: False) is None
+    assert cheapest_pair(prompt(1), [], decodes, rows(fast), anyone) is None
 
 
 sides = st.tuples(st.integers(0, 9_000), st.integers(100, 20_000), st.integers(0, 2_000))
@@ -131,10 +149,32 @@ def test_of_a_few_workers_no_pair_costs_less(ours, theirs, tokens: int, bits: in
     def speed(one: WorkerLife, other: WorkerLife) -> float:
         return 1e8 * (1 + (7 * int(one.worker_id[1:]) + 3 * int(other.worker_id[1:])) % 10)
 
-    found = cheapest_pair(prompt(tokens), prefills, decodes, speed, anyone, bits)
+    found = cheapest_pair(prompt(tokens), prefills, decodes, rows(speed), anyone, bits)
     assert found is not None
     least = min(cost_s(prompt(tokens), one, other, speed) for one in prefills for other in decodes)
     assert cost_s(prompt(tokens), *found, speed) == pytest.approx(least)
+
+
+@given(
+    st.lists(sides, min_size=1, max_size=40),
+    st.lists(st.tuples(st.floats(0, 4), st.integers(0, 200), st.integers(0, 2_000)), min_size=1, max_size=40),
+    st.integers(1, 4_000),
+    st.integers(0, 2**32 - 1),
+)
+def test_of_many_the_cheapest_by_themselves_are_looked_at(ours, theirs, tokens: int, bits: int) -> None:
+    one, usual = prompt(tokens), TOKEN_BYTES / DEFAULT_BYTES_PER_S
+    prefills = [prefill(f"p{place}", *side) for place, side in enumerate(ours)]
+    decodes = [decode(f"d{place}", *side) for place, side in enumerate(theirs)]
+    queued, paces, held = (np.array(each, float) for each in zip(*ours, strict=True))
+    loads, free, held_there = (np.array(each, float) for each in zip(*theirs, strict=True))
+    few = cheap_prefills(one, queued, paces, held.astype(int), bits)
+    rest = cheap_decodes(one, loads, free, held_there.astype(int), bits)
+    for found, costs in (
+        (few, [side.cost_s(one) for side in prefills]),
+        (rest, [side.cost_s(one) + max(0, tokens - side.held_tokens) * usual for side in decodes]),
+    ):
+        assert len(set(found)) == len(found) == min(PAIRED, len(costs))
+        assert sorted(costs[place] for place in found) == pytest.approx(sorted(costs)[:PAIRED])
 
 
 def test_a_pace_is_what_was_measured_last() -> None:

@@ -7,10 +7,14 @@ cost = (tokens that wait at prefill + tokens that it has to compute) / its token
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from heapq import nsmallest
 from typing import Final, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tandem.core.ids import WorkerLife
 
@@ -79,8 +83,8 @@ class DecodeSide:
     life: WorkerLife
     load: float
     """Rooms per place."""
-    free_pages: int | None = None
-    """Pages that are free or could be; None if it has not said."""
+    free_pages: float = math.inf
+    """Pages that are free or could be; infinite if it has not said."""
     held_tokens: int = 0
 
     def moved_bytes(self, prompt: Prompt) -> float:
@@ -90,27 +94,20 @@ class DecodeSide:
     def cost_s(self, prompt: Prompt) -> float:
         """How crowded it is."""
         need = -(-max(0, prompt.tokens - self.held_tokens) // prompt.page_size)
-        lacks = self.free_pages is not None and need > self.free_pages
-        return FULL_S * self.load + (NO_PAGES_S if lacks else 0)
+        return FULL_S * self.load + (NO_PAGES_S if need > self.free_pages else 0)
 
 
-Speed = Callable[[WorkerLife, WorkerLife], float]
-"""Bytes per second of the link from a prefill to a decode worker."""
+Speeds = Callable[[WorkerLife, Sequence[WorkerLife]], Sequence[float]]
+"""Bytes per second of the links from a prefill worker to each of some decode workers."""
 Fits = Callable[[WorkerLife, WorkerLife], bool]
 """Whether the layouts of a prefill and a decode worker fit."""
-
-
-def cost_s(prompt: Prompt, prefill: PrefillSide, decode: DecodeSide, speed: Speed) -> float:
-    """Seconds that a pair costs."""
-    moving_s = decode.moved_bytes(prompt) / speed(prefill.life, decode.life)
-    return prefill.cost_s(prompt) + moving_s + decode.cost_s(prompt)
 
 
 def cheapest_pair(
     prompt: Prompt,
     prefills: Sequence[PrefillSide],
     decodes: Sequence[DecodeSide],
-    speed: Speed,
+    speeds: Speeds,
     fits: Fits,
     bits: int = 0,
 ) -> tuple[PrefillSide, DecodeSide] | None:
@@ -123,15 +120,47 @@ def cheapest_pair(
     few_ours = nsmallest(PAIRED, ours, key=lambda one: one[0])
     few_theirs = nsmallest(PAIRED, theirs, key=lambda one: one[0] + one[1] / DEFAULT_BYTES_PER_S)
     for some, others in ((few_ours, few_theirs), (ours, theirs)):
-        pairs = (
-            (computing_s + moved / speed(prefill.life, decode.life) + crowd_s, prefill, decode)
-            for computing_s, prefill in some
-            for crowd_s, moved, decode in others
-            if fits(prefill.life, decode.life)
-        )
-        if (best := min(pairs, key=lambda pair: pair[0], default=None)) is not None:
-            return best[1], best[2]
+        if not some or not others:
+            return None
+        lives = [decode.life for _, _, decode in others]
+        moved = np.array([size for _, size, _ in others])
+        crowd_s = np.array([seconds for seconds, _, _ in others])
+        costs = np.array([computing_s + moved / speeds(prefill.life, lives) for computing_s, prefill in some]) + crowd_s
+        for place in costs.argsort(axis=None, kind="stable").tolist():
+            prefill, decode = some[place // len(lives)][1], others[place % len(lives)][2]
+            if fits(prefill.life, decode.life):
+                return prefill, decode
     return None
+
+
+Floats = NDArray[np.float64]
+"""One number for each of many workers."""
+Held = NDArray[np.int64] | int
+"""Tokens of a prompt that each of them holds; 0 if nobody holds any."""
+
+
+def cheap_prefills(prompt: Prompt, queued_tokens: Floats, tokens_per_s: Floats, held: Held, bits: int) -> list[int]:
+    """Which of many prefill workers `cheapest_pair` needs to look at: places of the PAIRED that are cheapest."""
+    return _cheapest((queued_tokens + np.maximum(1, prompt.tokens - held)) / tokens_per_s, bits)
+
+
+def cheap_decodes(prompt: Prompt, loads: Floats, free_pages: Floats, held: Held, bits: int) -> list[int]:
+    """Which of many decode workers it needs to look at. free_pages: infinite for one that has not said."""
+    rest = np.maximum(0, prompt.tokens - held)
+    lacks = -(-rest // prompt.page_size) > free_pages
+    moving_s = rest * (prompt.token_bytes / DEFAULT_BYTES_PER_S)
+    return _cheapest(FULL_S * loads + NO_PAGES_S * lacks + moving_s, bits >> 16)
+
+
+def _cheapest(costs: Floats, bits: int) -> list[int]:
+    count = len(costs)
+    if count <= PAIRED:
+        return list(range(count))
+    start = bits % count
+    turned = np.roll(costs, -start)
+    places: NDArray[np.intp] = (np.argpartition(turned, PAIRED)[:PAIRED] + start) % count
+    found: list[int] = places.tolist()
+    return found
 
 
 def _turned(sides: Sequence[_Side], bits: int) -> list[_Side]:

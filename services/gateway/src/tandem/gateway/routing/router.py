@@ -383,25 +383,25 @@ class Router:
         self, prefills: Crew[RoutableWorker], decodes: Candidates, wish: Wish, only_good: bool
     ) -> Choices | None:
         """The pair that costs the prompt least."""
-        p_by_life = {life: prefills.of(life) for life in self._candidates(prefills, None, wish, only_good).lives}
-        crew = self._workers.crew(Role.DECODE, wish.model)
-        d_by_life = {life: crew.of(life) for life in decodes.lives}
-        if not p_by_life or not d_by_life:
+        crew, candidates = (
+            self._workers.crew(Role.DECODE, wish.model),
+            self._candidates(prefills, None, wish, only_good),
+        )
+        if not candidates or not decodes:
             return None
         prompt = prompt_of(len(wish.ids), crew.of(decodes.lives[0]).info.layout)
         held = self._holders.match(wish.pages(prompt.page_size))
-        loads = {one.life: one.load for one in decodes}
 
         def fits(prefill: WorkerLife, decode: WorkerLife) -> bool:
-            return layouts_fit(d_by_life[decode].info.layout, p_by_life[prefill].info.layout)
+            return layouts_fit(crew.of(decode).info.layout, prefills.of(prefill).info.layout)
 
-        found = self._costs.cheapest(prompt, p_by_life, loads, held, fits, self._dice.draw())
+        found = self._costs.cheapest(prompt, candidates, decodes, held, fits, self._dice.draw())
         if found is None:
             return None
         prefill, decode = found
         return {
-            Role.PREFILL: Choice(p_by_life[prefill.life], PolicyName.LEAST_COST, prefill.held_tokens),
-            Role.DECODE: Choice(d_by_life[decode.life], PolicyName.LEAST_COST, decode.held_tokens),
+            Role.PREFILL: Choice(prefills.of(prefill.life), PolicyName.LEAST_COST, prefill.held_tokens),
+            Role.DECODE: Choice(crew.of(decode.life), PolicyName.LEAST_COST, decode.held_tokens),
         }
 
     def _measuring(self, attempt: Attempt | LoneAttempt, choices: Choices, tokens: int) -> AbstractContextManager[None]:

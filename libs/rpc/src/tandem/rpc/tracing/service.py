@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import grpc
@@ -67,12 +67,23 @@ def _number(trace_id: str) -> int:
 
 def _response(tracing: Tracing, trace_id: int, kept: Kept) -> trace_pb2.GetTraceResponse:
     spans = [_span(span, tracing.service, tracing.instance) for span in kept.spans]
-    fitting = that_fit(spans)
+    fitting = _that_fit(spans)
     dropped = kept.dropped + len(spans) - len(fitting)
     return trace_pb2.GetTraceResponse(trace_id=f"{trace_id:032x}", spans=fitting, dropped_spans=dropped)
 
 
-def that_fit(spans: Iterable[trace_pb2.TraceSpan]) -> list[trace_pb2.TraceSpan]:
+def as_one(parts: Sequence[trace_pb2.GetTraceResponse]) -> trace_pb2.GetTraceResponse:
+    """What several keep of one trace, as one message."""
+    spans = [span for part in parts for span in part.spans]
+    fitting = _that_fit(spans)
+    return trace_pb2.GetTraceResponse(
+        trace_id=next((part.trace_id for part in parts if part.trace_id), ""),
+        spans=fitting,
+        dropped_spans=sum(part.dropped_spans for part in parts) + len(spans) - len(fitting),
+    )
+
+
+def _that_fit(spans: Iterable[trace_pb2.TraceSpan]) -> list[trace_pb2.TraceSpan]:
     """The first spans, by start, that one message holds."""
     found, size = [], 0
     for span in sorted(spans, key=lambda one: one.start_unix_ns):

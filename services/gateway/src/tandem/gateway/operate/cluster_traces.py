@@ -12,7 +12,7 @@ from tandem.core.cluster import WorkerInfo
 from tandem.core.errors import TandemError
 from tandem.gateway.routing.pool import SessionPool
 from tandem.rpc.tracing.provider import Tracing
-from tandem.rpc.tracing.service import kept_trace, that_fit
+from tandem.rpc.tracing.service import as_one, kept_trace
 from tandem.v1 import admin_pb2, trace_pb2, trace_pb2_grpc
 
 TIMEOUT_S: Final = 2.0
@@ -33,13 +33,11 @@ class ClusterTraces:
         own = kept_trace(self._tracing, asked)
         workers = self._pool.view.workers
         answers = await asyncio.gather(*(self._of(info, asked) for info in workers.values()))
-        told = [own, *(answer for answer in answers if isinstance(answer, trace_pb2.GetTraceResponse))]
-        spans = [span for answer in told for span in answer.spans]
-        fitting = that_fit(spans)
+        whole = as_one([own, *(answer for answer in answers if isinstance(answer, trace_pb2.GetTraceResponse))])
         return admin_pb2.AdminGetTraceResponse(
-            trace_id=next((answer.trace_id for answer in told if answer.trace_id), ""),
-            spans=fitting,
-            dropped_spans=sum(answer.dropped_spans for answer in told) + len(spans) - len(fitting),
+            trace_id=whole.trace_id,
+            spans=whole.spans,
+            dropped_spans=whole.dropped_spans,
             silent=[
                 admin_pb2.SilentWorker(worker_id=worker_id, problem=answer)
                 for worker_id, answer in zip(workers, answers, strict=True)

@@ -20,7 +20,7 @@ from tandem.rpc.control import ControlServicer
 from tandem.rpc.operators import changed
 from tandem.rpc.tasks import TaskSupervisor
 from tandem.rpc.telemetry import metadata
-from tandem.rpc.tracing.service import that_fit
+from tandem.rpc.tracing.service import as_one
 from tandem.v1 import admin_pb2, admin_pb2_grpc, control_pb2, control_pb2_grpc, trace_pb2, trace_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -87,18 +87,17 @@ class AllAdmin(admin_pb2_grpc.AdminServiceServicer):
         asked = trace_pb2.GetTraceRequest()
         if (key := request.WhichOneof("key")) is not None:
             setattr(asked, key, getattr(request, key))
-        whole: admin_pb2.AdminGetTraceResponse
-        whole, *own = await asyncio.gather(
+        gathered: admin_pb2.AdminGetTraceResponse
+        gathered, *own = await asyncio.gather(
             self._all.one(first, partial(_admin, "GetTrace", request)),
             *(self._all.one(index, partial(_own_trace, asked)) for index in others),
         )
-        spans = [*whole.spans, *(span for answer in own for span in answer.spans)]
-        fitting = that_fit(spans)
+        from_one = trace_pb2.GetTraceResponse(
+            trace_id=gathered.trace_id, spans=gathered.spans, dropped_spans=gathered.dropped_spans
+        )
+        whole = as_one([from_one, *own])
         return admin_pb2.AdminGetTraceResponse(
-            trace_id=next((answer.trace_id for answer in (whole, *own) if answer.trace_id), ""),
-            spans=fitting,
-            dropped_spans=sum(answer.dropped_spans for answer in (whole, *own)) + len(spans) - len(fitting),
-            silent=whole.silent,
+            trace_id=whole.trace_id, spans=whole.spans, dropped_spans=whole.dropped_spans, silent=gathered.silent
         )
 
     async def ListRooms(  # noqa: N802
@@ -209,14 +208,7 @@ class AllTraces(trace_pb2_grpc.TraceServiceServicer):
     ) -> trace_pb2.GetTraceResponse:
         """The spans of one trace."""
         del context
-        answers = await self._all.all(partial(_own_trace, request))
-        spans = [span for answer in answers for span in answer.spans]
-        fitting = that_fit(spans)
-        return trace_pb2.GetTraceResponse(
-            trace_id=next((answer.trace_id for answer in answers if answer.trace_id), ""),
-            spans=fitting,
-            dropped_spans=sum(answer.dropped_spans for answer in answers) + len(spans) - len(fitting),
-        )
+        return as_one(await self._all.all(partial(_own_trace, request)))
 
 
 class AllControl(control_pb2_grpc.ControlServiceServicer):

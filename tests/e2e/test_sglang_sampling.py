@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
 
+from tests.support.settings import environment
 from tests.support.system.asking import generate, prompt_of, streamed
 from tests.support.system.reference import References
-from tests.support.system.system import MODEL, System, running_system
+from tests.support.system.system import MODEL, ROOT, System, running_system
 
 pytestmark = [pytest.mark.sglang, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -141,6 +144,24 @@ def test_a_grammar_that_is_none_is_refused(pair: System) -> None:
         model = next(iter(client.models.list())).id
         with pytest.raises(openai.BadRequestError):
             client.completions.create(model=model, prompt="a", extra_body={"regex": "(("})
+
+
+def test_sglangs_frontend_language_gets_what_fits_its_grammar(pair: System) -> None:
+    example = [sys.executable, str(ROOT / "examples" / "frontend_language.py"), "--url", pair.url]
+    done = subprocess.run(
+        [*example, "--regex", "tea", "rain"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    written, said = done.stdout.split("\n\n")
+    rating = "[1-9]/10"
+    assert re.fullmatch(f"Here is a sentence about tea: .+\nI rate it {rating}", written, re.DOTALL), written
+    assert re.fullmatch(f"tea: .+, rated '{rating}'\nrain: .+, rated '{rating}'", said.strip()), said
 
 
 def test_an_echoed_prompt_is_scored_token_by_token(pair: System) -> None:

@@ -22,6 +22,14 @@ class EngineCosts:
     step_us_per_sequence: float = 10.0
     step_ns_per_token: float = 0.0
     """Per token of KV of all sequences of the batch."""
+    prefill_us_least: float = 0.0
+    """A batch of prompts takes no less: reading the weights, while the arithmetic of its tokens goes on."""
+    step_us_least_per_sequence: float = 0.0
+    """A step takes no less than this per sequence, besides its KV: arithmetic, while the weights are read."""
+
+    def batch_s(self, prompts_s: float) -> float:
+        """Of a batch of prompts. prompts_s: the sum of `prompt_s` of them."""
+        return self.prefill_us_per_batch * 1e-6 + max(prompts_s, self.prefill_us_least * 1e-6)
 
     def prompt_s(self, tokens: int, before: int) -> float:
         """What tokens of one prompt add to a batch. before: tokens of it that have KV already."""
@@ -31,7 +39,7 @@ class EngineCosts:
     def steps_s(self, steps: int, sequences: int, context: int) -> float:
         """So many steps of a batch in a row. context: tokens of KV at their start; each step adds one per sequence."""
         grown = context * steps + sequences * (steps * (steps - 1) / 2)
-        step_us = self.step_us + self.step_us_per_sequence * sequences
+        step_us = max(self.step_us + self.step_us_per_sequence * sequences, self.step_us_least_per_sequence * sequences)
         return step_us * steps * 1e-6 + self.step_ns_per_token * grown * 1e-9
 
 

@@ -41,7 +41,7 @@ class PromptQueue:
 
     def next_batch(self) -> tuple[float, list[Chunk]]:
         """Takes what is computed next, and the seconds that it takes; nothing if nobody waits."""
-        left, seconds, chunks = self._chunk_tokens, self._costs.prefill_us_per_batch * 1e-6, list[Chunk]()
+        left, seconds, chunks = self._chunk_tokens, 0.0, list[Chunk]()
         while self._waiting and left:
             job = self._waiting[0]
             before = job.cached_tokens + self._done
@@ -54,4 +54,4 @@ class PromptQueue:
             if last:
                 self._waiting.popleft()
         self.tokens -= sum(chunk.tokens for chunk in chunks)
-        return seconds, chunks
+        return self._costs.batch_s(seconds), chunks

@@ -303,12 +303,49 @@ async def test_who_stands_out_again_is_left_out_longer() -> None:
         assert [round(seconds / 5) for seconds in away] == [1, 2, 3]
 
 
+async def test_the_probe_of_one_that_stood_out_may_not_fail_by_the_link_again() -> None:
+    async with stage(workers=4, dice=Seeded(7)) as now:
+        while now.states()["p2"] is State.CLOSED:
+            await serve(now, 1, "p2")
+        now.now += 5
+        while "p2" not in (probe := await now.request()).pair:
+            await probe.ends()
+        await probe.fails(Role.DECODE, ErrorReason.LINK_LOST)
+        assert now.opened == [Role.PREFILL] * 2
+        now.now += 4.9
+        assert "p2" not in [(await now.request()).pair[0] for _ in range(20)]
+        now.now += 0.1
+        assert "p2" in [(await now.request()).pair[0] for _ in range(40)]
+
+
 async def test_all_that_fail_alike_are_kept() -> None:
     async with stage(workers=4, dice=Seeded(7)) as now:
         for number in range(300):
             one = await now.request()
             await (one.ends() if number % 2 else one.fails(Role.DECODE, ErrorReason.TRANSFER_FAILED))
         assert set(now.states().values()) == {State.CLOSED}
+
+
+@pytest.mark.parametrize("gone_is_out", [True, False])
+def test_who_has_gone_is_not_one_of_those_of_whom_half_may_be_left_out(gone_is_out: bool) -> None:
+    now, there = [0.0], [WorkerLife(WorkerId(name), Incarnation(1)) for name in ("d0", "d1")]
+    book = HealthBook(BreakerSettings(failures=1, open_s=5), lambda: now[0], there=lambda _: there)
+    lost = NotingRoom(TandemError(ErrorReason.LINK_LOST, "why"), None)
+
+    def rooms(life: WorkerLife, ended: NotingRoom, count: int = 25) -> None:
+        for _ in range(count):
+            with book.watching(ended, {Role.DECODE: life}):
+                pass
+
+    before = [WorkerLife(WorkerId("d0"), Incarnation(number)) for number in (2, 3)]
+    for life in before:
+        rooms(life, NotingRoom(TandemError(ErrorReason.LINK_LOST, "why"), None, complete=True))
+        if gone_is_out:
+            rooms(life, NotingRoom(TandemError(ErrorReason.ENGINE_FAILED, "why"), Role.DECODE), 1)
+    rooms(there[0], lost)
+    assert book.state_of(there[0]) is State.OPEN
+    rooms(there[1], lost)
+    assert book.state_of(there[1]) is State.CLOSED, "else both of the two would be out"
 
 
 def test_no_more_lives_are_remembered_than_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:

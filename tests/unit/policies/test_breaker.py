@@ -56,6 +56,13 @@ def test_a_probe_closes_it_or_opens_it_for_as_long_again():
     assert after(Event.NEITHER, start=PROBED, now=106).takes(106), "it told nothing: another one"
 
 
+def test_what_may_be_eithers_tells_of_a_probe_only_where_the_worker_stood_out():
+    assert after(Event.EITHERS, start=PROBED, now=106).takes(106)
+    out = after(Event.EJECTED, Event.SENT, Event.WELL, Event.EJECTED, Event.SENT, Event.EITHERS, now=100)
+    assert [out.takes(now) for now in (100, 109.9, 110)] == [False, False, True]
+    assert out.ejections == 2
+
+
 def test_one_failure_after_a_recovery_is_the_first_of_a_row():
     assert after(Event.WELL, Event.FAILED, Event.FAILED, start=PROBED).state is State.CLOSED
 

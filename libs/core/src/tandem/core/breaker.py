@@ -46,6 +46,8 @@ class Event(Enum):
     """By the worker's own fault."""
     EJECTED = "ejected"
     """It fails more often than others of its role; see tandem.core.outliers."""
+    EITHERS = "eithers"
+    """Its room failed on the way between it and its peer: it may have been either of them."""
     NEITHER = "neither"
     """It ended without telling anything of the worker: it was given up, or failed elsewhere."""
 
@@ -57,6 +59,7 @@ MOVES: Final[Mapping[tuple[State, Event], State]] = MappingProxyType(
         (State.OPEN, Event.SENT): State.HALF_OPEN,
         (State.HALF_OPEN, Event.WELL): State.CLOSED,
         (State.HALF_OPEN, Event.FAILED): State.OPEN,
+        (State.HALF_OPEN, Event.EITHERS): State.OPEN,
         (State.HALF_OPEN, Event.NEITHER): State.OPEN,
     }
 )
@@ -100,7 +103,8 @@ class Breaker:
         enough = event is Event.EJECTED or 0 < settings.failures <= failures
         if to is self.state or (self.state is State.CLOSED and not enough):
             return replace(self, failures=failures)
-        # A probe that told nothing has cost no time: the next may follow at once.
+        # A probe that told nothing has cost no time: the next may follow at once. What may be either's tells something
+        # of a worker that stood out by that, and nothing of one that never did.
         ejections = self.ejections + (event is Event.EJECTED)
         times = 0 if event is Event.NEITHER else 1 if event is Event.FAILED else min(ejections, MOST_TIMES)
         return Breaker(now, to, failures, self.epoch + 1, now + times * settings.open_s, ejections)

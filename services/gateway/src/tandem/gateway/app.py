@@ -245,7 +245,14 @@ class Gateway:
         breaker = BreakerSettings(
             settings.breaker_failures, settings.breaker_open_ms / 1000, settings.slow_start_ms / 1000
         )
-        health = HealthBook(breaker, clock.monotonic, counted.count_breaker, OutlierSettings(settings.outlier_excess))
+        outliers = OutlierSettings(settings.outlier_excess)
+        health = HealthBook(
+            breaker,
+            clock.monotonic,
+            counted.count_breaker,
+            outliers,
+            lambda role: [info.life for info in self._pool.view.workers.values() if info.role is role],
+        )
         counted.follow_breakers(lambda: [(i.role, health.state_of(i.life)) for i in self._pool.view.workers.values()])
         return health
 

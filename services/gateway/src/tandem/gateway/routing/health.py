@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -63,8 +63,10 @@ class HealthBook:
         clock: Callable[[], float] = time.monotonic,
         on_opened: Callable[[Role], None] = lambda _: None,
         outliers: OutlierSettings | None = None,
+        there: Callable[[Role], Collection[WorkerLife]] | None = None,
     ) -> None:
-        """clock: monotonic seconds. on_opened: hears of each breaker that opens, by its worker's role."""
+        """clock: monotonic seconds. on_opened: hears of each breaker that opens, by its worker's role. there: the
+        workers of a role that are in the cluster now; all that have had rooms, if it is not given."""
         self._settings = settings or BreakerSettings()
         self._clock = clock
         self._on_opened = on_opened
@@ -75,6 +77,7 @@ class HealthBook:
         """What `exceptional` says, until something happens or until then."""
         self._told_until = float("inf")
         self._outliers = {role: Outliers(outliers or OutlierSettings(), MAX_LIVES) for role in Role}
+        self._there = there or (lambda role: self._outliers[role].lives)
 
     def state_of(self, life: WorkerLife) -> State:
         """How a worker stands; CLOSED if it was never looked at."""
@@ -126,7 +129,7 @@ class HealthBook:
             yield
         finally:
             for role, life in legs.items():
-                self._ended(role, life, sent[role], _told_of(role, room), _eithers(room, arrived))
+                self._ended(role, life, sent[role], _told_of(role, room, arrived))
 
     def _of(self, life: WorkerLife) -> Breaker:
         breaker = self._breakers.get(life)
@@ -152,10 +155,10 @@ class HealthBook:
             self._watch(life)
         return after.epoch
 
-    def _ended(self, role: Role, life: WorkerLife, epoch: int, event: Event, eithers: bool = False) -> None:
+    def _ended(self, role: Role, life: WorkerLife, epoch: int, event: Event) -> None:
         before, now = self._of(life), self._clock()
         after = before.step(event, epoch, now, self._settings)
-        if after.state is before.state and epoch == before.epoch and self._is_outlier(role, life, event, eithers):
+        if after.state is before.state and epoch == before.epoch and self._is_outlier(role, life, event):
             event = Event.EJECTED
             after = after.step(event, epoch, now, self._settings)
         self._breakers[life] = after
@@ -164,36 +167,38 @@ class HealthBook:
         self._watch(life)
         if after.state is State.CLOSED:
             log.info("%s works again, and gets more by and by", life)
-        elif event in (Event.FAILED, Event.EJECTED):
+        elif event in (Event.FAILED, Event.EJECTED) or after.due > now:
             why = f"failed {after.failures} rooms in a row" if event is Event.FAILED else "fails more than others do"
             log.warning("%s %s: it gets none for %g s", life, why, after.due - now)
             self._on_opened(role)
 
-    def _is_outlier(self, role: Role, life: WorkerLife, event: Event, eithers: bool) -> bool:
+    def _is_outlier(self, role: Role, life: WorkerLife, event: Event) -> bool:
         """Counts a room that ended; returns whether its worker is to be left out."""
         outliers, now = self._outliers[role], self._clock()
         if event is Event.WELL:
             outliers.add(life, now, failed=False)
             return False
-        if event is not Event.FAILED and not eithers:
+        if event not in (Event.FAILED, Event.EITHERS):
             return False
         outliers.add(life, now, failed=True)
-        out = sum(self.state_of(one) is not State.CLOSED for one in outliers.lives)
-        if out + 1 > MOST_OUT * len(outliers.lives) or not outliers.stands_out(life, now):
+        there = self._there(role)
+        out = sum(self.state_of(one) is not State.CLOSED for one in there)
+        if out + 1 > MOST_OUT * len(there) or not outliers.stands_out(life, now):
             return False
         outliers.forget(life)
         return True
 
 
-def _told_of(role: Role, room: WatchedRoom) -> Event:
-    """What the end of a room tells of the worker of one leg; prefill has had its praise before."""
+def _told_of(role: Role, room: WatchedRoom, arrived: bool) -> Event:
+    """What the end of a room tells of the worker of one leg; prefill has had its praise before.
+
+    arrived: whether the KV was, so that what failed later was not on the way between the two.
+    """
     if room.complete and role is not Role.PREFILL:
         return Event.WELL
-    sick = room.blamed is role and room.failure is not None and room.failure.reason in SICK
-    return Event.FAILED if sick else Event.NEITHER
-
-
-def _eithers(room: WatchedRoom, arrived: bool) -> bool:
-    """Whether it failed on the way between its two workers, so that it may have been either."""
-    failure = room.failure
-    return failure is not None and not arrived and room.blamed is None and failure.reason in EITHERS
+    if room.failure is None:
+        return Event.NEITHER
+    reason = room.failure.reason
+    if room.blamed is role and reason in SICK:
+        return Event.FAILED
+    return Event.EITHERS if room.blamed is None and not arrived and reason in EITHERS else Event.NEITHER

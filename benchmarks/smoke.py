@@ -119,6 +119,9 @@ def _with_systems(folder: Path) -> Iterator[Smoke]:
     yield Smoke("unified", (*mock, *short), _says(r"^\| .* \| 32 \| \d+ / \d+ \|"))
     short = ("--tokens", "32", "--rate", "20", "--learn", "2", "--prompts", "3", "--runs", "1")
     yield Smoke("slow_prefill", (*mock, *short), _says(r"^least_cost / least_load, prompt by prompt: [\d.]+ \("))
+    quick = ("--engine-arg", "decode_us_per_step=4000", "--ratios", "1:1", "--loads", "0.5", "--requests", "4")
+    tiny = ("--prompt-tokens", "64", "--new-tokens", "4", "--batches", "1,2", "--probes", "1")
+    yield Smoke("sim_agrees", (*quick, *tiny), _says(r"^at most [\d.]+% off"), verdict=True)
     few = ("--rounds", "2", "--requests", "8", "--clients", "2", "--new-tokens", "2")
     yield Smoke("trace_overhead", few, _says(r"^1 % sampled: .* lost"), verdict=True)
     yield Smoke(

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import replace
 
 import pytest
 
 from tandem.cli.bench_serve.choices import Api
 from tandem.cli.bench_serve.reading import AnswerReader
 from tandem.cli.bench_serve.workload import Question
-from tandem.cli.calibrate.fit import PromptSample, StepSample, fit
-from tandem.cli.calibrate.probe import ProbePlan, probe_prompts, probe_steps
+from tandem.cli.calibrate.fit import BurstSample, PromptSample, StepSample, fit
+from tandem.cli.calibrate.probe import ProbePlan, probe_bursts, probe_prompts, probe_steps
 from tandem.cli.sim_serve.cluster import Cluster, ClusterPlan
-from tandem.cli.sim_serve.costs import EngineCosts, LinkCosts, WorkerShape
+from tandem.cli.sim_serve.costs import EngineCosts, GatewayCosts, LinkCosts, WorkerShape
 from tandem.cli.sim_serve.jobs import Ask
 from tandem.core.errors import ErrorReason, TandemError
 
 TRUE = EngineCosts(3000, 40, 5, 6000, 150, 20)
 LINK = LinkCosts(2.0, 400)
-SHAPE = WorkerShape(chunk_tokens=512, kv_bytes_per_token=10_000)
+GATEWAY = GatewayCosts(7000)
+SHAPE = WorkerShape(chunk_tokens=512, kv_bytes_per_token=10_000, batch_prompts=1)
 
 
 class ModelSystem:
@@ -39,7 +41,7 @@ class ModelSystem:
 
     def _run(self) -> None:
         asked, self._asked = self._asked, []
-        plan = ClusterPlan(costs=TRUE, link=LINK, shape=SHAPE)
+        plan = ClusterPlan(costs=TRUE, link=LINK, shape=SHAPE, gateway=GATEWAY)
         asks = [Ask(0.0, ((n, q.prompt_tokens),), q.new_tokens) for n, (q, _) in enumerate(asked)]
         run = Cluster(plan).run(asks)
         for (_, answer), ttft, e2e, gap, new in zip(
@@ -49,7 +51,7 @@ class ModelSystem:
             factor = 1 + self._noise * self._dice.uniform(-1, 1)
             rest = max(0.0, e2e - ttft - gap)
             reader.ttft_ms, reader.new_tokens = ttft * 1000 * factor, new
-            reader.gaps_ms = [gap * 1000 * factor, rest * 1000 * factor]
+            reader.gaps_ms = [gap * 1000 * factor, *[rest * 1000 * factor / (new - 2)] * (new - 2)]
             answer.set_result(reader)
 
 
@@ -59,8 +61,8 @@ PLAN = ProbePlan([32, 100, 256, 400, 512], [1, 2, 8], [32, 512], new_tokens=256,
 @pytest.mark.parametrize(("noise", "off"), [(0.0, 0.05), (0.03, 0.15)])
 async def test_the_costs_of_a_system_that_follows_the_model_are_found(noise: float, off: float) -> None:
     system = ModelSystem(noise)
-    prompts, steps = await probe_prompts(PLAN, system.send, 0), await probe_steps(PLAN, system.send, 0)
-    found = fit(prompts, steps, SHAPE.chunk_tokens, SHAPE.kv_bytes_per_token)
+    prompts, bursts = await probe_prompts(PLAN, system.send, 0), await probe_bursts(PLAN, system.send, 0)
+    found = fit(prompts, bursts, await probe_steps(PLAN, system.send, 0), SHAPE)
     assert found.prefill_error < off
     assert found.step_error < off
     for tokens in (50, 300, 512):
@@ -73,29 +75,34 @@ async def test_the_costs_of_a_system_that_follows_the_model_are_found(noise: flo
         )
 
 
-def test_without_noise_every_single_cost_is_found() -> None:
+@pytest.mark.parametrize("together", [1, 2, 0])
+def test_without_noise_every_single_cost_is_found(together: int) -> None:
+    shape = replace(SHAPE, batch_prompts=together)
     prompts = [
-        PromptSample(n, 0.003 + 40e-6 * n + 5e-9 * n * n / 2, LINK.chunk_s(10_000 * n) + TRUE.steps_s(1, 1, n + 1))
+        PromptSample(n, 0.010 + 40e-6 * n + 5e-9 * n * n / 2, LINK.chunk_s(10_000 * n) + TRUE.steps_s(1, 1, n + 1))
         for n in (10, 100, 300, 500)
     ]
     steps = [StepSample(s, c, TRUE.steps_s(1, s, c)) for s in (1, 4, 16) for c in (100, 5000)]
-    found = fit(prompts, steps, 512, 10_000)
+    run = Cluster(ClusterPlan(costs=TRUE, shape=shape)).run(Ask(n * 1e-6, ((n, 256),), 1) for n in range(5))
+    bursts = [BurstSample(256, place, 5, 0.007 + ttft) for place, ttft in enumerate(sorted(run.ttft_s))]
+    found = fit(prompts, bursts, steps, shape)
+    assert found.gateway.us_per_request == pytest.approx(7000, rel=1e-3)
     for name in EngineCosts.__slots__:
-        assert getattr(found.engine, name) == pytest.approx(getattr(TRUE, name), rel=1e-4)
+        assert getattr(found.engine, name) == pytest.approx(getattr(TRUE, name), rel=1e-3)
     assert found.link.gbytes_per_s == pytest.approx(2.0, rel=1e-4)
     assert found.link.us_per_chunk == pytest.approx(400, rel=1e-3)
 
 
 def test_no_cost_is_negative() -> None:
     falling = [PromptSample(n, 0.02 - 1e-5 * n, 0.01) for n in (10, 100, 500)]
-    found = fit(falling, [StepSample(s, 10 * s, 0.01 / s) for s in (1, 2, 4)], 512, 10_000)
+    found = fit(falling, [], [StepSample(s, 10 * s, 0.01 / s) for s in (1, 2, 4)], SHAPE)
     assert min(getattr(found.engine, name) for name in EngineCosts.__slots__) >= 0
     assert found.link.gbytes_per_s > 0
 
 
 async def test_too_little_and_failures_are_said() -> None:
     with pytest.raises(TandemError) as few:
-        fit([PromptSample(1, 1, 1)], [], 512, 1)
+        fit([PromptSample(1, 1, 1)], [], [], SHAPE)
     assert few.value.reason is ErrorReason.INVALID_ARGUMENT
 
     async def fails(_: Question) -> AnswerReader:

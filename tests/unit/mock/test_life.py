@@ -70,6 +70,24 @@ async def test_one_step_gives_each_running_room_one_token(start_pair) -> None:
         assert len(room.decode.deltas) == 40
 
 
+async def test_who_comes_during_a_step_is_in_the_next_one(start_pair) -> None:
+    pair, said = await start_pair(decode_us_per_step=1000), list[str]()
+    first, second = Leg(pair.new_room()), Leg(pair.new_room())
+    for name, leg in (("a", first), ("b", second)):
+
+        def sink(delta: Delta, name: str = name, leg: Leg = leg) -> None:
+            said.append(name)
+            leg.sink(delta)
+
+        prompt = prompt_of(1, 6)
+        await pair.decode.submit(pair.job(Role.DECODE, leg.room, prompt, LONG), sink)
+        await pair.prefill.submit(pair.job(Role.PREFILL, leg.room, prompt, LONG), Leg(leg.room).sink)
+        await leg.began.wait()
+    await second.finish()
+    come = said.index("b")
+    assert said[come : come + 5] == ["b", "a", "a", "b", "a"], "b's first token, a step without b, steps with it"
+
+
 async def test_rooms_that_find_no_pages_wait_in_order(start_pair) -> None:
     pair = await start_pair(pages=12)  # each room needs 12
     rooms = [await pair.ask(prompt_of(seed, 8), LONG) for seed in range(4)]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tandem.cli.sim_serve.cluster import Cluster, ClusterPlan, Run
-from tandem.cli.sim_serve.costs import EngineCosts, LinkCosts, WorkerShape
+from tandem.cli.sim_serve.costs import EngineCosts, GatewayCosts, LinkCosts, WorkerShape
 from tandem.cli.sim_serve.jobs import Ask
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import Role
@@ -67,6 +67,22 @@ def test_prefill_stalls_nobody_but_in_a_unified_engine() -> None:
     assert max(apart.longest_gap_s) == pytest.approx(0.001, abs=0.001)
     assert max(together.longest_gap_s) == pytest.approx(0.021, abs=1e-6)
     assert together.gaps.quantile_s(1) == pytest.approx(0.021, rel=0.01)
+
+
+@pytest.mark.parametrize(("most", "first_tokens"), [(0, [0.01, 0.05, 0.05]), (1, [0.01, 0.03, 0.05])])
+def test_prompts_are_computed_together_if_the_engine_does_so(most: int, first_tokens: list[float]) -> None:
+    asks = [Ask(0.0, ((1, 1000),), 1), Ask(0.001, ((2, 2000),), 1), Ask(0.001, ((3, 2000),), 1)]
+    shape = WorkerShape(batch_prompts=most)
+    run = Cluster(ClusterPlan(costs=COSTS, link=NO_LINK, shape=shape)).run(asks)
+    assert [at + ttft for at, ttft in zip(run.at_s, run.ttft_s, strict=True)] == pytest.approx(first_tokens)
+
+
+def test_what_the_gateway_adds_keeps_no_worker_busy() -> None:
+    plan = ClusterPlan(costs=COSTS, link=NO_LINK, shape=WorkerShape(batch_prompts=1))
+    without = Cluster(plan).run(at_once((1000, 2), (1000, 2)))
+    later = Cluster(replace(plan, gateway=GatewayCosts(5000))).run(at_once((1000, 2), (1000, 2)))
+    assert [one - other for one, other in zip(later.e2e_s, without.e2e_s, strict=True)] == pytest.approx([0.005] * 2)
+    assert later.ttft_s[1] == pytest.approx(0.005 + 2 * 0.01)
 
 
 def test_chunks_are_pushed_while_the_next_are_computed_and_a_slow_link_is_waited_for() -> None:

@@ -12,7 +12,7 @@ from tandem.cli.__main__ import app
 from tandem.cli.bench_serve.document import from_json
 from tandem.cli.bench_serve.numbers import Outcome, flat, parse_slo, summarize
 from tandem.cli.sim_serve.cluster import Cluster, ClusterPlan, Run
-from tandem.cli.sim_serve.costs import EngineCosts, LinkCosts, WorkerShape
+from tandem.cli.sim_serve.costs import EngineCosts, GatewayCosts, LinkCosts, WorkerShape
 from tandem.cli.sim_serve.jobs import Ask
 from tandem.cli.sim_serve.model_file import SCHEMA, CostModel, read_model, to_json
 from tandem.cli.sim_serve.report import summary_of
@@ -70,7 +70,8 @@ def test_the_command_writes_what_compare_reads(tmp_path: Path) -> None:
 
 def test_a_cost_file_is_what_was_written_and_what_it_leaves_out_is_as_by_default(tmp_path: Path) -> None:
     path = tmp_path / "costs.json"
-    model = CostModel(EngineCosts(1, 2, 3, 4, 5, 6), LinkCosts(7, 8, 9), WorkerShape(9, 10, 11, 12, 13, 14), "measured")
+    shape = WorkerShape(9, 10, 11, 12, 13, 14, 15)
+    model = CostModel(EngineCosts(1, 2, 3, 4, 5, 6), LinkCosts(7, 8, 9), shape, "measured", GatewayCosts(16))
     path.write_text(to_json(model))
     assert read_model(path) == model
     path.write_text(json.dumps({"schema": SCHEMA, "engine": {"step_us": 7}}))
@@ -81,7 +82,7 @@ def test_a_cost_file_is_what_was_written_and_what_it_leaves_out_is_as_by_default
     ("document", "field", "says"),
     [
         ({}, "schema", SCHEMA),
-        ({"schema": SCHEMA, "gpu": {}}, "gpu", "engine, link, schema, shape, source"),
+        ({"schema": SCHEMA, "gpu": {}}, "gpu", "engine, gateway, link, schema, shape, source"),
         ({"schema": SCHEMA, "engine": 3}, "engine", "is no object"),
         ({"schema": SCHEMA, "engine": {"steps": 3}}, "engine", "step_us_per_sequence"),
         ({"schema": SCHEMA, "engine": {"step_us": -1}}, "engine.step_us", "at least 0"),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tandem.core.errors import ErrorReason, TandemError
 
 if TYPE_CHECKING:
-    from tandem.cli.calibrate.fit import Fit
+    from tandem.cli.calibrate.fit import BurstSample, Fit, PromptSample, StepSample
     from tandem.cli.calibrate.probe import ProbePlan
 
 
@@ -27,10 +27,16 @@ def calibrate(
     prompts: Annotated[str, typer.Option(help="Tokens of prompts that come alone.")] = "32,128,512,1024,2048",
     batches: Annotated[str, typer.Option(help="Answers that decode together.")] = "1,4,16",
     contexts: Annotated[str, typer.Option(help="Tokens of the prompts of those.")] = "32,512",
-    new_tokens: Annotated[int, typer.Option(min=8, max=4096, help="Of each answer that decodes with others.")] = 64,
+    new_tokens: Annotated[int, typer.Option(min=8, max=2048, help="That each answer makes beside the others.")] = 64,
+    burst: Annotated[
+        int, typer.Option(min=0, max=64, help="Of the longest prompts, that come at once; 0: none do.")
+    ] = 6,
     repeats: Annotated[int, typer.Option(min=1, max=100, help="Of each; the median counts.")] = 5,
     kv_bytes_per_token: Annotated[int, typer.Option(min=1, help="KV of a token: `tandem workers --json`.")] = 131_072,
     chunk_tokens: Annotated[int, typer.Option(min=1, help="Prompt tokens that prefill computes at once.")] = 8192,
+    batch_prompts: Annotated[
+        int, typer.Option(min=0, help="Prompts that prefill computes at once; the mock: 1; 0: any.")
+    ] = 0,
     kv_tokens: Annotated[int, typer.Option(min=1, help="KV tokens that a decode worker has room for.")] = 1 << 20,
     max_running: Annotated[int, typer.Option(min=1, help="Sequences that a worker runs at once.")] = 256,
     vocabulary: Annotated[int, typer.Option(min=4, help="Token ids are below it.")] = 1000,
@@ -46,14 +52,18 @@ def calibrate(
 
     sizes = {"prompts": prompts, "batches": batches, "contexts": contexts}
     plan = ProbePlan(
-        **{name: _numbers(name, text) for name, text in sizes.items()}, new_tokens=new_tokens, repeats=repeats
+        **{name: _numbers(name, text) for name, text in sizes.items()},
+        new_tokens=new_tokens,
+        repeats=repeats,
+        burst=burst,
     )
-    prompt_samples, step_samples = asyncio.run(_probe(url, model, vocabulary, plan, seed))
-    found = fit(prompt_samples, step_samples, chunk_tokens, kv_bytes_per_token)
-    shape = WorkerShape(kv_tokens, max_running, chunk_tokens, kv_bytes_per_token=kv_bytes_per_token)
+    shape = WorkerShape(
+        kv_tokens, max_running, chunk_tokens, kv_bytes_per_token=kv_bytes_per_token, batch_prompts=batch_prompts
+    )
+    found = fit(*asyncio.run(_probe(url, model, vocabulary, plan, seed)), shape)
     made = datetime.now(UTC).isoformat(timespec="seconds")
     source = f"tandem calibrate of {url or 'the system run here'}, {made}"
-    out.write_text(to_json(CostModel(found.engine, found.link, shape, source)), encoding="utf-8")
+    out.write_text(to_json(CostModel(found.engine, found.link, shape, source, found.gateway)), encoding="utf-8")
     _show(found, out)
 
 
@@ -69,14 +79,16 @@ def _numbers(name: str, text: str) -> list[int]:
     return found
 
 
-async def _probe(url: str, model: str, vocabulary: int, plan: ProbePlan, seed: int) -> tuple[list[Any], list[Any]]:
+async def _probe(
+    url: str, model: str, vocabulary: int, plan: ProbePlan, seed: int
+) -> tuple[list[PromptSample], list[BurstSample], list[StepSample]]:
     from tandem.cli.bench_serve.apis import body_of
     from tandem.cli.bench_serve.choices import Api
     from tandem.cli.bench_serve.client import ask, resolved
     from tandem.cli.bench_serve.command import asking_of
     from tandem.cli.bench_serve.reading import AnswerReader
     from tandem.cli.bench_serve.workload import Question
-    from tandem.cli.calibrate.probe import probe_prompts, probe_steps
+    from tandem.cli.calibrate.probe import probe_bursts, probe_prompts, probe_steps
 
     asking, target = asking_of(url, Api.COMPLETIONS, model, vocabulary, eos=False)
     target = await resolved(target)
@@ -84,7 +96,8 @@ async def _probe(url: str, model: str, vocabulary: int, plan: ProbePlan, seed: i
     async def send(question: Question) -> AnswerReader:
         return await ask(target, body_of(asking, question), timeout_s=600)
 
-    return await probe_prompts(plan, send, seed), await probe_steps(plan, send, seed)
+    prompts = await probe_prompts(plan, send, seed)
+    return prompts, await probe_bursts(plan, send, seed), await probe_steps(plan, send, seed)
 
 
 def _show(found: Fit, out: Path) -> None:
@@ -95,5 +108,6 @@ def _show(found: Fit, out: Path) -> None:
         f"step     {engine.step_us:,.0f} us + {engine.step_us_per_sequence:,.1f} us per sequence"
         f" + {engine.step_ns_per_token:,.2f} ns per token of KV; {found.step_error:.1%} off\n"
         f"link     {link.us_per_chunk:,.0f} us per chunk, {link.gbytes_per_s:,.2f} GB/s; {found.link_error:.1%} off\n"
+        f"gateway  {found.gateway.us_per_request:,.0f} us per request\n"
         f"written to {out}"
     )

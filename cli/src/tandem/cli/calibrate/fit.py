@@ -6,6 +6,7 @@ count as much as long ones.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -13,7 +14,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from tandem.cli.sim_serve.costs import EngineCosts, LinkCosts
+from tandem.cli.sim_serve.costs import EngineCosts, GatewayCosts, LinkCosts, WorkerShape
 from tandem.core.errors import ErrorReason, TandemError
 
 Floats = NDArray[np.float64]
@@ -27,6 +28,20 @@ class PromptSample:
     ttft_s: float
     first_gap_s: float
     """From its first token to the second, which comes when the KV has moved."""
+
+
+@dataclass(frozen=True, slots=True)
+class BurstSample:
+    """One of several prompts that came to an idle system at once."""
+
+    tokens: int
+    """Of each."""
+    place: int
+    """How many of them had their first token before it."""
+    count: int
+    """Of all."""
+    ttft_s: float
+    """From the moment at which they came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +60,7 @@ class Fit:
 
     engine: EngineCosts
     link: LinkCosts
+    gateway: GatewayCosts
     prefill_error: float
     """Median of |fitted - measured| / measured, 0.."""
     step_error: float
@@ -52,9 +68,10 @@ class Fit:
 
 
 def fit(
-    prompts: Sequence[PromptSample], steps: Sequence[StepSample], chunk_tokens: int, kv_bytes_per_token: int
+    prompts: Sequence[PromptSample], bursts: Sequence[BurstSample], steps: Sequence[StepSample], shape: WorkerShape
 ) -> Fit:
-    """chunk_tokens: what prefill computes, and pushes, at once. kv_bytes_per_token: what moves; above 0.
+    """bursts: none, and what the gateway adds to a prompt is counted as prefill's. shape: what prefill computes, and
+    pushes, at once; of KV, what moves: above 0.
 
     Raises INVALID_ARGUMENT if there are fewer than three different prompts or batches.
     """
@@ -64,9 +81,14 @@ def fit(
         )
     tokens = _floats([one.tokens for one in prompts])
     ttft = _floats([one.ttft_s for one in prompts])
-    terms = np.stack([np.ones_like(tokens), tokens, tokens * tokens / 2], axis=1)
-    batch, per_token, per_pair = costs = _at_least_0(terms, ttft)
-    prefill_error = _off(terms @ costs, ttft)
+    rows = [(1.0, *_until(BurstSample(one.tokens, 0, 1, one.ttft_s), shape)) for one in prompts]
+    rows += [(1.0, *_until(one, shape)) for one in bursts]
+    terms, until = _floats(rows), _floats([*ttft, *(one.ttft_s for one in bursts)])
+    known = slice(0 if bursts else 1, None)
+    costs = np.zeros(4)
+    costs[known] = _at_least_0(terms[:, known], until)
+    gateway, batch, per_token, per_pair = costs
+    prefill_error = _off(terms @ costs, until)
 
     shapes = np.stack([np.ones(len(steps)), [one.sequences for one in steps], [one.context_tokens for one in steps]], 1)
     took = _floats([one.step_s for one in steps])
@@ -78,11 +100,25 @@ def fit(
 
     moved = _floats([one.first_gap_s for one in prompts]) - [engine.steps_s(1, 1, one.tokens + 1) for one in prompts]
     moved = np.maximum(moved, 1e-6)
-    last_chunk = kv_bytes_per_token * ((tokens - 1) % chunk_tokens + 1)
+    last_chunk = shape.kv_bytes_per_token * ((tokens - 1) % shape.chunk_tokens + 1)
     link_terms = np.stack([np.ones_like(tokens), last_chunk], axis=1)
     chunk, per_byte = costs = _at_least_0(link_terms, moved)
     link = LinkCosts(1 / max(per_byte * 1e9, 1e-6), chunk * 1e6)
-    return Fit(engine, link, prefill_error, step_error, _off(link_terms @ costs, moved))
+    link_error = _off(link_terms @ costs, moved)
+    return Fit(engine, link, GatewayCosts(gateway * 1e6), prefill_error, step_error, link_error)
+
+
+def _until(one: BurstSample, shape: WorkerShape) -> tuple[float, float, float]:
+    """What prefill has computed when a prompt of a burst has its first token: batches, tokens, pairs of tokens."""
+    if one.tokens >= shape.chunk_tokens:
+        prompts = one.place + 1
+        batches = prompts * math.ceil(one.tokens / shape.chunk_tokens)
+    else:
+        # The first one comes to an idle engine, which does not wait for the others.
+        together = min(shape.batch_prompts or one.count, shape.chunk_tokens // one.tokens)
+        behind = math.ceil(one.place / together)
+        prompts, batches = min(1 + behind * together, one.count), 1 + behind
+    return batches, prompts * one.tokens, prompts * one.tokens**2 / 2
 
 
 def _at_least_0(terms: Floats, measured: Floats) -> Floats:
@@ -103,5 +139,5 @@ def _off(fitted: Floats, measured: Floats) -> float:
     return float(np.median(np.abs(fitted - measured) / measured))
 
 
-def _floats(values: Sequence[float]) -> Floats:
+def _floats(values: Sequence[float] | Sequence[tuple[float, ...]]) -> Floats:
     return np.asarray(values, np.float64)

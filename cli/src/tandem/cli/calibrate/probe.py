@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
+from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tandem.cli.bench_serve.reading import AnswerReader
 from tandem.cli.bench_serve.workload import Piece, Question
-from tandem.cli.calibrate.fit import PromptSample, StepSample
+from tandem.cli.calibrate.fit import BurstSample, PromptSample, StepSample
 from tandem.core.errors import ErrorReason, TandemError
 
 Send = Callable[[Question], Awaitable[AnswerReader]]
-_PROBE_TOKENS = 3
+_PROBE_TOKENS: Final = 3
 """New tokens of a prompt that is measured alone: the second comes when its KV has moved."""
+_MOST_NEW_TOKENS: Final = 4096
+"""Of an answer that has to last until the last of its batch has begun."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +35,10 @@ class ProbePlan:
     contexts: Sequence[int]
     """Prompts of these batches."""
     new_tokens: int = 64
-    """Of the answers that decode together; at least 8."""
+    """That each of the answers makes while all of a batch decode together; at least 8."""
     repeats: int = 5
+    burst: int = 6
+    """Prompts of the longest length that come at once; 0 = none do."""
 
 
 async def probe_prompts(plan: ProbePlan, send: Send, seed: int) -> list[PromptSample]:
@@ -51,21 +58,75 @@ async def probe_prompts(plan: ProbePlan, send: Send, seed: int) -> list[PromptSa
     return samples
 
 
+async def probe_bursts(plan: ProbePlan, send: Send, seed: int) -> list[BurstSample]:
+    """The longest prompts, several at once: what one waits for those before it is what they keep prefill busy."""
+    keys, tokens = _keys(seed + 2), max(plan.prompts)
+    seen = []
+    for _ in range(plan.repeats if plan.burst > 1 else 0):
+        answers = await _at_once(send, keys, tokens, _PROBE_TOKENS, plan.burst)
+        began = min(one.sent_s for one in answers)
+        seen.append(sorted(one.sent_s - began + one.ttft_ms / 1000 for one in answers))
+    return [
+        BurstSample(tokens, place, plan.burst, float(np.median(every)))
+        for place, every in enumerate(zip(*seen, strict=True))
+    ]
+
+
 async def probe_steps(plan: ProbePlan, send: Send, seed: int) -> list[StepSample]:
-    """Batches of answers, all asked at once. A step is what a token took after each answer's first two."""
+    """Batches of answers, all asked at once. A step is what a token took while all of them decoded: answers are longer
+    where the prompts of a batch are not there at the same time."""
     keys, samples = _keys(seed + 1), []
     for sequences in plan.batches:
         for context in plan.contexts:
-            seen = []
-            for _ in range(plan.repeats):
-                asked = [_question(next(keys), context, plan.new_tokens) for _ in range(sequences)]
-                answers = await asyncio.gather(*(_whole(send, question) for question in asked))
-                seen += [sum(one.gaps_ms[1:]) / 1000 / (one.new_tokens - 2) for one in answers if one.new_tokens > 2]
-            if not seen:
-                raise TandemError(ErrorReason.ENGINE_FAILED, "no answer had more than two tokens")
-            tokens = sequences * (context + plan.new_tokens / 2)
-            samples.append(StepSample(sequences, tokens, float(np.median(seen))))
+            new_tokens = plan.new_tokens
+            seen = list[StepSample]()
+            while len(seen) < plan.repeats:
+                answers = await _at_once(send, keys, context, new_tokens, sequences)
+                if (wanted := plan.new_tokens + _steps_apart(answers)) > new_tokens < _MOST_NEW_TOKENS:
+                    new_tokens = min(_MOST_NEW_TOKENS, math.ceil(wanted * 1.25))
+                    continue
+                seen.append(_together(answers, context))
+            step_s, tokens = np.median([(one.step_s, one.context_tokens) for one in seen], axis=0)
+            samples.append(StepSample(sequences, float(tokens), float(step_s)))
     return samples
+
+
+def _steps_apart(answers: Sequence[AnswerReader]) -> int:
+    """Steps that the first of some answers made before the last began to decode."""
+    decoded = [_times_s(one)[1:] for one in answers]
+    begun = [times[0] for times in decoded]
+    shortest_s = min((times[-1] - times[0]) / (len(times) - 1) for times in decoded)
+    return math.ceil(float(max(begun) - min(begun)) / float(shortest_s))
+
+
+def _together(answers: Sequence[AnswerReader], context: int) -> StepSample:
+    """What a step took while all of them decoded."""
+    every = [_times_s(one) for one in answers]
+    start, end = max(times[1] for times in every), min(times[-1] for times in every)
+    steps, tokens = [], 0.0
+    for times, answer in zip(every, answers, strict=True):
+        inside = np.flatnonzero((times >= start) & (times <= end))
+        if len(inside) < 3:
+            raise TandemError(ErrorReason.ENGINE_FAILED, f"{len(answers)} answers did not decode together long enough")
+        # A piece of a stream may hold more than one token.
+        per_piece = (answer.new_tokens - 1) / (len(times) - 1)
+        steps.append((times[inside[-1]] - times[inside[0]]) / (len(inside) - 1) / per_piece)
+        tokens += context + float(inside.mean()) * per_piece
+    return StepSample(len(answers), tokens, float(np.median(steps)))
+
+
+def _times_s(answer: AnswerReader) -> NDArray[np.float64]:
+    """When its pieces came. Raises ENGINE_FAILED if there are fewer than three."""
+    if len(answer.gaps_ms) < 2:
+        raise TandemError(ErrorReason.ENGINE_FAILED, "an answer had fewer than three pieces")
+    return answer.sent_s + np.cumsum([answer.ttft_ms, *answer.gaps_ms]) / 1000
+
+
+async def _at_once(
+    send: Send, keys: Iterator[tuple[int, int, int]], tokens: int, new_tokens: int, count: int
+) -> list[AnswerReader]:
+    asked = [_question(next(keys), tokens, new_tokens) for _ in range(count)]
+    return await asyncio.gather(*(_whole(send, question) for question in asked))
 
 
 async def _whole(send: Send, question: Question) -> AnswerReader:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from tandem.cli.sim_serve.agenda import Agenda
-from tandem.cli.sim_serve.costs import EngineCosts, LinkCosts, WorkerShape
+from tandem.cli.sim_serve.costs import EngineCosts, GatewayCosts, LinkCosts, WorkerShape
 from tandem.cli.sim_serve.crew import Crew, Rooms, Worker
 from tandem.cli.sim_serve.door import Door, Doorkeeping
 from tandem.cli.sim_serve.gaps import Gaps
@@ -31,6 +31,7 @@ class ClusterPlan:
     costs: EngineCosts = field(default_factory=EngineCosts)
     link: LinkCosts = field(default_factory=LinkCosts)
     shape: WorkerShape = field(default_factory=WorkerShape)
+    gateway: GatewayCosts = field(default_factory=GatewayCosts)
     policies: Mapping[Role, PolicyName] = field(default_factory=lambda: dict.fromkeys(Role, PolicyName.LEAST_LOAD))
     """Of each role that there is."""
     keeping: Doorkeeping = field(default_factory=Doorkeeping)
@@ -105,7 +106,7 @@ class Cluster:
     def _await(self, asks: Iterator[Ask]) -> None:
         ask = next(asks, None)
         if ask is not None:
-            self._agenda.at(ask.at_s, partial(self._come, ask, asks))
+            self._agenda.at(ask.at_s + self._plan.gateway.us_per_request * 1e-6, partial(self._come, ask, asks))
 
     def _come(self, ask: Ask, asks: Iterator[Ask]) -> None:
         self._door.knock(Job(ask, ask.prompt_tokens))

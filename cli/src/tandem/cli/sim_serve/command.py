@@ -118,6 +118,7 @@ def _plan(options: dict[str, Any]) -> ClusterPlan:
         costs=model.engine,
         link=model.link,
         shape=model.shape,
+        gateway=model.gateway,
         policies=policies,
         keeping=Doorkeeping(limits, options["decode_commit"]),
         seed=options["seed"],

@@ -73,3 +73,13 @@ class WorkerShape:
     kv_bytes_per_token: int = 131_072
     page_tokens: int = 16
     """Whole pages are held and kept."""
+    batch_prompts: int = 0
+    """Most prompts that prefill computes at once; 0 = as many as their tokens let."""
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayCosts:
+    """Of what is before and behind the workers."""
+
+    us_per_request: float = 0.0
+    """That a first token comes later for it, on an otherwise idle system; nobody waits for the other meanwhile."""

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from tandem.cli.sim_serve.costs import EngineCosts, LinkCosts, WorkerShape
+from tandem.cli.sim_serve.costs import EngineCosts, GatewayCosts, LinkCosts, WorkerShape
 from tandem.core.errors import ErrorReason, TandemError
 
 SCHEMA: Final = "tandem.costs/1"
@@ -23,6 +23,7 @@ class CostModel:
     shape: WorkerShape = field(default_factory=WorkerShape)
     source: str = "the mock engine's defaults"
     """Where the numbers come from: a calibration, a datasheet, or somebody."""
+    gateway: GatewayCosts = field(default_factory=GatewayCosts)
 
 
 def to_json(model: CostModel) -> str:
@@ -38,7 +39,7 @@ def read_model(path: Path) -> CostModel:
         raise _bad("costs", f"{path} can't be read: {error}") from error
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
         raise _bad("schema", f"{path} has no 'schema': {SCHEMA!r}")
-    allowed = {"schema", "engine", "link", "shape", "source"}
+    allowed = {"schema", "engine", "link", "shape", "gateway", "source"}
     if strange := sorted(set(document) - allowed):
         raise _bad(strange[0], f"{path} has {', '.join(strange)}; allowed are {', '.join(sorted(allowed))}")
     return CostModel(
@@ -46,10 +47,11 @@ def read_model(path: Path) -> CostModel:
         _part(LinkCosts, "link", document.get("link", {})),
         _part(WorkerShape, "shape", document.get("shape", {})),
         str(document.get("source", path.name)),
+        _part(GatewayCosts, "gateway", document.get("gateway", {})),
     )
 
 
-Part = TypeVar("Part", EngineCosts, LinkCosts, WorkerShape)
+Part = TypeVar("Part", EngineCosts, LinkCosts, WorkerShape, GatewayCosts)
 _ABOVE_ZERO: Final = ("gbytes_per_s", "kv_tokens", "max_running", "chunk_tokens", "page_tokens")
 
 

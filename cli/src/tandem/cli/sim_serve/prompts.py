@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from tandem.cli.sim_serve.costs import EngineCosts
+from tandem.cli.sim_serve.costs import EngineCosts, WorkerShape
 from tandem.cli.sim_serve.jobs import Job
 
 
@@ -21,10 +21,11 @@ class Chunk:
 class PromptQueue:
     """First come, first served; a prompt longer than a batch is computed in several."""
 
-    def __init__(self, costs: EngineCosts, chunk_tokens: int) -> None:
-        """chunk_tokens: most tokens of a batch, at least 1."""
+    def __init__(self, costs: EngineCosts, shape: WorkerShape) -> None:
+        """shape: most tokens and prompts of a batch."""
         self._costs = costs
-        self._chunk_tokens = chunk_tokens
+        self._chunk_tokens = shape.chunk_tokens
+        self._most = shape.batch_prompts or shape.chunk_tokens
         self._waiting: deque[Job] = deque()
         self._done = 0
         """Tokens of the first prompt that are computed."""
@@ -42,7 +43,7 @@ class PromptQueue:
     def next_batch(self) -> tuple[float, list[Chunk]]:
         """Takes what is computed next, and the seconds that it takes; nothing if nobody waits."""
         left, seconds, chunks = self._chunk_tokens, 0.0, list[Chunk]()
-        while self._waiting and left:
+        while self._waiting and left and len(chunks) < self._most:
             job = self._waiting[0]
             before = job.cached_tokens + self._done
             tokens = min(left, job.prompt_tokens - before)

@@ -21,7 +21,7 @@ class PrefillWorker:
         """A request leaves when its KV has landed."""
         self.busy_s = 0.0
         self._set = setting
-        self._queue = PromptQueue(setting.costs, setting.shape.chunk_tokens)
+        self._queue = PromptQueue(setting.costs, setting.shape)
         self._cache = PrefixCache(setting.shape.cache_tokens, setting.shape.page_tokens)
         self._sends_until_s = 0.0
         self._computing = False
@@ -99,7 +99,7 @@ class UnifiedWorker:
         self.room = Room(setting.shape.kv_tokens, setting.shape.page_tokens)
         self.decoder = Decoder(setting, self._ended, self._prefill_first)
         self._set = setting
-        self._queue = PromptQueue(setting.costs, setting.shape.chunk_tokens)
+        self._queue = PromptQueue(setting.costs, setting.shape)
         self._cache = PrefixCache(setting.shape.cache_tokens, setting.shape.page_tokens)
         self._computing = False
 

@@ -78,10 +78,11 @@ class Batch(Generic[Port]):
                 self._work.clear()
                 await self._work.wait()
             async with self.device:
-                cost_us = self._settings.decode_us_per_step + len(self._rooms) * self._settings.decode_us_per_sequence
+                stepping = tuple(self._rooms.values())
+                cost_us = self._settings.decode_us_per_step + len(stepping) * self._settings.decode_us_per_sequence
                 due = max(due, loop.time()) + cost_us / 1e6
                 await asyncio.sleep(due - loop.time())
-            for sequence in tuple(self._rooms.values()):
+            for sequence in stepping:
                 self._emit(sequence)
 
     def begin(self, leg: Leg[Port], digest: int, first_token: int, cached_tokens: int) -> None:

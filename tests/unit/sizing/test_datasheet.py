@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tandem.cli.sim_serve.costs import EngineCosts
+from tandem.cli.sim_serve.costs import EngineCosts, WorkerShape
 from tandem.cli.sim_serve.jobs import Ask, Job
 from tandem.cli.sim_serve.prompts import PromptQueue
 from tandem.cli.sizing.datasheet import MARK, Worker, costs_of
@@ -88,7 +88,7 @@ def test_costs_of_one_gpu_are_the_sheets_figures_at_their_shares() -> None:
 
 def test_a_batch_takes_what_its_tokens_take_and_no_less_than_the_weights() -> None:
     engine = EngineCosts(prefill_us_per_batch=5, prefill_us_per_token=10, prefill_us_least=1000)
-    queue = PromptQueue(engine, chunk_tokens=1000)
+    queue = PromptQueue(engine, WorkerShape(chunk_tokens=1000))
     for number, tokens in enumerate((20, 980, 50)):
         queue.add(Job(Ask(0.0, ((number, tokens),), 1), tokens))
     assert [queue.next_batch()[0] for _ in range(2)] == pytest.approx([0.010005, 0.001005])

@@ -1,0 +1,117 @@
+"""How much of its workers each role needs, from what the workers say of themselves."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from tandem.core.ids import Role, WorkerId
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSight:
+    """One worker at one moment."""
+
+    worker_id: WorkerId
+    role: Role
+    max_running: int
+    """Sequences that it runs at the same time, at least 1."""
+    running: int = 0
+    waiting: int = 0
+    """Sequences that it has and that do not run."""
+    pages: int = 0
+    """Of its KV pool; 0 = unknown."""
+    pages_held: int = 0
+    """Those of sequences whose KV is there; what is only granted or cached is not held."""
+    draining: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Comfort:
+    """What a worker does well at the same time; with as much of it, it is full."""
+
+    prompts: int = 4
+    """Of a prefill worker: one is computed, the others wait for it. At least 1."""
+    sequences: int = 0
+    """Of a worker that decodes; 0 = as many as it runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoleLoad:
+    """The workers of one role."""
+
+    workers: int
+    """That take rooms."""
+    demand: float
+    """How many of them the load would fill, at least 0; more than `workers` if some of it waits."""
+    running: int = 0
+    waiting: int = 0
+
+    @property
+    def pressure(self) -> float:
+        """Demand per worker: 1 = all of them are full."""
+        return self.demand / self.workers if self.workers else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The cluster at one moment."""
+
+    at_s: float
+    """Monotonic seconds."""
+    roles: Mapping[Role, RoleLoad]
+    """Of the roles that have workers."""
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayQueue:
+    """What waits before it reaches any worker."""
+
+    waiting: int = 0
+    """Requests that have no place yet."""
+    committed: float = 0.0
+    """Share of decode's pages that requests with a place may come to need."""
+
+
+def snapshot(at_s: float, sights: Iterable[WorkerSight], comfort: Comfort, queue: GatewayQueue) -> Snapshot:
+    """Adds up. While requests wait at the gateway, what decode's pages are promised to counts as if it was used: it
+    is then why they wait, unless the gateway is at its own limits, with pages to spare."""
+    by_role: dict[Role, list[WorkerSight]] = {}
+    for sight in sights:
+        if not sight.draining:
+            by_role.setdefault(sight.role, []).append(sight)
+    roles = {}
+    for role, workers in by_role.items():
+        demand = sum(load_of(worker, comfort) for worker in workers)
+        if queue.waiting and role is not Role.PREFILL:
+            demand = max(demand, queue.committed * len(workers))
+        running, waiting = sum(one.running for one in workers), sum(one.waiting for one in workers)
+        roles[role] = RoleLoad(len(workers), demand, running, waiting)
+    return Snapshot(at_s, roles)
+
+
+def load_of(worker: WorkerSight, comfort: Comfort) -> float:
+    """How full a worker is; 1 = full.
+
+    Prefill with any prompt is busy, and so the mean over time is the share of it in which it computes: this much less
+    work it can lose before it waits for some. Decode is as full as its batch or its pages. What waits for decode's
+    pages, or for prefill, is not its load but the other one's.
+    """
+    if worker.role is Role.PREFILL:
+        prompts = worker.running + worker.waiting
+        return max(1.0, prompts / comfort.prompts) if prompts else 0.0
+    batch = worker.running + (worker.waiting if worker.role is Role.UNIFIED else 0)
+    held = worker.pages_held / worker.pages if worker.pages else 0.0
+    return max(batch / (comfort.sequences or worker.max_running), held)
+
+
+def leaver(sights: Iterable[WorkerSight], role: Role) -> WorkerId | None:
+    """Who leaves a role: the one with the highest number in its name, as container managers take theirs away."""
+    names = [sight.worker_id for sight in sights if sight.role is role and not sight.draining]
+    return max(names, key=_in_order, default=None)
+
+
+def _in_order(name: str) -> list[tuple[int, str]]:
+    """worker-10 comes after worker-9."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

@@ -1,0 +1,52 @@
+"""How full workers are, by what they say."""
+
+from __future__ import annotations
+
+import pytest
+
+from tandem.core.ids import Role, WorkerId
+from tandem.core.planner.loads import Comfort, GatewayQueue, WorkerSight, leaver, load_of, snapshot
+
+NOBODY = GatewayQueue()
+
+
+def worker(role: Role, name: str = "one", **facts: int) -> WorkerSight:
+    """One of 10 places."""
+    return WorkerSight(WorkerId(name), role, 10, **facts)
+
+
+@pytest.mark.parametrize(("running", "waiting", "load"), [(0, 0, 0.0), (1, 0, 1.0), (2, 2, 1.0), (1, 7, 2.0)])
+def test_prefill_is_busy_or_has_prompts_that_wait(running: int, waiting: int, load: float) -> None:
+    assert load_of(worker(Role.PREFILL, running=running, waiting=waiting), Comfort(prompts=4)) == load
+
+
+def test_decode_is_as_full_as_its_batch_or_its_pages_and_what_waits_is_not_its() -> None:
+    assert load_of(worker(Role.DECODE, running=3, waiting=9, pages=100, pages_held=20), Comfort()) == 0.3
+    assert load_of(worker(Role.DECODE, running=3, pages=100, pages_held=60), Comfort()) == 0.6
+    assert load_of(worker(Role.DECODE, running=3), Comfort(sequences=5)) == 0.6
+    assert load_of(worker(Role.UNIFIED, running=3, waiting=9), Comfort()) == 1.2
+
+
+def test_who_drains_is_not_there() -> None:
+    seen = snapshot(1.0, [worker(Role.DECODE, running=5), worker(Role.DECODE, draining=True)], Comfort(), NOBODY)
+    assert (seen.roles[Role.DECODE].workers, seen.roles[Role.DECODE].pressure) == (1, 0.5)
+    assert set(seen.roles) == {Role.DECODE}
+
+
+def test_promised_pages_count_while_requests_wait_for_them() -> None:
+    sights = [worker(Role.DECODE, running=2), worker(Role.DECODE, running=2), worker(Role.PREFILL)]
+
+    def pressures(queue: GatewayQueue) -> list[float]:
+        return [load.pressure for load in snapshot(1.0, sights, Comfort(), queue).roles.values()]
+
+    assert pressures(GatewayQueue(0, 0.95)) == pytest.approx([0.2, 0.0])
+    assert pressures(GatewayQueue(3, 0.95)) == pytest.approx([0.95, 0.0])
+    assert pressures(GatewayQueue(3, 0.1)) == pytest.approx([0.2, 0.0]), "the gateway's own limits hold them"
+
+
+def test_the_highest_number_leaves() -> None:
+    names = ["decode-9", "decode-10", "decode-2"]
+    sights = [worker(Role.DECODE, name) for name in names] + [worker(Role.PREFILL, "prefill-11")]
+    assert leaver(sights, Role.DECODE) == "decode-10"
+    assert leaver([*sights, worker(Role.DECODE, "decode-11", draining=True)], Role.DECODE) == "decode-10"
+    assert leaver(sights, Role.UNIFIED) is None

@@ -30,6 +30,7 @@ from tandem.cli.plan import (
     parse_ratio,
 )
 from tandem.cli.sim_serve import command as sim_serve
+from tandem.cli.sizing import command as sizing
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.rpc.exits import ExitCode
 
@@ -256,6 +257,7 @@ def sim_tell(story: Annotated[Path, typer.Argument(help="A file that `sim run --
 
 sim_serve.register(sim)
 calibrate.register(app)
+sizing.register(app)
 
 
 @bench.command("kv", context_settings=_FORWARD)

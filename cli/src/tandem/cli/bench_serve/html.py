@@ -26,7 +26,7 @@ RATE_NAMES: Final = {
     "mean_in_flight": "mean in flight",
     "cached_share": "cached share of prompts",
 }
-_STYLE: Final = """
+STYLE: Final = """
 body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:1180px;padding:0 1rem;color:#111827}
 h1{font-size:1.4rem}h2{font-size:1.05rem;margin-top:2rem}table{border-collapse:collapse}
 td,th{padding:.2rem .8rem;text-align:right;border-bottom:1px solid #e5e7eb}
@@ -44,7 +44,7 @@ def page(result: Result) -> str:
     title = f"{target.get('model') or target.get('api')} at {target.get('url')}"
     parts = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
-        f"<title>tandem bench serve: {escape(title)}</title><style>{_STYLE}</style></head><body>",
+        f"<title>tandem bench serve: {escape(title)}</title><style>{STYLE}</style></head><body>",
         f"<h1>{escape(title)}</h1><p><small>{escape(result.made)}, seeds {escape(str(list(result.seeds)))}</small></p>",
         *(f'<p class="warn">{escape(text)}</p>' for text in warnings(result)),
         _latencies(result.intervals()),

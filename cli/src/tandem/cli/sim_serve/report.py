@@ -50,7 +50,7 @@ def summary_of(run: Run, slo: Slo) -> Summary:
     answered = len(run.at_s)
     start = min(run.at_s, default=0.0)
     duration = max(run.ended_s - start, 1e-9)
-    kept, prompt = int(np.count_nonzero(_kept(run, slo))), sum(run.prompt_tokens)
+    kept, prompt = int(np.count_nonzero(kept_of(run, slo))), sum(run.prompt_tokens)
     planned = answered + sum(run.refused.values())
     return Summary(
         planned=planned,
@@ -74,7 +74,8 @@ def summary_of(run: Run, slo: Slo) -> Summary:
     )
 
 
-def _kept(run: Run, slo: Slo) -> NDArray[np.bool_]:
+def kept_of(run: Run, slo: Slo) -> NDArray[np.bool_]:
+    """Which answers are within the SLO, in the order in which they ended."""
     seen = {"ttft": run.ttft_s, "itl": run.longest_gap_s, "tpot": run.tpot_s, "e2e": run.e2e_s}
     kept = np.ones(len(run.at_s), np.bool_)
     for name, limit in slo.limits_ms.items():

@@ -1,0 +1,200 @@
+"""The search, on loads whose best set-up follows from sums, and the choice among what it found."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+import pytest
+
+from tandem.cli.bench_serve.choices import Arrivals
+from tandem.cli.bench_serve.numbers import parse_slo
+from tandem.cli.bench_serve.run import Load
+from tandem.cli.bench_serve.traces import TraceRow
+from tandem.cli.bench_serve.workload import Shape
+from tandem.cli.sim_serve.costs import EngineCosts, LinkCosts, WorkerShape
+from tandem.cli.sim_serve.jobs import Ask
+from tandem.cli.sim_serve.model_file import CostModel
+from tandem.cli.sizing.candidates import Arrangement, Candidate, arrangements, simulated_policy
+from tandem.cli.sizing.capacity import capacity_of
+from tandem.cli.sizing.goodput import Finding, Part, Question, Served, bound_of, highest_rate, with_part
+from tandem.cli.sizing.sample import Sample, sample_of, sample_of_asks
+from tandem.cli.sizing.search import Item, Outcome, Space, frontier, search, winner
+from tandem.core.affinity import key_of_text
+from tandem.core.errors import TandemError
+from tandem.core.policies import PolicyName
+
+ENGINE = EngineCosts(prefill_us_per_token=10, step_us=1000, step_us_per_sequence=0)
+NO_LINK = LinkCosts(gbytes_per_s=1e9, us_per_chunk=0)
+LEAST_LOAD = PolicyName.LEAST_LOAD
+COUNT = 80
+
+
+def asked(prompt: int, new: int, count: int = COUNT) -> Sample:
+    """Requests of one length that share nothing, evenly."""
+    return sample_of_asks([Ask(float(number), ((number, prompt),), new) for number in range(count)])
+
+
+def question(sample: Sample, slo: str = "ttft=1s", **changed: object) -> Question:
+    model = CostModel(ENGINE, NO_LINK, WorkerShape(max_running=8))
+    return Question(replace(model, **changed), sample, parse_slo(slo))  # type: ignore[arg-type]
+
+
+def space(*workers: int) -> Space:
+    return Space(workers, [LEAST_LOAD], [16])
+
+
+def pairs(outcome: Outcome) -> Sequence[Finding]:
+    return [one for one in outcome.findings if not one.candidate.arrangement.unified]
+
+
+def test_long_prompts_with_one_token_want_prefill_workers_and_long_answers_decode_workers() -> None:
+    """A prompt of 2000 tokens is 20 ms: three of four workers compute 150 a second. An answer of 101 tokens is 100
+    steps of 1 ms, for 8 at once: three of four give 240 a second."""
+    prompts, answers = (search(question(sample), space(4)) for sample in (asked(2000, 1), asked(1, 101)))
+    assert pairs(prompts)[0].candidate.arrangement == Arrangement(3, 1)
+    assert pairs(prompts)[0].goodput_per_s == pytest.approx(150, rel=0.03)
+    assert pairs(answers)[0].candidate.arrangement == Arrangement(1, 3)
+    assert pairs(answers)[0].goodput_per_s == pytest.approx(240, rel=0.03)
+
+
+def test_unified_workers_win_where_nobody_minds_the_stalls_and_lose_where_somebody_does() -> None:
+    """Nobody is idle among four that do both. But each prompt of 20 ms is a gap in whatever decodes beside it."""
+    patient = search(question(asked(2000, 21)), space(4))
+    best = winner(patient.findings)
+    assert best is not None
+    assert best.candidate.arrangement == Arrangement(unified=4)
+    hasty = search(question(asked(2000, 21), "ttft=1s,itl=10ms"), space(4))
+    best = winner(hasty.findings)
+    assert best is not None
+    assert best.candidate.arrangement == Arrangement(3, 1)
+
+
+def test_goodput_is_below_its_bound_and_near_it_where_nothing_is_by_chance() -> None:
+    asks = question(asked(1000, 1), "ttft=50ms")
+    found = highest_rate(asks, Candidate(Arrangement(1, 1), LEAST_LOAD, 16))
+    assert found.bound_per_s == pytest.approx(100)
+    assert 97 <= found.goodput_per_s <= 100
+    assert found.served is not None
+    assert found.served.ttft_ms == pytest.approx(10, abs=0.1)
+    assert found.goodput_per_s < found.failed_per_s
+
+
+def test_an_slo_that_a_single_request_breaks_gives_nothing() -> None:
+    found = highest_rate(question(asked(1000, 1), "ttft=5ms"), Candidate(Arrangement(1, 1), LEAST_LOAD, 16))
+    assert (found.served, found.goodput_per_s) == (None, 0)
+    outcome = search(question(asked(1000, 1), "ttft=5ms"), space(2))
+    assert winner(outcome.findings) is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"engine": replace(ENGINE, prefill_us_per_token=100)}, Part.PREFILL),
+        ({"engine": replace(ENGINE, step_us=0, step_us_per_sequence=2000)}, Part.DECODE),
+        ({"link": LinkCosts(gbytes_per_s=0.5, us_per_chunk=0)}, Part.LINK),
+        ({"shape": WorkerShape(kv_tokens=1200, max_running=64)}, Part.PAGES),
+        ({"shape": WorkerShape(max_running=2)}, Part.PLACES),
+    ],
+)
+def test_what_binds_is_what_was_made_scarce(changed: dict[str, object], expected: Part) -> None:
+    asks = question(asked(200, 51), "ttft=200ms,e2e=2s", **changed)
+    found = with_part(asks, highest_rate(asks, Candidate(Arrangement(1, 1), LEAST_LOAD, 16)))
+    assert found.part is expected
+
+
+def test_what_is_not_tried_would_not_have_won() -> None:
+    asks = question(asked(1500, 31), "ttft=200ms,itl=20ms")
+    outcome = search(asks, space(5))
+    assert outcome.skipped
+    best = max(one.goodput_per_s for one in outcome.findings)
+    for arrangement, bound in outcome.skipped:
+        found = highest_rate(asks, Candidate(arrangement, LEAST_LOAD, 16))
+        assert found.goodput_per_s <= bound <= best
+
+
+def test_no_arrangement_is_forgotten_and_the_answer_is_the_same_each_time() -> None:
+    asks = question(asked(800, 21, 40), "ttft=100ms,itl=20ms")
+    where = Space([2, 3], [LEAST_LOAD, PolicyName.RANDOM], [16], deep=1)
+
+    def backwards(work: Callable[[Item], Finding], items: Iterable[Item], /) -> Iterable[Finding]:
+        return [work(one) for one in reversed(list(items))][::-1]
+
+    outcome = search(asks, where)
+    assert outcome == search(asks, where, backwards)
+    tried = {one.candidate.arrangement for one in outcome.findings} | {one for one, _ in outcome.skipped}
+    assert tried == set(arrangements([2, 3]))
+    assert all(one.part for one in outcome.findings)
+
+
+def test_prompts_that_begin_alike_are_kept_and_want_a_policy_that_brings_them_together() -> None:
+    """Twelve beginnings, each worker keeps four: by prefix each computes what is new, in turn each computes all."""
+    dice = random.Random(1)
+    begun = [dice.randrange(12) for _ in range(400)]
+    asks = [Ask(float(n), ((one, 1000), (100 + n, 10)), 2, prefix=key_of_text(str(one))) for n, one in enumerate(begun)]
+    shape = WorkerShape(kv_tokens=10_000)
+    found = {
+        policy: highest_rate(
+            question(sample_of_asks(asks), "ttft=100ms", shape=shape), Candidate(Arrangement(4, 1), policy, 1)
+        ).goodput_per_s
+        for policy in (PolicyName.ROUND_ROBIN, PolicyName.PREFIX_HASH)
+    }
+    assert found[PolicyName.PREFIX_HASH] > 1.5 * found[PolicyName.ROUND_ROBIN]
+
+
+def finding(arrangement: Arrangement, goodput: float) -> Finding:
+    served = Served(goodput, 1, 1, 1, 1) if goodput else None
+    return Finding(Candidate(arrangement, LEAST_LOAD, 16), 100, served, 100)
+
+
+def test_the_frontier_and_the_winner_are_those_that_nothing_as_small_beats() -> None:
+    two, three, idle, four, five = (
+        finding(Arrangement(1, workers - 1), goodput)
+        for workers, goodput in ((2, 10.0), (3, 24.0), (4, 20.0), (4, 28.0), (5, 28.0))
+    )
+    found = [five, idle, four, three, two]
+    assert frontier(found) == [two, three, four]
+    assert winner(found) is three, "8 for each worker"
+    assert winner(found, 10) is two
+    assert winner(found, 25) is four
+    assert winner(found, 29) is None
+    assert winner([finding(Arrangement(1, 1), 0)]) is None
+
+
+def test_a_bound_counts_every_part() -> None:
+    model = CostModel(
+        EngineCosts(prefill_us_per_batch=1000, prefill_us_per_token=10, step_us=1000, step_us_per_sequence=100),
+        LinkCosts(gbytes_per_s=1, us_per_chunk=1000),
+        WorkerShape(kv_tokens=4 * 1020, chunk_tokens=500, kv_bytes_per_token=10_000),
+    )
+    found = capacity_of(model, asked(1000, 20))
+    assert found.prefill_s == pytest.approx(0.010 + 2 * 0.001)
+    assert found.decode_s == pytest.approx(19 * (1000 + 4 * 100) / 4 * 1e-6), "four have pages at once"
+    assert found.link_s == pytest.approx(0.001 + 0.01)
+    assert bound_of(found, Arrangement(2, 3)) == pytest.approx(2 / 0.012)
+    assert bound_of(found, Arrangement(3, 1)) == pytest.approx(1 / 0.011)
+    assert bound_of(found, Arrangement(unified=2)) == pytest.approx(2 / (found.prefill_s + found.decode_s))
+    assert capacity_of(model, asked(1000, 1)).decode_s == 0
+
+
+def test_a_sample_keeps_its_order_at_every_rate_and_a_trace_begins_anew_with_other_prompts() -> None:
+    rows = (TraceRow(5.0, 600, 4, (1, 2)), TraceRow(6.0, 700, 5, (1, 3)), TraceRow(9.0, 50, 6, (4,)))
+    load = Load(Shape(), rows, Arrivals.POISSON, 1, 1, 1000, 0, 10**6, 10**6, 10**6, 60)
+    sample = sample_of(load, seed=3, requests=7)
+    assert [ask.new_tokens for ask in sample.asks] == [4, 5, 6, 4, 5, 6, 4]
+    assert sample.held_tokens == [0, 512, 0, 0, 512, 0, 0]
+    times = [ask.at_s for ask in sample.asks]
+    assert times == sorted(times)
+    assert (times[0], times[-1]) == (0, pytest.approx(6)), "one a second"
+    assert [ask.at_s for ask in sample.at(4)] == [at_s / 4 for at_s in times]
+    assert sample.longest_tokens == 705
+    at_once = sample_of_asks([Ask(7.0, ((1, 1),), 1)] * 3)
+    assert [ask.at_s for ask in at_once.asks] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", ["cache_aware", "least_cost", "consistent_hash"])
+def test_policies_that_the_simulator_can_not_tell_apart_are_refused(name: str) -> None:
+    with pytest.raises(TandemError, match=name):
+        simulated_policy(name)
+    assert simulated_policy("round_robin") is PolicyName.ROUND_ROBIN

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import secrets
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import httpx
 import psutil
@@ -23,6 +25,8 @@ WAIT_S = 60
 PAUSE_S = 0.1
 """Between two questions about what is to come."""
 SHORT = {"model": MODEL, "prompt": "Once upon a time", "max_tokens": 2}
+LONG = {**SHORT, "max_tokens": 4000, "ignore_eos": True}
+"""Forty seconds, as each step of decode takes 10 ms."""
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +123,7 @@ async def test_an_answer_is_found_by_whichever_process_is_asked(system: System) 
 
 async def test_operators_reach_all_processes(system: System) -> None:
     async with connection(system) as client, connection(system) as other:
-        streams = [one.post("/v1/completions", json={**SHORT, "max_tokens": 400}) for one in (client, other)]
+        streams = [one.post("/v1/completions", json=LONG) for one in (client, other)]
         asking = [asyncio.create_task(stream) for stream in streams]
         async with asyncio.timeout(WAIT_S):
             while len(rooms := json.loads(await command(system, "rooms", "--json"))["rooms"]) < 2:
@@ -131,6 +135,82 @@ async def test_operators_reach_all_processes(system: System) -> None:
     log = (system.folder / "logs" / "gateway.log").read_text()
     for who in ("parent", "process-0", "process-1"):
         assert re.search(rf"gateway/{who} tandem.audit: .*policy of decode.*round_robin", log), who
+
+
+async def test_the_log_level_is_that_of_all_processes_and_config_shows_the_whole_gateway(system: System) -> None:
+    await command(system, "loglevel", "DEBUG", "--for-s", "1", "--worker", "gateway")
+    for who in ("parent", "process-0", "process-1"):
+        await logged(system, rf"gateway/{who} tandem.audit: .*log level: INFO -> DEBUG for 1000 ms")
+        await logged(system, rf"gateway/{who} tandem.audit: time is over: log level: DEBUG -> INFO")
+    await command(system, "loglevel", "DEBUG", "--worker", "gateway")
+    shown = await command(system, "config", "--worker", "gateway")
+    assert "log level DEBUG" in shown
+    for line in ("TANDEM_GATEWAY_PROCESSES=2", "TANDEM_GATEWAY_MAX_CONCURRENT=1024"):
+        assert line in shown.splitlines()
+
+
+async def logged(system: System, pattern: str) -> None:
+    """Waits until the gateway's log has a line."""
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            if re.search(pattern, (system.folder / "logs" / "gateway.log").read_text()):
+                return
+            await asyncio.sleep(PAUSE_S)
+
+
+async def test_a_trace_is_found_whichever_process_has_served_its_request(system: System) -> None:
+    served: dict[str, str] = {}
+    async with asyncio.timeout(WAIT_S):
+        while len(served) < 2:
+            name, before = f"traced-{secrets.token_hex(4)}", await told(system, "tandem_gateway_requests_total")
+            async with connection(system) as client:
+                answer = await client.post("/v1/completions", json=SHORT, headers={"X-Request-Id": name})
+                assert answer.status_code == 200, answer.text
+            after = await told(system, "tandem_gateway_requests_total")
+            served[max(PROCESSES, key=lambda one: after.get(one, 0) - before.get(one, 0))] = name
+    for name in served.values():
+        found = json.loads(await command(system, "trace", name, "--json"))
+        assert {span["service"] for span in found["spans"]} >= {"tandem-gateway", "tandem-prefill", "tandem-decode"}
+        assert found["silent"] == {}
+
+
+async def test_a_viewer_of_the_dashboard_sees_what_all_processes_do(system: System) -> None:
+    asking: dict[str, asyncio.Task[httpx.Response]] = {}
+    async with AsyncExitStack() as stack, asyncio.timeout(WAIT_S):
+        while not all([(running := await in_flight(system, len(asking))).get(process) for process in PROCESSES]):
+            client = await stack.enter_async_context(connection(system))
+            name = f"seen-{secrets.token_hex(4)}"
+            asked = client.post("/v1/completions", json=LONG, headers={"X-Request-Id": name})
+            asking[name] = asyncio.create_task(asked)
+        found = await shown(system, lambda one: one["rooms"]["decode"] == len(asking))
+        assert {worker["id"]: worker["in_flight"] for worker in found["workers"]}["decode-0"] == len(asking)
+        gateway = found["gateway"]
+        assert (gateway["sequences"], gateway["max_sequences"], gateway["silent"]) == (sum(running.values()), 1024, 0)
+        # All but the last came to one process, else there would have been no need of it.
+        first, *others, last = asking
+        for name in (*others, first, last):
+            asking[name].cancel()
+            await asyncio.wait({asking[name]})
+        await in_flight(system, 0)
+        await shown(system, lambda one: {first, last} <= {trace["request_id"] for trace in one["traces"]})
+
+
+async def in_flight(system: System, total: int) -> dict[str, float]:
+    """Sequences of each process, once there are so many."""
+    while True:
+        found = await told(system, "tandem_gateway_sequences_in_flight")
+        if sum(found.values()) == total:
+            return found
+        await asyncio.sleep(PAUSE_S)
+
+
+async def shown(system: System, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """The first snapshot of the dashboard that is as wanted."""
+    async with connection(system) as client, client.stream("GET", "/dashboard/events") as response:
+        async for line in response.aiter_lines():
+            if line.startswith("data: ") and wanted(found := json.loads(line.removeprefix("data: "))):
+                return dict(found)
+    raise AssertionError("the events ended")
 
 
 async def command(system: System, *words: str) -> str:
@@ -155,7 +235,8 @@ async def test_a_process_that_dies_is_started_anew_while_the_other_serves(system
     after = children(system)
     assert after["0"] == before["0"]
     assert after["1"] != before["1"]
-    assert "round_robin" in (system.folder / "logs" / "gateway.log").read_text().rpartition("settings:")[2]
+    settings = (system.folder / "logs" / "gateway.log").read_text().rpartition("settings:\n")[2].splitlines()
+    assert {"TANDEM_GATEWAY_DECODE_POLICY=round_robin", "TANDEM_GATEWAY_LOG_LEVEL=DEBUG"} <= set(settings)
 
 
 async def test_sigterm_drains_both_and_leaves_nothing(system: System) -> None:

@@ -1,22 +1,27 @@
-"""A whole system whose services speak mTLS: it answers, and the command `tandem` needs a certificate of it."""
+"""A whole system whose services speak mTLS, with a gateway of two processes whose HTTP port speaks TLS: it answers, and
+the command `tandem` needs a certificate of it."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tandem.cli import certs
 from tests.support.settings import environment
-from tests.support.system.asking import generate_all, prompt_of
+from tests.support.system.asking import generate_all, metric, prompt_of
 from tests.support.system.mock_oracle import tiny_oracle
 from tests.support.system.system import System, running_system
 
 NEW_TOKENS = 12
+WAIT_S = 60
 
 
 def variables(folder: Path, name: str) -> Mapping[str, str]:
@@ -36,18 +41,40 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def system(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """Two workers. Every process shows the certificate of a worker, as `tandem up` has one environment for all."""
-    options = ("--engine", "mock", "--provider", "tcp")
-    with running_system(tmp_path_factory.mktemp("system"), *options, env=variables(folder, "prefill")) as running:
+    options = ("--engine", "mock", "--provider", "tcp", "--gateway-processes", "2")
+    files = {"CERT": folder / "gateway" / "cert.pem", "KEY": folder / "gateway" / "key.pem"}
+    http = {f"TANDEM_GATEWAY_HTTP_{kind}_FILE": str(path) for kind, path in files.items()}
+    env = {**variables(folder, "prefill"), **http}
+    with running_system(tmp_path_factory.mktemp("system"), *options, env=env) as running:
         yield running
 
 
-async def test_it_answers_and_kv_links_are_up(system: System) -> None:
+def client(system: System, folder: Path) -> httpx.AsyncClient:
+    """One that trusts the gateway's certificate, with connections of its own."""
+    trusted = ssl.create_default_context(cafile=folder / "client" / "ca.pem")
+    return httpx.AsyncClient(base_url=system.url, verify=trusted, timeout=WAIT_S, trust_env=False)
+
+
+async def test_it_answers_and_kv_links_are_up(system: System, folder: Path) -> None:
     prompts = [prompt_of(40, seed) for seed in range(8)]
-    async with system.client() as client:
-        answers = await generate_all(client, prompts, NEW_TOKENS, at_once=4)
+    async with client(system, folder) as one:
+        answers = await generate_all(one, prompts, NEW_TOKENS, at_once=4)
     oracle = tiny_oracle()
     for prompt, answer in zip(prompts, answers, strict=True):
         assert answer.tokens == oracle.predict(prompt, NEW_TOKENS).tokens
+
+
+async def test_every_process_speaks_tls_only(system: System, folder: Path) -> None:
+    assert system.url.startswith("https://")
+    text = 'tandem_gateway_requests_total{{code="200",endpoint="/v1/models",gateway_process="{}"}}'
+    async with asyncio.timeout(WAIT_S), client(system, folder) as asking:
+        while not all([await metric(asking, text.format(process)) for process in (0, 1)]):
+            async with client(system, folder) as one:
+                assert (await one.get("/v1/models")).status_code == 200
+    for _ in range(16):
+        async with httpx.AsyncClient(trust_env=False, timeout=WAIT_S) as plain:
+            with pytest.raises(httpx.TransportError):
+                await plain.get(system.url.replace("https://", "http://") + "/health")
 
 
 def workers(system: System, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:

@@ -34,7 +34,7 @@ async def test_it_is_dropped_when_its_connection_is_full() -> None:
     made = 0
     ended = asyncio.Event()
 
-    def make() -> bytes:
+    async def make() -> bytes:
         nonlocal made
         made += 1
         return SNAPSHOT

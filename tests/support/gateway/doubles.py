@@ -241,6 +241,10 @@ class AppLimits:
     parsers: Parsers | None = None
 
 
+async def _nothing_seen() -> bytes:
+    return b"{}"
+
+
 def http_client(workers: NotingWorkers, limits: AppLimits | None = None) -> httpx.AsyncClient:
     """A client of the HTTP API in this process, without a socket. Batches, n: at most 4."""
     limits = limits or AppLimits()
@@ -270,7 +274,7 @@ def http_client(workers: NotingWorkers, limits: AppLimits | None = None) -> http
         1,
         lambda: "" if workers.decodes else "The gateway waits.",
         Scrape(metrics, None).render,
-        Dashboard(Feed(lambda: b"{}", SystemClock(), max_viewers=1), on=True),
+        Dashboard(Feed(_nothing_seen, SystemClock(), max_viewers=1), on=True),
         limits.keys,
     )
     transport = httpx.ASGITransport(build_http(parts), raise_app_exceptions=False)

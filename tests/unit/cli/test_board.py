@@ -26,11 +26,11 @@ def board(path: Path, laptop: Machine) -> Board:
 def test_the_state_file_says_what_the_board_says(board: Board, path: Path) -> None:
     board.set("bootstrap", stage=Stage.LISTENING, pid=7, address="127.0.0.1:1")
     board.set("gateway", stage=Stage.LISTENING, pid=8, address="127.0.0.1:2")
-    board.admin = "127.0.0.1:3"
+    board.admin, board.url = "127.0.0.1:3", "https://127.0.0.1:2"
     board.set_ready(True)
     state = read_state(path)
     assert state == board.state
-    assert (state.url, state.admin, state.bootstrap) == ("http://127.0.0.1:2", "127.0.0.1:3", "127.0.0.1:1")
+    assert (state.url, state.admin, state.bootstrap) == ("https://127.0.0.1:2", "127.0.0.1:3", "127.0.0.1:1")
     assert state.row("bootstrap").stage is Stage.READY
     assert state.row("decode-0").stage is Stage.WAITING
 

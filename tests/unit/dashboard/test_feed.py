@@ -20,7 +20,7 @@ class Maker:
     def __init__(self) -> None:
         self.made = 0
 
-    def __call__(self) -> bytes:
+    async def __call__(self) -> bytes:
         self.made += 1
         return str(self.made).encode()
 
@@ -45,6 +45,23 @@ async def test_a_slow_viewer_misses_snapshots_and_none_wait_for_it() -> None:
         clock.now_s += 1
         newest = await anext(quick)
     assert await anext(slow) == newest
+
+
+async def test_who_asks_while_a_snapshot_is_made_gets_the_same() -> None:
+    made, may = 0, asyncio.Event()
+
+    async def make() -> bytes:
+        nonlocal made
+        made += 1
+        await may.wait()
+        return str(made).encode()
+
+    feed = Feed(make, HandClock(), max_viewers=3)
+    viewers = [asyncio.ensure_future(anext(feed.snapshots())) for _ in range(3)]
+    await asyncio.sleep(0)
+    viewers.pop(0).cancel()
+    may.set()
+    assert await asyncio.gather(*viewers) == [b"2", b"2"], "the first viewer has gone, and what it had asked for"
 
 
 async def test_close_ends_viewers_at_once() -> None:

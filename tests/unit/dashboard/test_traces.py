@@ -32,7 +32,7 @@ def test_a_trace_is_laid_out_for_the_page() -> None:
         ("leg", 0, 2, 7),
         ("chunk", 1, 3, 2),
     ]
-    assert (trace.request_id, trace.duration_ms) == ("r1", 10)
+    assert (trace.request_id, trace.ended_ms, trace.duration_ms) == ("r1", 10, 10)
     assert {step.service for step in trace.spans} == {"prefill-0"}
 
 

@@ -83,6 +83,8 @@ class Board:
         self._ready = False
         self.admin = ""
         """host:port of AdminService, once it listens."""
+        self.url = ""
+        """Of the gateway, once it listens."""
 
     def watch(self, watcher: Callable[[Row], None]) -> None:
         """Calls it with every row that changes, from now on."""
@@ -120,9 +122,8 @@ class Board:
     @property
     def state(self) -> State:
         """Everything, as the state file holds it."""
-        gateway = self._rows["gateway"].address
-        url = f"http://{gateway}" if gateway else ""
-        return State(os.getpid(), self._model, url, self.admin, self._rows["bootstrap"].address, self._ready, self.rows)
+        bootstrap = self._rows["bootstrap"].address
+        return State(os.getpid(), self._model, self.url, self.admin, bootstrap, self._ready, self.rows)
 
     def _write(self) -> None:
         if self._path is None:

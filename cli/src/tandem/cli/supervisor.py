@@ -177,7 +177,7 @@ class Supervisor:
             self._child.kill()
 
 
-_ANNOUNCED: Final = {Kind.BOOTSTRAP: ("bootstrap",), Kind.GATEWAY: ("gateway", "admin")}
+_ANNOUNCED: Final = {Kind.BOOTSTRAP: ("bootstrap",), Kind.GATEWAY: ("gateway", "admin", "url")}
 """What each kind announces, its own service first; a worker announces its name."""
 
 

@@ -189,7 +189,8 @@ class _System:
             raise failed.exceptions[0] from None
 
     async def _start_gateway(self, env: Mapping[str, str]) -> None:
-        self._board.admin = (await self._gateway.start(env))["admin"]
+        found = await self._gateway.start(env)
+        self._board.admin, self._board.url = found["admin"], found["url"]
 
     async def _stop(self, living: asyncio.Task[None]) -> None:
         """The gateway first, so that its requests end while there are workers; bootstrap last."""

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18tandem/v1/siblings.proto\x12\ttandem.v1\"\x14\n\x12ReadMetricsRequest\"$\n\x13ReadMetricsResponse\x12\r\n\x05piece\x18\x01 \x01(\x0c\"5\n\x0fReadKeptRequest\x12\x13\n\x0bresponse_id\x18\x01 \x01(\t\x12\r\n\x05owner\x18\x02 \x01(\t\"!\n\x10ReadKeptResponse\x12\r\n\x05piece\x18\x01 \x01(\x0c\"7\n\x11\x46orgetKeptRequest\x12\x13\n\x0bresponse_id\x18\x01 \x01(\t\x12\r\n\x05owner\x18\x02 \x01(\t\"\x14\n\x12\x46orgetKeptResponse2\xf2\x01\n\x0eSiblingService\x12N\n\x0bReadMetrics\x12\x1d.tandem.v1.ReadMetricsRequest\x1a\x1e.tandem.v1.ReadMetricsResponse0\x01\x12\x45\n\x08ReadKept\x12\x1a.tandem.v1.ReadKeptRequest\x1a\x1b.tandem.v1.ReadKeptResponse0\x01\x12I\n\nForgetKept\x12\x1c.tandem.v1.ForgetKeptRequest\x1a\x1d.tandem.v1.ForgetKeptResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18tandem/v1/siblings.proto\x12\ttandem.v1\"\x14\n\x12ReadMetricsRequest\"$\n\x13ReadMetricsResponse\x12\r\n\x05piece\x18\x01 \x01(\x0c\"\x12\n\x10ReadBoardRequest\"\"\n\x11ReadBoardResponse\x12\r\n\x05piece\x18\x01 \x01(\x0c\"5\n\x0fReadKeptRequest\x12\x13\n\x0bresponse_id\x18\x01 \x01(\t\x12\r\n\x05owner\x18\x02 \x01(\t\"!\n\x10ReadKeptResponse\x12\r\n\x05piece\x18\x01 \x01(\x0c\"7\n\x11\x46orgetKeptRequest\x12\x13\n\x0bresponse_id\x18\x01 \x01(\t\x12\r\n\x05owner\x18\x02 \x01(\t\"\x14\n\x12\x46orgetKeptResponse2\xbc\x02\n\x0eSiblingService\x12N\n\x0bReadMetrics\x12\x1d.tandem.v1.ReadMetricsRequest\x1a\x1e.tandem.v1.ReadMetricsResponse0\x01\x12H\n\tReadBoard\x12\x1b.tandem.v1.ReadBoardRequest\x1a\x1c.tandem.v1.ReadBoardResponse0\x01\x12\x45\n\x08ReadKept\x12\x1a.tandem.v1.ReadKeptRequest\x1a\x1b.tandem.v1.ReadKeptResponse0\x01\x12I\n\nForgetKept\x12\x1c.tandem.v1.ForgetKeptRequest\x1a\x1d.tandem.v1.ForgetKeptResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,14 +35,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_READMETRICSREQUEST']._serialized_end=59
   _globals['_READMETRICSRESPONSE']._serialized_start=61
   _globals['_READMETRICSRESPONSE']._serialized_end=97
-  _globals['_READKEPTREQUEST']._serialized_start=99
-  _globals['_READKEPTREQUEST']._serialized_end=152
-  _globals['_READKEPTRESPONSE']._serialized_start=154
-  _globals['_READKEPTRESPONSE']._serialized_end=187
-  _globals['_FORGETKEPTREQUEST']._serialized_start=189
-  _globals['_FORGETKEPTREQUEST']._serialized_end=244
-  _globals['_FORGETKEPTRESPONSE']._serialized_start=246
-  _globals['_FORGETKEPTRESPONSE']._serialized_end=266
-  _globals['_SIBLINGSERVICE']._serialized_start=269
-  _globals['_SIBLINGSERVICE']._serialized_end=511
+  _globals['_READBOARDREQUEST']._serialized_start=99
+  _globals['_READBOARDREQUEST']._serialized_end=117
+  _globals['_READBOARDRESPONSE']._serialized_start=119
+  _globals['_READBOARDRESPONSE']._serialized_end=153
+  _globals['_READKEPTREQUEST']._serialized_start=155
+  _globals['_READKEPTREQUEST']._serialized_end=208
+  _globals['_READKEPTRESPONSE']._serialized_start=210
+  _globals['_READKEPTRESPONSE']._serialized_end=243
+  _globals['_FORGETKEPTREQUEST']._serialized_start=245
+  _globals['_FORGETKEPTREQUEST']._serialized_end=300
+  _globals['_FORGETKEPTRESPONSE']._serialized_start=302
+  _globals['_FORGETKEPTRESPONSE']._serialized_end=322
+  _globals['_SIBLINGSERVICE']._serialized_start=325
+  _globals['_SIBLINGSERVICE']._serialized_end=641
 # @@protoc_insertion_point(module_scope)

@@ -58,6 +58,45 @@ class ReadMetricsResponse(_message.Message):
 Global___ReadMetricsResponse: _TypeAlias = ReadMetricsResponse  # noqa: Y015
 
 @_typing.final
+class ReadBoardRequest(_message.Message):
+    """Request of ReadBoard."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadBoardRequest: _TypeAlias = ReadBoardRequest  # noqa: Y015
+
+@_typing.final
+class ReadBoardResponse(_message.Message):
+    """A piece of the answer of ReadBoard; all in a row are the whole."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PIECE_FIELD_NUMBER: _builtins.int
+    piece: _builtins.bytes
+    """JSON: gateway/dashboard/board.py has its shape. Range 1..262144 bytes. Set by the process that is asked."""
+    def __init__(
+        self,
+        *,
+        piece: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["piece", b"piece"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadBoardResponse: _TypeAlias = ReadBoardResponse  # noqa: Y015
+
+@_typing.final
 class ReadKeptRequest(_message.Message):
     """Request of ReadKept."""
 

@@ -30,7 +30,8 @@ class SiblingServiceStub:
     beside AdminService. A gateway of one process does not have it.
 
     1. ReadMetrics lets the process that is scraped answer for all of them.
-    2. ReadKept and ForgetKept find an answer of /v1/responses where it is kept: its id names the process.
+    2. ReadBoard lets the process that a viewer of the dashboard has come to show what all of them see.
+    3. ReadKept and ForgetKept find an answer of /v1/responses where it is kept: its id names the process.
     """
 
     def __init__(self, channel):
@@ -43,6 +44,11 @@ class SiblingServiceStub:
                 '/tandem.v1.SiblingService/ReadMetrics',
                 request_serializer=tandem_dot_v1_dot_siblings__pb2.ReadMetricsRequest.SerializeToString,
                 response_deserializer=tandem_dot_v1_dot_siblings__pb2.ReadMetricsResponse.FromString,
+                _registered_method=True)
+        self.ReadBoard = channel.unary_stream(
+                '/tandem.v1.SiblingService/ReadBoard',
+                request_serializer=tandem_dot_v1_dot_siblings__pb2.ReadBoardRequest.SerializeToString,
+                response_deserializer=tandem_dot_v1_dot_siblings__pb2.ReadBoardResponse.FromString,
                 _registered_method=True)
         self.ReadKept = channel.unary_stream(
                 '/tandem.v1.SiblingService/ReadKept',
@@ -61,11 +67,19 @@ class SiblingServiceServicer:
     beside AdminService. A gateway of one process does not have it.
 
     1. ReadMetrics lets the process that is scraped answer for all of them.
-    2. ReadKept and ForgetKept find an answer of /v1/responses where it is kept: its id names the process.
+    2. ReadBoard lets the process that a viewer of the dashboard has come to show what all of them see.
+    3. ReadKept and ForgetKept find an answer of /v1/responses where it is kept: its id names the process.
     """
 
     def ReadMetrics(self, request, context):
         """The metrics of this process.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadBoard(self, request, context):
+        """What this process alone knows for the dashboard.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -93,6 +107,11 @@ def add_SiblingServiceServicer_to_server(servicer, server):
                     request_deserializer=tandem_dot_v1_dot_siblings__pb2.ReadMetricsRequest.FromString,
                     response_serializer=tandem_dot_v1_dot_siblings__pb2.ReadMetricsResponse.SerializeToString,
             ),
+            'ReadBoard': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadBoard,
+                    request_deserializer=tandem_dot_v1_dot_siblings__pb2.ReadBoardRequest.FromString,
+                    response_serializer=tandem_dot_v1_dot_siblings__pb2.ReadBoardResponse.SerializeToString,
+            ),
             'ReadKept': grpc.unary_stream_rpc_method_handler(
                     servicer.ReadKept,
                     request_deserializer=tandem_dot_v1_dot_siblings__pb2.ReadKeptRequest.FromString,
@@ -116,7 +135,8 @@ class SiblingService:
     beside AdminService. A gateway of one process does not have it.
 
     1. ReadMetrics lets the process that is scraped answer for all of them.
-    2. ReadKept and ForgetKept find an answer of /v1/responses where it is kept: its id names the process.
+    2. ReadBoard lets the process that a viewer of the dashboard has come to show what all of them see.
+    3. ReadKept and ForgetKept find an answer of /v1/responses where it is kept: its id names the process.
     """
 
     @staticmethod
@@ -136,6 +156,33 @@ class SiblingService:
             '/tandem.v1.SiblingService/ReadMetrics',
             tandem_dot_v1_dot_siblings__pb2.ReadMetricsRequest.SerializeToString,
             tandem_dot_v1_dot_siblings__pb2.ReadMetricsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadBoard(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tandem.v1.SiblingService/ReadBoard',
+            tandem_dot_v1_dot_siblings__pb2.ReadBoardRequest.SerializeToString,
+            tandem_dot_v1_dot_siblings__pb2.ReadBoardResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -31,7 +31,8 @@ class SiblingServiceStub:
     beside AdminService. A gateway of one process does not have it.
 
     1. ReadMetrics lets the process that is scraped answer for all of them.
-    2. ReadKept and ForgetKept find an answer of /v1/responses where it is kept: its id names the process.
+    2. ReadBoard lets the process that a viewer of the dashboard has come to show what all of them see.
+    3. ReadKept and ForgetKept find an answer of /v1/responses where it is kept: its id names the process.
     """
 
     @_typing.overload
@@ -40,6 +41,8 @@ class SiblingServiceStub:
     def __new__(cls, channel: _aio.Channel) -> SiblingServiceAsyncStub: ...
     ReadMetrics: _grpc.UnaryStreamMultiCallable[_siblings_pb2.ReadMetricsRequest, _siblings_pb2.ReadMetricsResponse]
     """The metrics of this process."""
+    ReadBoard: _grpc.UnaryStreamMultiCallable[_siblings_pb2.ReadBoardRequest, _siblings_pb2.ReadBoardResponse]
+    """What this process alone knows for the dashboard."""
     ReadKept: _grpc.UnaryStreamMultiCallable[_siblings_pb2.ReadKeptRequest, _siblings_pb2.ReadKeptResponse]
     """An answer that this process keeps. NOT_FOUND: it does not, or no longer, or it is another owner's."""
     ForgetKept: _grpc.UnaryUnaryMultiCallable[_siblings_pb2.ForgetKeptRequest, _siblings_pb2.ForgetKeptResponse]
@@ -51,12 +54,15 @@ class SiblingServiceAsyncStub(SiblingServiceStub):
     beside AdminService. A gateway of one process does not have it.
 
     1. ReadMetrics lets the process that is scraped answer for all of them.
-    2. ReadKept and ForgetKept find an answer of /v1/responses where it is kept: its id names the process.
+    2. ReadBoard lets the process that a viewer of the dashboard has come to show what all of them see.
+    3. ReadKept and ForgetKept find an answer of /v1/responses where it is kept: its id names the process.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ReadMetrics: _aio.UnaryStreamMultiCallable[_siblings_pb2.ReadMetricsRequest, _siblings_pb2.ReadMetricsResponse]  # type: ignore[assignment]
     """The metrics of this process."""
+    ReadBoard: _aio.UnaryStreamMultiCallable[_siblings_pb2.ReadBoardRequest, _siblings_pb2.ReadBoardResponse]  # type: ignore[assignment]
+    """What this process alone knows for the dashboard."""
     ReadKept: _aio.UnaryStreamMultiCallable[_siblings_pb2.ReadKeptRequest, _siblings_pb2.ReadKeptResponse]  # type: ignore[assignment]
     """An answer that this process keeps. NOT_FOUND: it does not, or no longer, or it is another owner's."""
     ForgetKept: _aio.UnaryUnaryMultiCallable[_siblings_pb2.ForgetKeptRequest, _siblings_pb2.ForgetKeptResponse]  # type: ignore[assignment]
@@ -67,7 +73,8 @@ class SiblingServiceServicer(metaclass=_abc_1.ABCMeta):
     beside AdminService. A gateway of one process does not have it.
 
     1. ReadMetrics lets the process that is scraped answer for all of them.
-    2. ReadKept and ForgetKept find an answer of /v1/responses where it is kept: its id names the process.
+    2. ReadBoard lets the process that a viewer of the dashboard has come to show what all of them see.
+    3. ReadKept and ForgetKept find an answer of /v1/responses where it is kept: its id names the process.
     """
 
     @_abc_1.abstractmethod
@@ -77,6 +84,14 @@ class SiblingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_siblings_pb2.ReadMetricsResponse], _abc.AsyncIterator[_siblings_pb2.ReadMetricsResponse]]:
         """The metrics of this process."""
+
+    @_abc_1.abstractmethod
+    def ReadBoard(
+        self,
+        request: _siblings_pb2.ReadBoardRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_siblings_pb2.ReadBoardResponse], _abc.AsyncIterator[_siblings_pb2.ReadBoardResponse]]:
+        """What this process alone knows for the dashboard."""
 
     @_abc_1.abstractmethod
     def ReadKept(

@@ -46,6 +46,7 @@ from tandem.gateway.routing.router import Router, RouterSettings
 from tandem.gateway.settings import STATUS_INTERVAL_MS, GatewaySettings
 from tandem.gateway.siblings.asking import SERVICE_NAME as SIBLING_SERVICE
 from tandem.gateway.siblings.asking import Siblings, SiblingServicer
+from tandem.gateway.siblings.boards import Boards
 from tandem.gateway.siblings.place import Place
 from tandem.gateway.siblings.responses import Responses
 from tandem.gateway.siblings.scrape import Scrape
@@ -56,7 +57,7 @@ from tandem.gateway.text.tokenizers import TokenizerPaths, Tokenizers, loader
 from tandem.gateway.web import token_endpoints
 from tandem.gateway.web.dashboard_endpoints import Dashboard
 from tandem.gateway.web.generation import GenerationLimits, Works
-from tandem.gateway.web.listening import listen, server_of
+from tandem.gateway.web.listening import listen, server_of, url_of
 from tandem.gateway.web.paths import GENERATING, HttpParts, build_http
 from tandem.gateway.web.prepare import Catalog, Preparer
 from tandem.gateway.web.token_endpoints import TokenEndpoints
@@ -141,15 +142,12 @@ class Gateway:
         self._admin.add(admin_pb2_grpc.add_AdminServiceServicer_to_server, servicer, "tandem.v1.AdminService")
         add_trace_service(self._admin, self._tracing)
         add_control(self._admin, Controlled("gateway", (settings, tls)))
-        scrape, responses = self._with_siblings(metrics, clock)
         self._space, self._room = self._admission(counted)
         self._looking = TaskSupervisor(max_tasks=MAX_TRACES_ASKED)
         recent = RecentTraces(self._tracing.ring, traces.gather, self._looking.spawn)
-        process = "" if place is None else place.name
-        sources = Sources(
-            clock, self._pool, rooms, recorder, roster, recent, self._missing, self._knows, self._room, process
-        )
-        self._feed = Feed(Board(sources).encoded, clock, max_viewers=settings.dashboard_viewers)
+        seen = Sources(clock, self._pool, rooms, recorder, roster, recent, self._missing, self._knows, self._room)
+        scrape, responses, boards = self._with_siblings(metrics, clock, Board(seen))
+        self._feed = Feed(boards.encoded, clock, max_viewers=settings.dashboard_viewers)
         self._http = self._build_http(router, scrape, counted, parsers, responses)
         self._tasks = TaskSupervisor(on_crash=on_crash, max_tasks=3)
         self._serving: asyncio.Task[None] | None = None
@@ -209,15 +207,16 @@ class Gateway:
             changed=_all(roster.joined, self._pool.changed),
         )
 
-    def _with_siblings(self, metrics: Metrics, clock: SystemClock) -> tuple[Scrape, Responses]:
+    def _with_siblings(self, metrics: Metrics, clock: SystemClock, board: Board) -> tuple[Scrape, Responses, Boards]:
         """What reaches over all processes; where this one is the whole gateway, over itself."""
         settings, siblings = self._settings, None if self._place is None else Siblings(self._place)
         limits = KeepLimits(settings.kept_responses, settings.kept_responses_bytes, settings.kept_responses_age_s)
         store, scrape = ResponseStore(limits, clock.monotonic), Scrape(metrics, siblings)
+        boards = Boards(board, siblings)
         if siblings is not None:
-            asked = SiblingServicer(scrape.own, store)
+            asked = SiblingServicer(scrape.own, boards.own, store)
             self._admin.add(siblings_pb2_grpc.add_SiblingServiceServicer_to_server, asked, SIBLING_SERVICE)
-        return scrape, Responses(store, siblings)
+        return scrape, Responses(store, siblings), boards
 
     def _build_router(
         self, counted: GatewayMetrics, clock: SystemClock, rooms: RoomBook, held: HeldPages, costs: PairCosts
@@ -375,6 +374,7 @@ async def serve(
         return ExitCode.BAD_SETTINGS
     announce("gateway", gateway.http_address)
     announce("admin", gateway.admin_address)
+    announce("url", url_of(settings, gateway.http_address))
     await stop.wait()
     await gateway.stop()
     return stop.code

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from heapq import merge
+from itertools import islice
 from typing import Final, Protocol
-
-import orjson
 
 from tandem.core.clock import Clock
 from tandem.core.cluster import ClusterView
 from tandem.core.ids import WorkerId
 from tandem.gateway.dashboard.links import LinkRow, Moment, link_rows, moment, worker_rates
 from tandem.gateway.dashboard.recorder import Recorder, SeenError
-from tandem.gateway.dashboard.ring import Series, series
-from tandem.gateway.dashboard.rooms import RoomsSeen, rooms_seen
+from tandem.gateway.dashboard.ring import Bucket, Series, series
+from tandem.gateway.dashboard.rooms import RoomsSeen, rooms_seen, rooms_together
 from tandem.gateway.dashboard.roster import Roster
 from tandem.gateway.dashboard.traces import ShownTrace, TraceSource
 from tandem.gateway.dashboard.workers import KnownWorker, WorkerRow, worker_rows
@@ -40,8 +40,8 @@ class GatewaySeen:
     sequences: int
     max_sequences: int
     models: tuple[str, ...]
-    process: str
-    """Which process of several this is about; empty where there is one."""
+    silent: int
+    """Processes of this gateway that did not answer: what they have seen is missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,26 @@ class Snapshot:
     errors: list[SeenError]
     """The newest first."""
     traces: Sequence[ShownTrace]
+    """The newest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one process of a gateway knows alone, at one moment. The others know the rest as well."""
+
+    missing: str
+    """See GatewaySeen."""
+    bootstrap: bool
+    uptime_s: int
+    sequences: int
+    max_sequences: int
+    in_flight: dict[str, int]
+    """Rooms of this process by worker."""
+    rooms: RoomsSeen
+    buckets: list[Bucket]
+    errors: list[SeenError]
+    """The newest first."""
+    traces: list[ShownTrace]
     """The newest first."""
 
 
@@ -102,8 +122,6 @@ class Sources:
     bootstrap: Callable[[], bool]
     """Whether bootstrap confirms the view."""
     places: Places
-    process: str = ""
-    """See GatewaySeen."""
 
 
 class Board:
@@ -114,34 +132,49 @@ class Board:
         self._started = sources.clock.monotonic()
         self._moments: deque[Moment] = deque()
 
-    def snapshot(self) -> Snapshot:
-        """This moment."""
-        known, now = self._known(), self._from.clock.monotonic()
+    def part(self) -> Part:
+        """What this process knows alone."""
+        source, now = self._from, self._from.clock.monotonic()
+        members = {name: source.pool.member_of(name) for name in source.pool.view.workers}
+        return Part(
+            missing=source.missing(),
+            bootstrap=source.bootstrap(),
+            uptime_s=int(now - self._started),
+            sequences=source.places.used,
+            max_sequences=source.places.most,
+            in_flight={name: member[0].in_flight for name, member in members.items() if member is not None},
+            rooms=rooms_seen(source.rooms.entries(), source.places.used, now),
+            buckets=source.recorder.ring.last(now),
+            errors=list(reversed(source.recorder.errors))[:ERRORS_SHOWN],
+            traces=list(source.traces.last(TRACES_SHOWN)),
+        )
+
+    def snapshot(self, others: Sequence[Part] = (), silent: int = 0) -> Snapshot:
+        """This moment. others: of the other processes of this gateway; silent: how many of them did not answer."""
+        parts = [self.part(), *others]
+        known, now = self._known(others), self._from.clock.monotonic()
         after = moment(known, now)
         before = self._before(after)
-        rates = worker_rates(before, after)
+        errors = merge(*(part.errors for part in parts), key=lambda error: error.time_ms, reverse=True)
+        traces = merge(*(part.traces for part in parts), key=lambda trace: trace.ended_ms, reverse=True)
         return Snapshot(
             time_ms=self._from.clock.wall_ms(),
             gateway=GatewaySeen(
-                missing=self._from.missing(),
-                bootstrap=self._from.bootstrap(),
-                uptime_s=int(now - self._started),
-                sequences=self._from.places.used,
-                max_sequences=self._from.places.most,
+                missing=next((part.missing for part in parts if part.missing), ""),
+                bootstrap=all(part.bootstrap for part in parts),
+                uptime_s=max(part.uptime_s for part in parts),
+                sequences=sum(part.sequences for part in parts),
+                max_sequences=sum(part.max_sequences for part in parts),
                 models=self._from.pool.models(),
-                process=self._from.process,
+                silent=silent,
             ),
-            workers=worker_rows(known, self._from.roster.lost(), rates, now),
+            workers=worker_rows(known, self._from.roster.lost(), worker_rates(before, after), now),
             links=link_rows(before, after),
-            rooms=rooms_seen(self._from.rooms.entries(), self._from.places.used, now),
-            series=series(self._from.recorder.ring.last(now), now),
-            errors=list(reversed(self._from.recorder.errors))[:ERRORS_SHOWN],
-            traces=self._from.traces.last(TRACES_SHOWN),
+            rooms=rooms_together([part.rooms for part in parts]),
+            series=series((bucket for part in parts for bucket in part.buckets), now),
+            errors=list(islice(errors, ERRORS_SHOWN)),
+            traces=list(islice(traces, TRACES_SHOWN)),
         )
-
-    def encoded(self) -> bytes:
-        """This moment as JSON."""
-        return orjson.dumps(self.snapshot())
 
     def _before(self, after: Moment) -> Moment:
         """The oldest moment that is not too long ago; `after` itself if there is none."""
@@ -150,7 +183,7 @@ class Board:
             self._moments.popleft()
         return self._moments[0]
 
-    def _known(self) -> list[KnownWorker]:
+    def _known(self, others: Sequence[Part]) -> list[KnownWorker]:
         found = []
         for worker_id, info in self._from.pool.view.workers.items():
             member = self._from.pool.member_of(worker_id)
@@ -158,5 +191,6 @@ class Board:
                 found.append(KnownWorker(info, False, 0, None, None))
                 continue
             session, status = member
-            found.append(KnownWorker(info, session.up, session.in_flight, status.latest, status.heard_at))
+            in_flight = session.in_flight + sum(part.in_flight.get(worker_id, 0) for part in others)
+            found.append(KnownWorker(info, session.up, in_flight, status.latest, status.heard_at))
         return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
@@ -17,8 +17,11 @@ _NEARLY: Final = 0.99
 class Feed:
     """Makes a snapshot where the last one is older than interval_s and somebody asks for one; all get the same."""
 
-    def __init__(self, make: Callable[[], bytes], clock: Clock, *, max_viewers: int, interval_s: float = 1.0) -> None:
+    def __init__(
+        self, make: Callable[[], Awaitable[bytes]], clock: Clock, *, max_viewers: int, interval_s: float = 1.0
+    ) -> None:
         self._make = make
+        self._making = asyncio.Lock()
         self._clock = clock
         self._max_viewers = max_viewers
         self._interval_s = interval_s
@@ -44,7 +47,7 @@ class Feed:
     async def snapshots(self) -> AsyncIterator[bytes]:
         """A snapshot at once, then one per interval until `close`. Who is slow to take one misses those in between."""
         while not self._closed.is_set():
-            yield self._current()
+            yield await self._current()
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._made_at + self._interval_s - self._clock.monotonic()):
                     await self._closed.wait()
@@ -53,8 +56,9 @@ class Feed:
         """Ends what every viewer gets."""
         self._closed.set()
 
-    def _current(self) -> bytes:
-        now = self._clock.monotonic()
-        if now >= self._made_at + self._interval_s * _NEARLY:
-            self._newest, self._made_at = self._make(), now
-        return self._newest
+    async def _current(self) -> bytes:
+        async with self._making:
+            now = self._clock.monotonic()
+            if now >= self._made_at + self._interval_s * _NEARLY:
+                self._newest, self._made_at = await self._make(), now
+            return self._newest

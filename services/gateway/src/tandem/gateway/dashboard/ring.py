@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Self
 
 from tandem.gateway.dashboard.sketch import Sketch
 
@@ -25,6 +25,17 @@ class Bucket:
     tokens: int = 0
     ttft: Sketch = field(default_factory=Sketch)
     itl: Sketch = field(default_factory=Sketch)
+
+    def plus(self, other: Self) -> Bucket:
+        """What happened to both in the same seconds."""
+        return Bucket(
+            self.number,
+            self.requests + other.requests,
+            self.errors + other.errors,
+            self.tokens + other.tokens,
+            self.ttft.plus(other.ttft),
+            self.itl.plus(other.itl),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +68,9 @@ class Ring:
             bucket = self._buckets[number % BUCKETS] = Bucket(number)
         return bucket
 
-    def last(self, now: float) -> list[Bucket | None]:
-        """BUCKETS buckets up to this moment: empty where nothing happened, None for times before it began."""
-        newest = int(now // BUCKET_S)
-        return [self._held(number) for number in range(newest - BUCKETS + 1, newest + 1)]
+    def last(self, now: float) -> list[Bucket]:
+        """At most BUCKETS buckets up to this moment, empty where nothing happened; none for times before it began."""
+        return [held for number in _numbers(now) if (held := self._held(number)) is not None]
 
     def _held(self, number: int) -> Bucket | None:
         held = self._buckets[number % BUCKETS]
@@ -69,8 +79,21 @@ class Ring:
         return Bucket(number) if number >= self._first else None
 
 
-def series(buckets: Sequence[Bucket | None], now: float) -> Series:
-    """Points of buckets as `Ring.last` gives them at the moment now."""
+def _numbers(now: float) -> range:
+    newest = int(now // BUCKET_S)
+    return range(newest - BUCKETS + 1, newest + 1)
+
+
+def series(held: Iterable[Bucket], now: float) -> Series:
+    """Points up to the moment now, of what one or several rings hold; their clock is the same."""
+    found: dict[int, Bucket] = {}
+    for one in held:
+        known = found.get(one.number)
+        found[one.number] = one if known is None else known.plus(one)
+    return _points([found.get(number) for number in _numbers(now)], now)
+
+
+def _points(buckets: Sequence[Bucket | None], now: float) -> Series:
     ttft = [_quantiles_ms(None if one is None else one.ttft) for one in buckets]
     itl = [_quantiles_ms(None if one is None else one.itl) for one in buckets]
     return Series(

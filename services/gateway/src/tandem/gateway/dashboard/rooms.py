@@ -59,6 +59,18 @@ def rooms_seen(rooms: Sequence[Entry], sequences: int, now: float) -> RoomsSeen:
     )
 
 
+def rooms_together(parts: Sequence[RoomsSeen]) -> RoomsSeen:
+    """The rooms of several processes."""
+    rows = [row for part in parts for row in part.oldest]
+    return RoomsSeen(
+        waiting=sum(part.waiting for part in parts),
+        prefill=sum(part.prefill for part in parts),
+        transfer=sum(part.transfer for part in parts),
+        decode=sum(part.decode for part in parts),
+        oldest=sorted(rows, key=lambda row: row.age_ms, reverse=True)[:OLDEST],
+    )
+
+
 def _row(room: Entry, phase: str, now: float) -> RoomRow:
     facts = room.facts
     return RoomRow(

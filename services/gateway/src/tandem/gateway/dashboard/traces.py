@@ -48,6 +48,8 @@ class ShownTrace:
     """One request."""
 
     request_id: str
+    ended_ms: int
+    """Since 1970."""
     duration_ms: float
     spans: Sequence[TraceStep]
     """Parents before their children."""
@@ -107,7 +109,8 @@ def shown(request_id: str, spans: Sequence[ShownSpan]) -> ShownTrace:
     lines = layout(spans)
     place = {line.span.span_id: number for number, line in enumerate(lines)}
     steps = [_step(line, place.get(line.span.parent_id)) for line in lines]
-    return ShownTrace(request_id, total_ms(lines), steps)
+    began_ms = min((line.span.start_ns for line in lines), default=0) // 1_000_000
+    return ShownTrace(request_id, began_ms + round(total_ms(lines)), total_ms(lines), steps)
 
 
 def _step(line: Line, parent: int | None) -> TraceStep:

@@ -24,7 +24,7 @@ class KnownWorker:
     up: bool
     """Whether its Session is open."""
     in_flight: int
-    """Rooms of this gateway on it."""
+    """Rooms of this gateway on it, of all its processes."""
     status: session_pb2.WorkerStatus | None
     heard_at: float | None
     """Monotonic seconds of its last status."""

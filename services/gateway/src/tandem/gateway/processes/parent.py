@@ -24,7 +24,7 @@ from tandem.gateway.processes.operators import AllAdmin, AllControl, AllTraces
 from tandem.gateway.processes.order import Order
 from tandem.gateway.processes.supervisor import GaveUp, Supervisor
 from tandem.gateway.settings import GatewaySettings
-from tandem.gateway.web.listening import hold_port
+from tandem.gateway.web.listening import hold_port, url_of
 from tandem.rpc import convert, logs
 from tandem.rpc.control import SERVICE_NAME as CONTROL_SERVICE
 from tandem.rpc.control import Controlled, ControlServicer, LogLevel
@@ -90,8 +90,10 @@ class Parent:
         for index in range(self._settings.processes):
             self._tasks.spawn(self._follow(index), f"health of process {index}")
         await self.supervisor.started.wait()
-        announce("gateway", f"{self._settings.host}:{self._port}")
+        address = f"{self._settings.host}:{self._port}"
+        announce("gateway", address)
         announce("admin", admin_address)
+        announce("url", url_of(self._settings, address))
 
     def _command(self, index: int, replaces: bool) -> Sequence[str]:
         changed = {f"{role}_policy": policy for role, policy in self._policies.items()} | self._levels

@@ -36,6 +36,12 @@ class Siblings:
             stub: Any = siblings_pb2_grpc.SiblingServiceStub(channel)
             return await _whole(stub.ReadMetrics(siblings_pb2.ReadMetricsRequest(), timeout=TIMEOUT_S))
 
+    async def board(self, index: int) -> bytes:
+        """What a process has for the dashboard. Raises AioRpcError."""
+        async with open_channel(self.place.address(index)) as channel:
+            stub: Any = siblings_pb2_grpc.SiblingServiceStub(channel)
+            return await _whole(stub.ReadBoard(siblings_pb2.ReadBoardRequest(), timeout=TIMEOUT_S))
+
     async def kept(self, index: int, response_id: str, owner: str) -> Kept:
         """An answer that a process keeps. Raises AioRpcError."""
         async with open_channel(self.place.address(index)) as channel:
@@ -54,9 +60,10 @@ class Siblings:
 class SiblingServicer(siblings_pb2_grpc.SiblingServiceServicer):
     """What this process tells the others."""
 
-    def __init__(self, render: Callable[[], bytes], store: ResponseStore) -> None:
-        """render: this process's metrics, labelled."""
+    def __init__(self, render: Callable[[], bytes], board: Callable[[], bytes], store: ResponseStore) -> None:
+        """render: this process's metrics, labelled. board: what it has for the dashboard."""
         self._render = render
+        self._board = board
         self._store = store
 
     async def ReadMetrics(  # noqa: N802 - the name is the contract's
@@ -66,6 +73,14 @@ class SiblingServicer(siblings_pb2_grpc.SiblingServiceServicer):
         del request, context
         for piece in _pieces(self._render()):
             yield siblings_pb2.ReadMetricsResponse(piece=piece)
+
+    async def ReadBoard(  # noqa: N802
+        self, request: siblings_pb2.ReadBoardRequest, context: _Context
+    ) -> AsyncIterator[siblings_pb2.ReadBoardResponse]:
+        """What this process alone knows for the dashboard."""
+        del request, context
+        for piece in _pieces(self._board()):
+            yield siblings_pb2.ReadBoardResponse(piece=piece)
 
     async def ReadKept(  # noqa: N802
         self, request: siblings_pb2.ReadKeptRequest, context: _Context

@@ -21,11 +21,6 @@ class Place:
     """Where their sockets are; only their user can enter it."""
 
     @property
-    def name(self) -> str:
-        """For people, e.g. "process 0 of 2"."""
-        return f"process {self.share.index} of {self.share.count}"
-
-    @property
     def others(self) -> list[int]:
         """The other processes."""
         return [index for index in range(self.share.count) if index != self.share.index]

@@ -56,6 +56,11 @@ def hold_port(settings: GatewaySettings) -> socket.socket:
     return held
 
 
+def url_of(settings: GatewaySettings, address: str) -> str:
+    """What clients ask at host:port of the HTTP port."""
+    return f"{'http' if settings.http_cert_file is None else 'https'}://{address}"
+
+
 def _family(settings: GatewaySettings) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in settings.host else socket.AF_INET
 

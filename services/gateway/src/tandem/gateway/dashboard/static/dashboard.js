@@ -113,7 +113,7 @@ function facts({ gateway, workers, rooms }) {
   document.title = lost ? `(${lost} lost) Tandem` : "Tandem";
   return [
     gateway.missing ? pill("lost", gateway.missing) : pill("ready"),
-    ...(gateway.process ? [pill("draining", `${gateway.process} only`)] : []),
+    ...(gateway.silent ? [pill("lost", `${gateway.silent} of its processes silent`)] : []),
     ...(gateway.bootstrap ? [] : [pill("draining", "bootstrap out of reach")]),
     ...(lost ? [pill("lost", lost === 1 ? "1 worker lost" : `${lost} workers lost`)] : []),
     h("span", null, h("b", null, String(gateway.sequences)), ` of ${gateway.max_sequences} places taken`),

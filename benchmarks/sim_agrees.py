@@ -115,11 +115,11 @@ def middle(result: Result, name: str) -> float:
 def arguments() -> argparse.ArgumentParser:
     """Of the command line."""
     parser = argparse.ArgumentParser(description="tandem sim serve beside a real system of the mock engine.")
-    engine = ["prefill_us_per_token=200", "decode_us_per_step=20000", "decode_us_per_sequence=200"]
+    engine = ["prefill_us_per_token=400", "decode_us_per_step=40000", "decode_us_per_sequence=400"]
     parser.add_argument("--engine-arg", action="append", default=None, help=f"of the mock; default: {engine}")
     parser.add_argument("--ratios", nargs="+", default=["1:1", "2:2"])
     parser.add_argument("--loads", type=float, nargs="+", default=[0.3, 0.6, 0.9])
-    parser.add_argument("--requests", type=int, default=80, help="of each repeat")
+    parser.add_argument("--requests", type=int, default=60, help="of each repeat")
     parser.add_argument(
         "--repeats", type=int, default=1, help="of each load, with a seed of its own; the median counts"
     )
@@ -127,7 +127,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--spread", type=float, default=0.5)
     parser.add_argument("--batches", default="1,4,12", help="of answers, to calibrate by")
-    parser.add_argument("--probes", type=int, default=3, help="repeats of each probe")
+    parser.add_argument("--probes", type=int, default=5, help="repeats of each probe")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write costs and rows here")
     parser.set_defaults(usual_engine=engine)

@@ -64,6 +64,7 @@ async def test_the_costs_of_a_system_that_follows_the_model_are_found(noise: flo
     prompts, bursts = await probe_prompts(PLAN, system.send, 0), await probe_bursts(PLAN, system.send, 0)
     found = fit(prompts, bursts, await probe_steps(PLAN, system.send, 0), SHAPE)
     assert found.prefill_error < off
+    assert max(map(abs, found.gateway.gap_us)) < 1, "the steps of this system are even"
     assert found.step_error < off
     for tokens in (50, 300, 512):
         assert found.engine.prefill_us_per_batch * 1e-6 + found.engine.prompt_s(tokens, 0) == pytest.approx(
@@ -112,3 +113,11 @@ async def test_too_little_and_failures_are_said() -> None:
 
     with pytest.raises(TandemError, match="http_503_no_worker"):
         await probe_prompts(PLAN, fails, 0)
+
+
+def test_how_uneven_gaps_are_is_found() -> None:
+    prompts = [PromptSample(n, 0.01 + n * 1e-5, 0.01) for n in (10, 100, 500)]
+    steps = [StepSample(s, 10 * s, 0.01, (-0.001, 0.0, 0.0, 0.001)) for s in (1, 2, 4)]
+    gap_us = fit(prompts, [], steps, SHAPE).gateway.gap_us
+    assert (gap_us[0], gap_us[len(gap_us) // 2], gap_us[-1]) == pytest.approx((-1000, 0, 1000))
+    assert sum(gap_us) == pytest.approx(0)

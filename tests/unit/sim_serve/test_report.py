@@ -10,9 +10,10 @@ from typer.testing import CliRunner
 
 from tandem.cli.__main__ import app
 from tandem.cli.bench_serve.document import from_json
-from tandem.cli.bench_serve.numbers import Outcome, flat, parse_slo, summarize
+from tandem.cli.bench_serve.numbers import Outcome, Slo, flat, parse_slo, summarize
 from tandem.cli.sim_serve.cluster import Cluster, ClusterPlan, Run
 from tandem.cli.sim_serve.costs import EngineCosts, GatewayCosts, LinkCosts, WorkerShape
+from tandem.cli.sim_serve.gaps import Gaps
 from tandem.cli.sim_serve.jobs import Ask
 from tandem.cli.sim_serve.model_file import SCHEMA, CostModel, read_model, to_json
 from tandem.cli.sim_serve.report import summary_of
@@ -71,7 +72,9 @@ def test_the_command_writes_what_compare_reads(tmp_path: Path) -> None:
 def test_a_cost_file_is_what_was_written_and_what_it_leaves_out_is_as_by_default(tmp_path: Path) -> None:
     path = tmp_path / "costs.json"
     shape = WorkerShape(9, 10, 11, 12, 13, 14, 15)
-    model = CostModel(EngineCosts(1, 2, 3, 4, 5, 6), LinkCosts(7, 8, 9), shape, "measured", GatewayCosts(16))
+    model = CostModel(
+        EngineCosts(1, 2, 3, 4, 5, 6), LinkCosts(7, 8, 9), shape, "measured", GatewayCosts(16, (-17, 18.5))
+    )
     path.write_text(to_json(model))
     assert read_model(path) == model
     path.write_text(json.dumps({"schema": SCHEMA, "engine": {"step_us": 7}}))
@@ -88,6 +91,8 @@ def test_a_cost_file_is_what_was_written_and_what_it_leaves_out_is_as_by_default
         ({"schema": SCHEMA, "engine": {"step_us": -1}}, "engine.step_us", "at least 0"),
         ({"schema": SCHEMA, "link": {"gbytes_per_s": 0}}, "link.gbytes_per_s", "above 0"),
         ({"schema": SCHEMA, "shape": {"max_running": 1.5}}, "shape.max_running", "a whole number, above 0"),
+        ({"schema": SCHEMA, "gateway": {"gap_us": [1, "2"]}}, "gateway.gap_us", "a list of numbers"),
+        ({"schema": SCHEMA, "gateway": {"gap_us": 1}}, "gateway.gap_us", "a list of numbers"),
         ({"schema": SCHEMA, "shape": {"max_running": True}}, "shape.max_running", "a whole number"),
     ],
 )
@@ -100,3 +105,27 @@ def test_a_bad_cost_file_names_the_field_and_what_is_allowed(
         read_model(path)
     assert (refused.value.reason, refused.value.field) == (ErrorReason.INVALID_ARGUMENT, field)
     assert says in refused.value.message
+
+
+def test_clients_see_gaps_that_are_not_as_even_as_steps() -> None:
+    gaps = Gaps()
+    gaps.add(0.040, 1001)
+    gaps.add(0.080, 1000)
+    seen = gaps.spread([-0.010, 0, 0, 0, 0.020])
+    assert seen.count == 2001
+    assert seen.mean_s == pytest.approx(0.002 + gaps.mean_s, rel=0.01)
+    found = [seen.quantile_s(share) for share in (0.05, 0.2, 0.45, 0.55, 0.7, 0.95)]
+    assert found == pytest.approx([0.030, 0.040, 0.060, 0.070, 0.080, 0.100], rel=0.02)
+    assert gaps.spread(()) is gaps
+
+
+def test_the_report_has_the_gaps_that_clients_see() -> None:
+    asks = [Ask(0.0, ((1, 100),), 50)]
+    even, uneven = (
+        summary_of(Cluster(ClusterPlan(gateway=GatewayCosts(0, gap_us))).run(asks), Slo()).itl_ms
+        for gap_us in ((), (-1000, 1000))
+    )
+    assert even is not None
+    assert uneven is not None
+    assert uneven.p90 - even.p90 == pytest.approx(1, rel=0.05)
+    assert uneven.mean == pytest.approx(even.mean, rel=0.01)

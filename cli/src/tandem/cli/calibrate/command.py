@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -100,6 +101,11 @@ async def _probe(
     return prompts, await probe_bursts(plan, send, seed), await probe_steps(plan, send, seed)
 
 
+def _between(gap_us: Sequence[float]) -> str:
+    low, high = (gap_us[len(gap_us) * share // 100] / 1000 if gap_us else 0.0 for share in (10, 90))
+    return f"{low:+.1f} to {high:+.1f} ms beside their steps (p10 to p90)"
+
+
 def _show(found: Fit, out: Path) -> None:
     engine, link = found.engine, found.link
     print(
@@ -108,6 +114,6 @@ def _show(found: Fit, out: Path) -> None:
         f"step     {engine.step_us:,.0f} us + {engine.step_us_per_sequence:,.1f} us per sequence"
         f" + {engine.step_ns_per_token:,.2f} ns per token of KV; {found.step_error:.1%} off\n"
         f"link     {link.us_per_chunk:,.0f} us per chunk, {link.gbytes_per_s:,.2f} GB/s; {found.link_error:.1%} off\n"
-        f"gateway  {found.gateway.us_per_request:,.0f} us per request\n"
+        f"gateway  {found.gateway.us_per_request:,.0f} us per request; gaps {_between(found.gateway.gap_us)}\n"
         f"written to {out}"
     )

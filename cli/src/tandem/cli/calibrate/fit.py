@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ from tandem.cli.sim_serve.costs import EngineCosts, GatewayCosts, LinkCosts, Wor
 from tandem.core.errors import ErrorReason, TandemError
 
 Floats = NDArray[np.float64]
+_SHARES: Final = (np.arange(50) + 0.5) / 50
+"""Of all gaps, which quantiles are kept of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,8 @@ class StepSample:
     context_tokens: float
     """KV of all of them, on average over the steps."""
     step_s: float
+    off_s: tuple[float, ...] = ()
+    """How much longer than a step the single gaps were."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +110,9 @@ def fit(
     chunk, per_byte = costs = _at_least_0(link_terms, moved)
     link = LinkCosts(1 / max(per_byte * 1e9, 1e-6), chunk * 1e6)
     link_error = _off(link_terms @ costs, moved)
-    return Fit(engine, link, GatewayCosts(gateway * 1e6), prefill_error, step_error, link_error)
+    offs = [off for one in steps for off in one.off_s]
+    spread = tuple((np.quantile(offs, _SHARES) * 1e6).round(1).tolist()) if offs else ()
+    return Fit(engine, link, GatewayCosts(gateway * 1e6, spread), prefill_error, step_error, link_error)
 
 
 def _until(one: BurstSample, shape: WorkerShape) -> tuple[float, float, float]:

@@ -79,15 +79,16 @@ async def probe_steps(plan: ProbePlan, send: Send, seed: int) -> list[StepSample
     for sequences in plan.batches:
         for context in plan.contexts:
             new_tokens = plan.new_tokens
-            seen = list[StepSample]()
+            seen, offs = list[StepSample](), list[float]()
             while len(seen) < plan.repeats:
                 answers = await _at_once(send, keys, context, new_tokens, sequences)
                 if (wanted := plan.new_tokens + _steps_apart(answers)) > new_tokens < _MOST_NEW_TOKENS:
                     new_tokens = min(_MOST_NEW_TOKENS, math.ceil(wanted * 1.25))
                     continue
                 seen.append(_together(answers, context))
+                offs += seen[-1].off_s
             step_s, tokens = np.median([(one.step_s, one.context_tokens) for one in seen], axis=0)
-            samples.append(StepSample(sequences, float(tokens), float(step_s)))
+            samples.append(StepSample(sequences, float(tokens), float(step_s), tuple(offs)))
     return samples
 
 
@@ -103,16 +104,18 @@ def _together(answers: Sequence[AnswerReader], context: int) -> StepSample:
     """What a step took while all of them decoded."""
     every = [_times_s(one) for one in answers]
     start, end = max(times[1] for times in every), min(times[-1] for times in every)
-    steps, tokens = [], 0.0
+    steps, offs, tokens = [], list[float](), 0.0
     for times, answer in zip(every, answers, strict=True):
         inside = np.flatnonzero((times >= start) & (times <= end))
         if len(inside) < 3:
             raise TandemError(ErrorReason.ENGINE_FAILED, f"{len(answers)} answers did not decode together long enough")
         # A piece of a stream may hold more than one token.
         per_piece = (answer.new_tokens - 1) / (len(times) - 1)
-        steps.append((times[inside[-1]] - times[inside[0]]) / (len(inside) - 1) / per_piece)
+        gaps = np.diff(times[inside])
+        steps.append(float(gaps.mean()) / per_piece)
+        offs += (gaps - gaps.mean()).tolist()
         tokens += context + float(inside.mean()) * per_piece
-    return StepSample(len(answers), tokens, float(np.median(steps)))
+    return StepSample(len(answers), tokens, float(np.median(steps)), tuple(offs))
 
 
 def _times_s(answer: AnswerReader) -> NDArray[np.float64]:

@@ -83,3 +83,5 @@ class GatewayCosts:
 
     us_per_request: float = 0.0
     """That a first token comes later for it, on an otherwise idle system; nobody waits for the other meanwhile."""
+    gap_us: tuple[float, ...] = ()
+    """By how much a gap between two tokens, as clients see it, is longer than its step: quantiles, of equal shares."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from typing import Final
 
 BIN: Final = math.log(1.01)
@@ -22,6 +23,19 @@ class Gaps:
         self._bins[round(math.log(max(gap_s, 1e-9)) / BIN)] += count
         self._count += count
         self._total_s += gap_s * count
+
+    def spread(self, offsets_s: Sequence[float]) -> Gaps:
+        """As if equal shares of the gaps of each length were longer by each offset; by none: as they are."""
+        if not offsets_s:
+            return self
+        found = Gaps()
+        for where, count in self._bins.items():
+            share, more = divmod(count, len(offsets_s))
+            for offset_s in offsets_s:
+                found.add(max(math.exp(where * BIN) + offset_s, 1e-6), share)
+            if more:
+                found.add(math.exp(where * BIN), more)
+        return found
 
     @property
     def count(self) -> int:

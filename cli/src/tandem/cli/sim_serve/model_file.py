@@ -61,12 +61,17 @@ def _part(kind: type[Part], name: str, given: Any) -> Part:
         what = f"has {', '.join(strange)}" if isinstance(given, Mapping) else "is no object"
         raise _bad(name, f"'{name}' {what}; its fields are {', '.join(known)}")
     for key, value in given.items():
+        if known[key].type == "tuple[float, ...]":
+            if not isinstance(value, list) or not all(type(one) in (int, float) for one in value):
+                raise _bad(f"{name}.{key}", f"{value!r} is not allowed: a list of numbers")
+            continue
         whole = known[key].type == "int"
         least = "above 0" if key in _ABOVE_ZERO else "at least 0"
         fits = isinstance(value, int) or (not whole and isinstance(value, float))
         if not fits or isinstance(value, bool) or value < 0 or (value == 0 and key in _ABOVE_ZERO):
             raise _bad(f"{name}.{key}", f"{value!r} is not allowed: a {'whole ' if whole else ''}number, {least}")
-    return kind(**given)
+    parts: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    return kind(**parts)
 
 
 def _bad(name: str, text: str) -> TandemError:

@@ -41,7 +41,7 @@ def result_of_runs(
         numbers=tuple(map(flat, summaries)),
         clients=tuple({"cpu_share": 0.0, "left_out": 0} for _ in runs),
         requests=tuple(_columns(run) for _, run in runs),
-        itl_ms=tuple(_quantiles(run.gaps) for _, run in runs),
+        itl_ms=tuple(_quantiles(_seen(run)) for _, run in runs),
     )
 
 
@@ -67,7 +67,7 @@ def summary_of(run: Run, slo: Slo) -> Summary:
         slo_share=kept / planned if planned else 0.0,
         mean_in_flight=sum(run.e2e_s) / duration,
         ttft_ms=spread(_ms(run.ttft_s)),
-        itl_ms=_spread_of(run.gaps),
+        itl_ms=_spread_of(_seen(run)),
         tpot_ms=spread(_ms(run.tpot_s)[np.asarray(run.new_tokens) > 1]),
         e2e_ms=spread(_ms(run.e2e_s)),
         late_ms=None,
@@ -85,6 +85,11 @@ def kept_of(run: Run, slo: Slo) -> NDArray[np.bool_]:
 
 def _ms(seconds: Sequence[float]) -> NDArray[np.float64]:
     return np.asarray(seconds, np.float64) * 1000
+
+
+def _seen(run: Run) -> Gaps:
+    """Gaps as clients see them."""
+    return run.gaps.spread([one * 1e-6 for one in run.plan.gateway.gap_us])
 
 
 def _spread_of(gaps: Gaps) -> Spread | None:

@@ -31,7 +31,7 @@ def calibrate(
     new_tokens: Annotated[int, typer.Option(min=8, max=2048, help="That each answer makes beside the others.")] = 64,
     burst: Annotated[
         int, typer.Option(min=0, max=64, help="Of the longest prompts, that come at once; 0: none do.")
-    ] = 6,
+    ] = 8,
     repeats: Annotated[int, typer.Option(min=1, max=100, help="Of each; the median counts.")] = 5,
     kv_bytes_per_token: Annotated[int, typer.Option(min=1, help="KV of a token: `tandem workers --json`.")] = 131_072,
     chunk_tokens: Annotated[int, typer.Option(min=1, help="Prompt tokens that prefill computes at once.")] = 8192,

@@ -68,13 +68,20 @@ def read_trace_file(path: Path) -> tuple[TraceRow, ...]:
 
 def planned(load: Load, seed: int) -> tuple[list[Planned], int]:
     """What one repeat sends and when, and how many requests of the trace its limits leave out."""
+    rows, left_out = streamed(load, seed)
+    return list(rows), left_out
+
+
+def streamed(load: Load, seed: int) -> tuple[Iterator[Planned], int]:
+    """The same, one after the other: of requests that have not come yet no more than their times is kept."""
     dice = np.random.default_rng(seed)
     moments, questions = _moments(load, dice), _questions(load, seed, dice)
     kept = moments[: load.requests]
     if load.duration_s:
         kept = kept[kept < load.duration_s]
     clip = (clipped(question, load.max_prompt_tokens, load.max_new_tokens) for question in questions)
-    return list(zip(kept.tolist(), islice(clip, len(kept)), strict=True)), len(load.trace) and len(moments) - len(kept)
+    rows = zip(map(float, kept), islice(clip, len(kept)), strict=True)
+    return rows, len(load.trace) and len(moments) - len(kept)
 
 
 def _moments(load: Load, dice: np.random.Generator) -> Times:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,6 +12,7 @@ from tandem.cli.sim_serve.crew import Crew, Rooms, Worker
 from tandem.cli.sim_serve.door import Door, Doorkeeping
 from tandem.cli.sim_serve.gaps import Gaps
 from tandem.cli.sim_serve.jobs import Ask, Job
+from tandem.cli.sim_serve.record import Record, Totals
 from tandem.cli.sim_serve.setting import Setting
 from tandem.cli.sim_serve.workers import DecodeWorker, PrefillWorker, UnifiedWorker
 from tandem.core.errors import ErrorReason, TandemError
@@ -41,7 +41,7 @@ class ClusterPlan:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What became of all requests, in the order in which they ended."""
+    """What became of all requests, in the order in which they ended; of very many (record.MOST_ROWS) evenly some."""
 
     plan: ClusterPlan
     at_s: Sequence[float]
@@ -53,6 +53,8 @@ class Run:
     prompt_tokens: Sequence[int]
     cached_tokens: Sequence[int]
     new_tokens: Sequence[int]
+    totals: Totals
+    """Of all."""
     gaps: Gaps
     refused: Mapping[str, int]
     """Requests without an answer, by reason."""
@@ -78,24 +80,25 @@ class Cluster:
         self._prefills = _crew(plan, Role.PREFILL, plan.prefill * pairs, partial(PrefillWorker, setting))
         self._decodes = _crew(plan, Role.DECODE, plan.decode * pairs, partial(DecodeWorker, setting))
         self._door = Door(self._agenda, plan.keeping, plan.shape, plan.unified or plan.decode, self._enter)
-        self._times = {name: array("d") for name in ("at", "ttft", "tpot", "e2e", "gap")}
-        self._tokens = {name: array("q") for name in ("prompt", "cached", "new")}
+        self._record = Record()
 
     def run(self, asks: Iterable[Ask]) -> Run:
         """All requests, in the order of their times, to their ends."""
         self._await(iter(asks))
         self._agenda.run()
-        times, tokens = self._times, self._tokens
+        at_s, ttft_s, tpot_s, e2e_s, longest_gap_s = self._record.times
+        prompt_tokens, cached_tokens, new_tokens = self._record.counts
         return Run(
             self._plan,
-            at_s=times["at"],
-            ttft_s=times["ttft"],
-            tpot_s=times["tpot"],
-            e2e_s=times["e2e"],
-            longest_gap_s=times["gap"],
-            prompt_tokens=tokens["prompt"],
-            cached_tokens=tokens["cached"],
-            new_tokens=tokens["new"],
+            at_s,
+            ttft_s,
+            tpot_s,
+            e2e_s,
+            longest_gap_s,
+            prompt_tokens,
+            cached_tokens,
+            new_tokens,
+            totals=self._record.totals,
             gaps=self._gaps,
             refused=dict(self._door.turned_away),
             ended_s=self._agenda.now,
@@ -127,19 +130,8 @@ class Cluster:
         decode.room.reserve(job, partial(prefill.submit, job))
 
     def _done(self, job: Job) -> None:
-        if not self._door.left(job):
-            return
-        for name, seconds in (
-            ("at", job.ask.at_s),
-            ("ttft", job.ttft_s),
-            ("tpot", job.tpot_s),
-            ("e2e", job.e2e_s),
-            ("gap", job.longest_gap_s),
-        ):
-            self._times[name].append(seconds)
-        self._tokens["prompt"].append(job.prompt_tokens)
-        self._tokens["cached"].append(job.cached_tokens)
-        self._tokens["new"].append(job.ask.new_tokens)
+        if self._door.left(job):
+            self._record.add(job)
 
     def _busy(self) -> Iterator[tuple[str, float]]:
         total = self._agenda.now or 1.0

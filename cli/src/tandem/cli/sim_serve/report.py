@@ -47,10 +47,10 @@ def result_of_runs(
 
 def summary_of(run: Run, slo: Slo) -> Summary:
     """The definitions are those of tandem.cli.bench_serve.numbers."""
-    answered = len(run.at_s)
-    start = min(run.at_s, default=0.0)
-    duration = max(run.ended_s - start, 1e-9)
-    kept, prompt = int(np.count_nonzero(kept_of(run, slo))), sum(run.prompt_tokens)
+    totals = run.totals
+    answered, prompt = totals.answered, totals.prompt_tokens
+    duration = max(run.ended_s - totals.first_s, 1e-9)
+    kept = float(kept_of(run, slo).mean()) * answered if answered else 0.0
     planned = answered + sum(run.refused.values())
     return Summary(
         planned=planned,
@@ -61,11 +61,11 @@ def summary_of(run: Run, slo: Slo) -> Summary:
         duration_s=duration,
         requests_per_s=answered / duration,
         prompt_tokens_per_s=prompt / duration,
-        output_tokens_per_s=sum(run.new_tokens) / duration,
-        cached_share=sum(run.cached_tokens) / prompt if prompt else 0.0,
+        output_tokens_per_s=totals.new_tokens / duration,
+        cached_share=totals.cached_tokens / prompt if prompt else 0.0,
         goodput_per_s=kept / duration,
         slo_share=kept / planned if planned else 0.0,
-        mean_in_flight=sum(run.e2e_s) / duration,
+        mean_in_flight=totals.e2e_s / duration,
         ttft_ms=spread(_ms(run.ttft_s)),
         itl_ms=_spread_of(_seen(run)),
         tpot_ms=spread(_ms(run.tpot_s)[np.asarray(run.new_tokens) > 1]),

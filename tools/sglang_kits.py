@@ -84,6 +84,9 @@ class Outcomes(unittest.TestResult):
 
 
 def _line(error: BaseException) -> str:
+    """What went wrong. SGLang tries cases again, and where it gives up, its own error hides theirs."""
+    if type(error) is Exception and error.__context__ is not None:
+        error = error.__context__
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 

@@ -210,10 +210,21 @@ async def test_calls_are_blocks_whole_and_streamed() -> None:
     assert events[-2]["delta"]["stop_reason"] == "tool_use"
 
 
+def test_what_the_system_says_among_messages_comes_first() -> None:
+    among = {"role": "system", "content": [{"type": "text", "text": "In French."}]}
+    said = [{"role": "user", "content": "a"}, among, {"role": "assistant", "content": "b"}]
+    for system, wanted in (({}, "In French."), ({"system": "Be kind."}, "Be kind.\nIn French.")):
+        prompt = read_message_call({**ASKED, **system, "messages": said}).items[0].prompt
+        assert isinstance(prompt, ChatPrompt)
+        assert prompt.messages == (Message("system", wanted), Message("user", "a"), Message("assistant", "b"))
+        assert prompt.continue_last
+
+
 REFUSED = [
     ({"model": "tiny", "messages": HELLO}, "max_tokens", "is missing"),
     ({**ASKED, "max_tokens": 0}, "max_tokens", "whole number of 1.."),
-    ({**ASKED, "messages": [{"role": "system", "content": "a"}]}, "messages[0].role", "one of user, assistant"),
+    ({**ASKED, "messages": [{"role": "tool", "content": "a"}]}, "messages[0].role", "one of user, assistant, system"),
+    ({**ASKED, "messages": [{"role": "system", "content": "a"}]}, "messages", "a message of the user"),
     ({**ASKED, "messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages[0].content[0]", "'image'"),
     ({**ASKED, "system": 7}, "system", "a text or a list of text parts"),
     ({**ASKED, "tools": [{"name": "look", "type": "web_search_20250305"}]}, "tools[0].type", "must be 'custom'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from dataclasses import replace
 
 import orjson
 import pytest
@@ -138,6 +139,34 @@ def test_chat_events_begin_with_the_role_and_end_with_done() -> None:
     }
     assert {one["id"] for one in found} == {"chatcmpl-r1"}
     assert {one["object"] for one in found} == {"chat.completion.chunk"}
+
+
+def test_the_last_text_of_a_completion_says_how_it_ended() -> None:
+    sampling, scored = session_pb2.Sampling(), session_pb2.LogprobOptions(top=1)
+    ended = session_pb2.Finish(kind=session_pb2.FINISH_KIND_LENGTH)
+    for logprobs in (None, scored):
+        item = Item(IdsPrompt((1,)), "prompt", sampling, logprobs=logprobs)
+        call = GenerateCall(Api.COMPLETION, "", (item,), stream=True)
+        answer = OpenAiAnswer(call, "tiny", "r1", 5, [Transcript(replace(sequence(), item=item))], chr)
+        last = tokens(1, 66, text="B")
+        last.finish.CopyFrom(ended)
+        last.logprobs.add(token_id=66, logprob=-1)
+        written = answer.events([News(0, tokens(1, 65, text="A"))]) + answer.events([News(0, last)])
+        choices = [orjson.loads(one.removeprefix(b"data: "))["choices"][0] for one in written.strip().split(b"\n\n")]
+        assert [(one["text"], one["finish_reason"]) for one in choices] == [("A", None), ("B", "length")]
+        found = choices[-1]["logprobs"]
+        assert (found and found["tokens"]) == (logprobs and ["B"])
+
+
+@pytest.mark.parametrize("api", [Api.CHAT, Api.COMPLETION])
+def test_events_have_the_counts_so_far_where_they_are_asked_for(api: Api) -> None:
+    item = Item(IdsPrompt((1,)), "prompt", session_pb2.Sampling())
+    call = GenerateCall(api, "", (item,), stream=True, include_usage=True, continuous_usage=True)
+    answer = OpenAiAnswer(call, "tiny", "r1", 5, [Transcript(sequence())], chr)
+    written = b"".join(answer.events([News(0, tokens(1, 65 + place, text="a"))]) for place in range(3)) + answer.end()
+    *events, _, _ = written.split(b"\n\n")
+    counted = [orjson.loads(one.removeprefix(b"data: "))["usage"]["completion_tokens"] for one in events]
+    assert counted == [*([1] if api is Api.CHAT else []), 1, 2, 3, 3]
 
 
 @pytest.mark.parametrize("reason", ErrorReason)

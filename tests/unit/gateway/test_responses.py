@@ -92,6 +92,7 @@ def test_items_become_messages_and_those_of_one_turn_become_one() -> None:
         ({"input": "a", "text": {"format": {"type": "xml"}}}, "text.format.type"),
         ({"input": "a", "text": {"format": {"type": "json_schema", "schema": 1}}}, "text.format.schema"),
         ({"input": "a", "reasoning": {"effort": "some"}}, "reasoning.effort"),
+        ({"input": "a", "previous_response_id": "bad"}, "previous_response_id"),
         ({"input": "a", "background": True}, "background"),
         ({"input": "a", "no_such": 1}, "no_such"),
     ],

@@ -116,6 +116,8 @@ async def test_calls_come_back_whole_and_streamed() -> None:
     async with http_client(workers, limits) as client:
         whole = (await said(workers, client, pieces)).json()["choices"][0]
         stream = (await said(workers, client, pieces, stream=True, logprobs=True)).text
+        options = {"continuous_usage_stats": True}
+        counted = (await said(workers, client, pieces, stream=True, stream_options=options)).text
         kept = (await said(workers, client, pieces, separate_reasoning=False)).json()["choices"][0]
         plain = (await said(workers, client, pieces, tool_choice="none")).json()["choices"][0]
     assert whole["finish_reason"] == "tool_calls"
@@ -134,6 +136,9 @@ async def test_calls_come_back_whole_and_streamed() -> None:
     calls = [call for delta in deltas for call in delta.get("tool_calls", [])]
     assert calls == [{"index": place, **call} for place, call in enumerate(message["tool_calls"])]
     assert [choice["finish_reason"] for choice in choices[-2:]] == [None, "tool_calls"]
+    counting = [json.loads(event.removeprefix("data: "))["usage"] for event in counted.strip().split("\n\n")[:-1]]
+    assert counting[-1]["completion_tokens"] == sum(map(len, pieces))
+    assert [one["completion_tokens"] for one in counting] == sorted(one["completion_tokens"] for one in counting)
     assert kept["message"]["content"].startswith("<think>so</think>Well ")
     assert "reasoning_content" not in kept["message"]
     assert "tool_calls" not in plain["message"]

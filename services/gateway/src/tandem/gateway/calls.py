@@ -135,6 +135,8 @@ class GenerateCall:
     items: tuple[Item, ...]
     stream: bool = False
     include_usage: bool = False
+    continuous_usage: bool = False
+    """Whether every event of a stream has the token counts so far."""
     session: str = ""
     """What the body names the session by; empty if it does not."""
     plan: ResponsePlan | None = None

@@ -81,7 +81,9 @@ class HeardChatAnswer:
     ) -> bytes:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
         document: dict[str, Any] = {**self._chunk_head, "choices": [choice]}
-        if self._call.include_usage:
+        if self._call.continuous_usage:
+            document["usage"] = usage(self._transcripts)
+        elif self._call.include_usage:
             document["usage"] = None
         return event(document)
 

@@ -274,8 +274,15 @@ def _openai_common(limits: SchemaLimits) -> Fields:
         "model": MODEL,
         "stream": STREAM,
         "stream_options": described(
-            "With `stream` only. `include_usage`: a last event with the token counts.",
-            closed({"include_usage": nullable(_BOOLEAN), "include_obfuscation": {}}),
+            "With `stream` only. `include_usage`: a last event with the token counts. `continuous_usage_stats`: those"
+            " so far in every event.",
+            closed(
+                {
+                    "include_usage": nullable(_BOOLEAN),
+                    "continuous_usage_stats": nullable(_BOOLEAN),
+                    "include_obfuscation": {},
+                }
+            ),
         ),
         "n": described("Answers wanted of each prompt; each runs by itself.", integer(1, limits.max_n)),
         "max_tokens": described("New tokens at most.", integer(1, sampling.MAX_NEW_TOKENS)),
@@ -414,7 +421,7 @@ def responses(limits: SchemaLimits) -> Fields:
         "reasoning": described("`effort`: as `reasoning_effort` of a chat.", {"type": "object"}),
         "previous_response_id": described(
             "The answer to go on from: its chat comes before `input`. 404 if it is not kept.",
-            string(1, responses_schema.MAX_ID),
+            {**string(1, responses_schema.MAX_ID), "pattern": f"^{responses_schema.ID_PREFIX}"},
         ),
         "store": described("Whether the answer is kept, for a while; true by default.", _BOOLEAN),
         "metadata": described("Said again in the answer.", {"type": "object"}),

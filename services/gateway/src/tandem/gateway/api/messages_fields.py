@@ -81,9 +81,11 @@ def _anthropic_messages() -> Schema:
     kinds: list[Schema] = [
         {"properties": {"role": {"const": "user"}, "content": content(result)}},
         {"properties": {"role": {"const": "assistant"}, "content": content(call, thought)}, "not": only_thoughts},
+        {"properties": {"role": {"const": "system"}, "content": content()}},
     ]
     message = {"title": "messages", "type": "object", "required": ["role", "content"], "oneOf": kinds}
-    return list_of(message, 1, MAX_MESSAGES)
+    others = {"contains": {"properties": {"role": {"not": {"const": "system"}}}}}
+    return {**list_of(message, 1, MAX_MESSAGES), **others}
 
 
 def count() -> Fields:
@@ -91,7 +93,8 @@ def count() -> Fields:
     return {
         "model": MODEL,
         "messages": described(
-            "The chat so far. An assistant's message at the end is the beginning of the answer.",
+            "The chat so far. An assistant's message at the end is the beginning of the answer; those of the system"
+            " are put before all others.",
             _anthropic_messages(),
         ),
         "tools": described(TOOLS["tools"]["description"], list_of(_ANTHROPIC_TOOL, None, MAX_TOOLS)),

@@ -75,9 +75,13 @@ def read_count(body: dict[str, Any], limits: SchemaLimits) -> TokenizeCall:
 
 def _prompt(fields: Fields) -> ChatPrompt:
     messages = read_anthropic_messages(fields)
-    system = fields.raw("system")
+    said = [one for one in messages if one.role != "system"]
+    if not said:
+        refuse("messages", "must hold a message of the user or of the assistant.")
+    # What the system says among the messages comes first too: few templates have a place for it elsewhere.
+    system = [one.content for one in messages if one.role == "system"]
+    if (first := fields.raw("system")) is not None:
+        system.insert(0, text_of_parts("system", first))
+    head = [Message("system", "\n".join(system))] if system else []
     # An assistant's message at the end is the beginning of the answer.
-    prompt = ChatPrompt(messages, continue_last=messages[-1].role == "assistant")
-    if system is None:
-        return prompt
-    return replace(prompt, messages=(Message("system", text_of_parts("system", system)), *messages))
+    return ChatPrompt((*head, *said), continue_last=said[-1].role == "assistant")

@@ -12,7 +12,7 @@ from tandem.gateway.api.tool_schema import MAX_CALL_ID, MAX_TOOL_NAME, read_tool
 from tandem.gateway.calls import Message
 from tandem.gateway.text.tools import ToolCall, ToolUse
 
-ROLES: Final = ("user", "assistant")
+ROLES: Final = ("user", "assistant", "system")
 _CHOICES: Final = {"auto": "auto", "any": "required", "none": "none"}
 """Anthropic's words for a choice, and OpenAI's."""
 
@@ -29,7 +29,7 @@ def read_anthropic_messages(fields: Fields) -> tuple[Message, ...]:
             refuse(field, f"must be an object with 'role' and 'content', not {kind_of(one)}.")
         role, content = read_role(field, one, ROLES), one.get("content")
         field = f"{field}.content"
-        if not isinstance(content, list):
+        if role == "system" or not isinstance(content, list):
             messages.append(Message(role, text_of_parts(field, content)))
         elif role == "user":
             messages += _users(field, content)

@@ -90,22 +90,24 @@ class OpenAiAnswer:
         for one in news:
             index, delta = one.index, one.delta
             transcript = self._transcripts[index]
-            plain = transcript.sequence.item.logprobs is None
+            plain = transcript.sequence.item.logprobs is None and not self._call.continuous_usage
             offset = 0 if plain else len(transcript.text)
             transcript.add(delta)
             around = self._around_text.get(index)
             if around is None:
                 around = self._around_text[index] = self._chunk(index, self._body(_TEXT), None).rsplit(_QUOTED_TEXT, 1)
                 written += self._greeting(transcript)
-            if plain:
+            finish = transcript.finish_reason
+            # The last text of a completion says how it ended; a chat says so by itself.
+            together = None if self._chat else finish
+            if plain and together is None:
                 if text := delta.text:
                     written += around[0], orjson.dumps(text), around[1]
-            elif delta.text or delta.logprobs:
-                logprobs = self._logprobs(transcript, delta.logprobs, offset)
-                written.append(self._chunk(index, self._body(delta.text), None, logprobs))
-            if transcript.finish is not None:
-                rest: dict[str, Any] = {"delta": {}} if self._chat else {"text": ""}
-                written.append(self._chunk(index, rest, transcript.finish_reason))
+            elif delta.text or delta.logprobs or together is not None:
+                logprobs = self._logprobs(transcript, delta.logprobs, offset) if delta.logprobs else None
+                written.append(self._chunk(index, self._body(delta.text), together, logprobs))
+            if self._chat and finish is not None:
+                written.append(self._chunk(index, {"delta": {}}, finish))
         return b"".join(written)
 
     def end(self) -> bytes:
@@ -127,7 +129,10 @@ class OpenAiAnswer:
         self, index: int, body: dict[str, Any], finish_reason: str | None, logprobs: dict[str, Any] | None = None
     ) -> bytes:
         choice = {"index": index, **body, "logprobs": logprobs, "finish_reason": finish_reason}
-        return self._before + orjson.dumps(choice) + self._behind
+        behind = self._behind
+        if self._call.continuous_usage:
+            behind = b'],"usage":' + orjson.dumps(usage(self._transcripts)) + b"}\n\n"
+        return self._before + orjson.dumps(choice) + behind
 
     def _choice(self, one: Transcript) -> dict[str, Any]:
         body: dict[str, Any] = {"text": one.sequence.echo + one.text}

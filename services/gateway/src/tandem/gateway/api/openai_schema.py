@@ -185,19 +185,21 @@ def _text_prompt(field: str, text: str) -> TextPrompt:
 def _call(api: Api, fields: Fields, items: tuple[Item, ...]) -> GenerateCall:
     stream = fields.boolean("stream")
     options = fields.object("stream_options")
-    include_usage = False
+    include_usage = continuous_usage = False
     if options is not None:
         if not stream:
             refuse("stream_options", "is allowed only with 'stream': true.")
         inner = Fields(options, "stream_options.")
-        inner.require_known(frozenset({"include_usage", "include_obfuscation"}), {})
+        inner.require_known(frozenset({"include_usage", "continuous_usage_stats", "include_obfuscation"}), {})
         include_usage = inner.boolean("include_usage")
+        continuous_usage = inner.boolean("continuous_usage_stats")
     return GenerateCall(
         api,
         fields.text("model", 1, 1024) or "",
         items,
         stream=stream,
         include_usage=include_usage,
+        continuous_usage=continuous_usage,
         session=_session(fields),
         priority=priority_of(fields.text("priority", 1, 16), "priority"),
     )

@@ -15,6 +15,8 @@ from tandem.gateway.api.sampling import MAX_NEW_TOKENS
 from tandem.gateway.calls import Api, ChatPrompt, GenerateCall, Message, ResponsePlan
 from tandem.gateway.text.speech import Parsers
 
+ID_PREFIX: Final = "resp_"
+"""What the id of an answer begins with."""
 MAX_ID: Final = 128
 SAME: Final = (
     "model",
@@ -78,7 +80,7 @@ _PARTS: Final = ("input_text", "output_text", "text")
 
 def new_id() -> str:
     """An id for an answer."""
-    return f"resp_{secrets.token_hex(24)}"
+    return f"{ID_PREFIX}{secrets.token_hex(24)}"
 
 
 def read_response(
@@ -92,6 +94,8 @@ def read_response(
     metadata = fields.object("metadata") or {}
     instructions = fields.text("instructions", 0, 1 << 24)
     previous_id = fields.text("previous_response_id", 1, MAX_ID)
+    if previous_id is not None and not previous_id.startswith(ID_PREFIX):
+        refuse("previous_response_id", f"must be the id of an answer, which begins with {ID_PREFIX!r}.")
     chat: dict[str, Any] = {name: body[name] for name in SAME if name in body}
     chat["max_completion_tokens"] = fields.integer("max_output_tokens", 1, MAX_NEW_TOKENS)
     chat["messages"] = _messages(fields.raw("input"))

@@ -2,31 +2,60 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
 
-from tandem.core.decode_space import Capacity, DecodeSpace
+from tandem.core.decode_space import DecodeSpace
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.fair_queue import Ask, FairQueue, QueueLimits, State
-from tandem.core.ids import Role
+from tandem.core.ids import Incarnation, Role, WorkerId, WorkerLife
+from tandem.core.page_ledger import Seat
+from tandem.gateway.routing.crew import Crew
+from tandem.gateway.routing.decode_room import DecodeRoom
 from tests.support.bootstrap.workers import worker
+from tests.support.gateway.doubles import NotingWorker
 
-BIG = replace(worker("d0", Role.DECODE, incarnation=1), total_pages=10)
-PAGE = BIG.layout.page_size
-
-
-def queue_of(*pages: int, commit: float = 1) -> tuple[FairQueue, DecodeSpace, list[int]]:
-    """Pages of each worker; the list may be changed."""
-    held = list(pages)
-    space = DecodeSpace(lambda _: Capacity.of([replace(BIG, total_pages=one) for one in held]), commit)
-    return FairQueue(QueueLimits(places=100, max_waiting=100), space), space, held
+PAGE = worker("d0", Role.DECODE, incarnation=1).layout.page_size
 
 
-def ask(pages: float, places: int = 1, pool: str = "tiny") -> Ask:
+def worker_life(worker_id: str) -> WorkerLife:
+    """Of a worker in these tests."""
+    return WorkerLife(WorkerId(worker_id), Incarnation(1))
+
+
+class Workers:
+    """Decode workers of one model, which come and go."""
+
+    def __init__(self, *pages: int) -> None:
+        self.crew = Crew[NotingWorker]([])
+        self.nobody = Crew[NotingWorker]([])
+        self.set(*pages)
+
+    def set(self, *pages: int) -> None:
+        """There are so many now, with so many pages."""
+        workers = [NotingWorker(f"d{number}", Role.DECODE) for number in range(len(pages))]
+        for one, total in zip(workers, pages, strict=True):
+            one.info = replace(one.info, total_pages=total)
+        self.crew = Crew(workers)
+
+    def of(self, role: Role, model: str) -> Crew[NotingWorker]:
+        """Each model has the same."""
+        return self.crew if role is Role.DECODE else self.nobody
+
+
+def queue_of(*pages: int, commit: float = 1, patience_s: float = 2) -> tuple[FairQueue, DecodeSpace, Workers]:
+    """Pages of each worker."""
+    workers = Workers(*pages)
+    space = DecodeSpace(workers.of, commit)
+    return FairQueue(QueueLimits(places=100, max_waiting=100, patience_s=patience_s), space), space, workers
+
+
+def ask(pages: float, places: int = 1, pool: str = "tiny", tenant: str = "a") -> Ask:
     """A request whose sequences need so many pages each."""
     tokens = int(pages * PAGE)
-    return Ask("a", tokens * places, places, pool=pool, largest=tokens)
+    return Ask(tenant, tokens * places, places, pool=pool, seats=tuple(Seat(tokens) for _ in range(places)))
 
 
 def test_what_does_not_fit_now_waits_until_it_does() -> None:
@@ -38,13 +67,8 @@ def test_what_does_not_fit_now_waits_until_it_does() -> None:
 
 def test_a_page_that_is_begun_counts_whole() -> None:
     queue, _, _ = queue_of(2)
-    states = [queue.offer(replace(ask(1), cost=1, largest=1), 0).state for _ in range(3)]
+    states = [queue.offer(ask(1 / PAGE), 0).state for _ in range(3)]
     assert states == [State.GRANTED, State.GRANTED, State.WAITING]
-
-
-def test_models_do_not_take_each_others_pages() -> None:
-    queue, _, _ = queue_of(10)
-    assert [queue.offer(ask(10 - 1, pool=model), 0).state for model in "xy"] == [State.GRANTED] * 2
 
 
 def test_what_no_worker_could_ever_hold_is_refused_for_good() -> None:
@@ -55,37 +79,97 @@ def test_what_no_worker_could_ever_hold_is_refused_for_good() -> None:
     assert queue.offer(ask(10), 0).state is State.GRANTED
 
 
-def test_a_request_that_needs_more_than_all_of_them_runs_alone() -> None:
-    queue, _, _ = queue_of(10)
+def test_a_request_that_needs_more_than_all_of_them_goes_on_with_what_fits() -> None:
+    queue, space, _ = queue_of(10)
+    before = queue.offer(ask(1), 0)
     several = queue.offer(ask(8, places=3), 0)
-    assert several.state is State.GRANTED
-    assert queue.offer(ask(1), 0).state is State.WAITING
-    queue.leave(several, 1)
-    assert queue.offer(ask(1), 2).state is State.GRANTED
+    assert several.state is State.WAITING
+    assert queue.leave(before, 1) == [several]
+    assert [seat.worker for seat in several.ask.seats].count(None) == 2
+    queue.leave(several, 2)
+    assert space.room_of(worker_life("d0")) == 10 * PAGE
+
+
+def test_no_worker_is_asked_for_what_only_all_of_them_could_hold() -> None:
+    queue, _, _ = queue_of(10, 10)
+    first, second, third = (queue.offer(ask(6), 0) for _ in range(3))
+    assert [one.state for one in (first, second, third)] == [State.GRANTED, State.GRANTED, State.WAITING]
+    assert {seat.worker for one in (first, second) for seat in one.ask.seats} == {worker_life("d0"), worker_life("d1")}
+    assert queue.offer(ask(4, tenant="b"), 0).state is State.GRANTED, "another tenant's goes by, as it fits"
+    assert queue.leave(second, 1) == [third]
+
+
+def test_a_large_one_gets_a_worker_to_itself_while_small_ones_use_the_others() -> None:
+    queue, space, _ = queue_of(10, 10, patience_s=5)
+    small = [queue.offer(ask(2, tenant="small"), 0) for _ in range(10)]
+    large = queue.offer(ask(10, tenant="large"), 0)
+    waiting = [queue.offer(ask(2, tenant="small"), 0) for _ in range(20)]
+    assert queue.leave(small[0], 1) == waiting[:1], "it has patience"
+    running, ended = small[1:] + waiting[:1], 0
+    while large.state is State.WAITING:
+        running += queue.leave(running.pop(0), 10 + ended)
+        ended += 1
+    assert ended <= len(small), "no more than were there"
+    others = [one for one in running if one is not large]
+    assert len(others) == 5, "the other worker is full all the time"
+    assert {seat.worker for one in others for seat in one.ask.seats} != {large.ask.seats[0].worker}
+    assert space.room_of(large.ask.seats[0].worker or worker_life("")) == 0
 
 
 def test_a_worker_that_comes_makes_room() -> None:
-    queue, space, held = queue_of(10)
+    queue, space, workers = queue_of(10)
     queue.offer(ask(9), 0)
     second = queue.offer(ask(9), 0)
     assert second.state is State.WAITING
-    held.append(10)
+    workers.set(10, 10)
     space.changed()
     assert queue.pump(1) == [second]
 
 
 def test_nothing_is_lost_when_workers_change_while_it_runs() -> None:
-    queue, space, held = queue_of(10)
+    queue, space, workers = queue_of(10)
     tickets = [queue.offer(ask(2), 0) for _ in range(3)]
     assert {ticket.state for ticket in tickets} == {State.GRANTED}
-    held[:] = []
+    workers.set()
     space.changed()
     assert queue.offer(ask(3), 0).state is State.GRANTED, "where nobody decodes, the router says so"
     for ticket in tickets:
         queue.leave(ticket, 1)
-    held[:] = [10]
+    workers.set(10)
     space.changed()
-    assert [queue.offer(ask(2), 2).state for _ in range(3)] == [State.GRANTED] * 2 + [State.WAITING]
+    assert [queue.offer(ask(2), 2).state for _ in range(6)] == [State.GRANTED] * 5 + [State.WAITING]
+
+
+def test_a_seat_moves_to_the_worker_that_was_chosen() -> None:
+    queue, space, workers = queue_of(10, 10)
+    ticket, seat = queue.offer(ask(6), 0), Seat(6 * PAGE)
+    [own] = ticket.ask.seats
+    there, elsewhere = sorted(workers.crew.lives, key=lambda life: life != own.worker)
+    assert space.roomy("tiny", Role.DECODE, own) is None, "all have room for it, counting its own"
+    roomy = space.roomy("tiny", Role.DECODE, seat)
+    assert roomy is not None
+    assert [life for life, fits in zip(workers.crew.lives, roomy, strict=True) if fits] == [elsewhere]
+    space.sit(own, elsewhere)
+    assert (space.room_of(there), space.room_of(elsewhere)) == (10 * PAGE, 4 * PAGE)
+    space.leave(own)
+    assert queue.leave(ticket, 1) == []
+    assert space.room_of(elsewhere) == 10 * PAGE
+
+
+async def test_what_has_its_place_waits_for_a_worker_with_room_before_all_others() -> None:
+    queue, space, _ = queue_of(10)
+    several = queue.offer(ask(8, places=2), 0)
+    seated, standing = sorted(several.ask.seats, key=lambda seat: seat.worker is None)
+    assert (seated.worker, standing.worker) == (worker_life("d0"), None)
+    assert space.full("tiny", standing)
+    room = DecodeRoom(space)
+    waiting = asyncio.create_task(room.wait("tiny", standing))
+    await asyncio.sleep(0)
+    assert queue.offer(ask(2, tenant="b"), 0).state is State.WAITING
+    space.leave(seated)
+    room.freed()
+    await asyncio.wait_for(waiting, 10)
+    assert not space.full("tiny", standing)
 
 
 @pytest.mark.parametrize(("commit", "running"), [(1, 2), (2, 4), (0, 6)])

@@ -138,8 +138,16 @@ def test_what_waits_for_one_pool_is_not_held_up_by_another() -> None:
     free = {"x": 0, "y": 10}
 
     class Pools(Boundless):
+        kept: str | None = None
+
         def fits(self, ask: Ask) -> bool:
-            return free[ask.pool] >= ask.cost
+            return free[ask.pool] >= ask.cost and ask.pool != self.kept
+
+        def put_aside(self, ask: Ask) -> None:
+            self.kept = ask.pool
+
+        def put_back(self) -> None:
+            self.kept = None
 
     queue = FairQueue(QueueLimits(places=10, max_waiting=10, patience_s=1), Pools())
     large = queue.offer(Ask("a", 5, pool="x"), 0)

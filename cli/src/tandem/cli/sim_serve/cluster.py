@@ -12,9 +12,12 @@ from tandem.cli.sim_serve.crew import Crew, Rooms, Worker
 from tandem.cli.sim_serve.door import Door, Doorkeeping
 from tandem.cli.sim_serve.gaps import Gaps
 from tandem.cli.sim_serve.jobs import Ask, Job
+from tandem.cli.sim_serve.pages import whole_pages
 from tandem.cli.sim_serve.record import Record, Totals
 from tandem.cli.sim_serve.setting import Setting
 from tandem.cli.sim_serve.workers import DecodeWorker, PrefillWorker, UnifiedWorker
+from tandem.core.decode_space import Crew as PagedCrew
+from tandem.core.decode_space import DecodeSpace
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import Incarnation, Role, WorkerId, WorkerLife
 from tandem.core.policies import PolicyName
@@ -79,7 +82,10 @@ class Cluster:
         self._unified = _crew(plan, Role.UNIFIED, plan.unified, partial(UnifiedWorker, setting))
         self._prefills = _crew(plan, Role.PREFILL, plan.prefill * pairs, partial(PrefillWorker, setting))
         self._decodes = _crew(plan, Role.DECODE, plan.decode * pairs, partial(DecodeWorker, setting))
-        self._door = Door(self._agenda, plan.keeping, plan.shape, plan.unified or plan.decode, self._enter)
+        crews: Mapping[Role, PagedCrew] = {Role.UNIFIED: self._unified, Role.DECODE: self._decodes}
+        self._space = DecodeSpace(lambda role, _: crews[role], plan.keeping.decode_commit)
+        largest = whole_pages(plan.shape.kv_tokens, plan.shape.page_tokens)
+        self._door = Door(self._agenda, plan.keeping, self._space, largest, self._enter)
         self._record = Record()
 
     def run(self, asks: Iterable[Ask]) -> Run:
@@ -118,16 +124,24 @@ class Cluster:
     def _enter(self, job: Job) -> None:
         """A request has its place in the gateway, and is sent to its workers."""
         if self._plan.unified:
-            worker = self._unified.choose(job.ask)
+            worker = self._seated(Role.UNIFIED, self._unified, job)
             worker.rooms.enter()
             worker.room.reserve(job, partial(worker.submit, job))
             return
-        decode, prefill = self._decodes.choose(job.ask), self._prefills.choose(job.ask)
+        decode, prefill = self._seated(Role.DECODE, self._decodes, job), self._prefills.choose(job.ask)
         job.target = decode
         decode.rooms.enter()
         prefill.rooms.enter()
         # As in Tandem: decode offers its pages, and only then prefill computes.
         decode.room.reserve(job, partial(prefill.submit, job))
+
+    def _seated(self, role: Role, crew: Crew[Worker], job: Job) -> Worker:
+        """A worker with room for an answer, which is kept for it now."""
+        assert job.ticket is not None, "it has a place"
+        (seat,) = job.ticket.ask.seats
+        worker = crew.choose(job.ask, self._space.roomy(job.ticket.ask.pool, role, seat))
+        self._space.sit(seat, worker.rooms.life)
+        return worker
 
     def _done(self, job: Job) -> None:
         if self._door.left(job):
@@ -146,4 +160,4 @@ class Cluster:
 
 def _crew(plan: ClusterPlan, role: Role, count: int, make: Callable[[Rooms], Worker]) -> Crew[Worker]:
     lives = (WorkerLife(WorkerId(f"{role.value}-{number}"), Incarnation(1)) for number in range(count))
-    return Crew(role, plan.policies[role], lives, make, plan.shape.max_running, plan.seed)
+    return Crew(role, plan.policies[role], lives, make, plan.shape, plan.seed)

@@ -10,12 +10,11 @@ from functools import partial
 from typing import Final
 
 from tandem.cli.sim_serve.agenda import Agenda
-from tandem.cli.sim_serve.costs import WorkerShape
 from tandem.cli.sim_serve.jobs import Job
-from tandem.cli.sim_serve.pages import whole_pages
-from tandem.core.decode_space import Capacity, DecodeSpace
+from tandem.core.decode_space import DecodeSpace
 from tandem.core.errors import TandemError
 from tandem.core.fair_queue import Ask, FairQueue, QueueLimits, State, Ticket
+from tandem.core.page_ledger import Seat
 from tandem.core.refusals import Refusal, Refused
 from tandem.core.tenants import Account, Tenant
 
@@ -39,16 +38,16 @@ class Door:
     """Lets requests in when it is their turn."""
 
     def __init__(
-        self, agenda: Agenda, keeping: Doorkeeping, shape: WorkerShape, decoders: int, enter: Callable[[Job], None]
+        self, agenda: Agenda, keeping: Doorkeeping, space: DecodeSpace, largest: int, enter: Callable[[Job], None]
     ) -> None:
-        """decoders: workers whose pages answers live in. enter: takes a request that has its place."""
+        """space: where answers live. largest: tokens of the longest that a worker could hold. enter: takes a request
+        that has its place, and chooses its workers."""
         self.turned_away: Counter[str] = Counter()
         """Requests that got no answer, by reason."""
         self._agenda = agenda
         self._enter = enter
-        self._largest = whole_pages(shape.kv_tokens, shape.page_tokens)
-        capacity = Capacity(self._largest * decoders, shape.page_tokens, self._largest)
-        self._queue = FairQueue(keeping.limits, DecodeSpace(lambda _: capacity, keeping.decode_commit))
+        self._largest = largest
+        self._queue = FairQueue(keeping.limits, space)
         self._accounts: dict[str, Account] = {}
         self._waiting: dict[Ticket, Job] = {}
 
@@ -94,7 +93,7 @@ class Door:
             job.ask.at_s + client.timeout_s,
             tenant.weight,
             tenant.max_concurrent,
-            largest=cost,
+            seats=(Seat(cost),),
         )
         try:
             job.ticket = ticket = self._queue.offer(ask, now)

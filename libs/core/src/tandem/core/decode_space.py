@@ -1,85 +1,177 @@
-"""What decode can hold, so that it is asked for no more: the KV pages of its workers, less what requests may need."""
+"""What decode can hold, so that it is asked for no more: room on each worker, for requests that wait and for rooms.
+
+Pure. A request gets its place when each of its sequences has a seat on some worker (tandem.core.page_ledger). Which
+worker gets a sequence is still the policy's choice, among those with room for it: then its seat moves there.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final, Protocol
 
-from tandem.core.cluster import WorkerInfo
+import numpy as np
+from numpy.typing import NDArray
+
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.fair_queue import Ask
+from tandem.core.ids import Role, WorkerLife
+from tandem.core.page_ledger import PageLedger, PagePool, Places, Seat
+
+MAX_MODELS: Final = 256
+"""Models whose workers' places are kept."""
+
+
+class Crew(Protocol):
+    """The workers of one role that can take a room of a model now. Where they change it is another object."""
+
+    @property
+    def pools(self) -> Sequence[PagePool]:
+        """Their pages, in the order of the crew."""
+
+
+class Nobody:
+    """A crew without workers."""
+
+    pools: Final[tuple[PagePool, ...]] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Capacity:
-    """KV pages of all workers that decode one model."""
+class _Pools:
+    """Workers whose pages answers of one model live in."""
 
-    tokens: int
-    """Of all pages."""
-    page_tokens: int
-    """The largest page."""
-    largest: int
-    """Tokens that one sequence may have at most."""
+    crews: dict[Role, Crew]
+    places: dict[Role, Places]
+    all: Places
 
-    @classmethod
-    def of(cls, workers: Sequence[WorkerInfo]) -> Capacity:
-        """Of those that have registered."""
-        return cls(
-            sum(one.total_pages * one.layout.page_size * one.dp_size for one in workers),
-            max((one.layout.page_size for one in workers), default=1),
-            max((one.total_pages * one.layout.page_size for one in workers), default=0),
-        )
+
+def _nothing() -> None:
+    """Nobody wants to know."""
 
 
 class DecodeSpace:
-    """Counts tokens by model, over all workers of it: which of them gets a sequence is the router's choice."""
+    """One per gateway process, or simulated gateway."""
 
-    def __init__(self, capacity_of: Callable[[str], Capacity], commit: float) -> None:
-        """capacity_of: asked by model. commit: how often the pages are given away; 0 = without a bound."""
-        self._capacity_of = capacity_of
-        self._commit = commit
-        self._tokens: Counter[str] = Counter()
-        self._sequences: Counter[str] = Counter()
-        self._capacities: dict[str, Capacity] = {}
+    def __init__(
+        self,
+        crew: Callable[[Role, str], Crew] = lambda _role, _model: Nobody(),
+        commit: float = 0,
+        on_freed: Callable[[], None] = _nothing,
+    ) -> None:
+        """crew: by role and model. commit: how often pages are given away; 0 = without a bound. on_freed: called when
+        more may fit than before; it may not call back."""
+        self._crew = crew
+        self._bounded = commit > 0
+        self._ledger = PageLedger(commit or 1.0)
+        self._on_freed = on_freed
+        self._pools: dict[str, _Pools] = {}
+        self.standing: Counter[str] = Counter()
+        """Sequences that have their place and wait for a worker with room, by model; kept by who lets them wait.
+        Nobody gets a place for such a model."""
+
+    # ------------------------------------------------------------ for the queue: tandem.core.fair_queue.Space
 
     def require_possible(self, ask: Ask) -> None:
         """Raises INVALID_ARGUMENT for a sequence that no worker's pages could hold."""
-        capacity = self._capacity(ask.pool)
-        if self._commit and capacity.largest and ask.largest > capacity.largest:
+        if not self._bounded:
+            return
+        largest = self._ledger.largest(self._of(ask.pool).all)
+        if largest and ask.largest > largest:
             raise TandemError(
                 ErrorReason.INVALID_ARGUMENT,
                 f"The prompt and its new tokens are up to {ask.largest} tokens; the KV cache of a worker holds"
-                f" {capacity.largest} at most. Ask for fewer new tokens, or shorten the prompt.",
+                f" {largest} at most. Ask for fewer new tokens, or shorten the prompt.",
                 field="max_tokens",
             )
 
     def fits(self, ask: Ask) -> bool:
-        """Whether there are pages for a request now. One may run alone; where nobody decodes, the router says so."""
-        tokens, sequences = self._tokens[ask.pool], self._sequences[ask.pool]
-        if not sequences or not self._commit:
+        """Whether there is a worker with room for each sequence now; where nobody decodes, the router says so.
+
+        Where nothing of this gateway runs, a request of several sequences goes on with those that fit, and the others
+        find their worker as these end: it may need more than all workers have together.
+        """
+        if not self._bounded:
             return True
-        capacity = self._capacity(ask.pool)
-        # The last page of each sequence may be nearly empty.
-        need = tokens + ask.cost + (sequences + ask.places) * (capacity.page_tokens - 1)
-        return not capacity.tokens or need <= capacity.tokens * self._commit
+        places = self._of(ask.pool).all
+        if not places.size:
+            return True
+        if self.standing[ask.pool]:
+            return False
+        return self._ledger.fits_all(places, ask.seats) or (ask.places > 1 and not self._ledger.in_use(places))
 
     def take(self, ask: Ask) -> None:
-        """A request has its place."""
-        self._tokens[ask.pool] += ask.cost
-        self._sequences[ask.pool] += ask.places
+        """A request has its place, and its sequences their seats."""
+        if self._bounded:
+            places = self._of(ask.pool).all
+            if not self._ledger.seat_all(places, ask.seats):
+                for seat in ask.seats:
+                    self._ledger.seat_all(places, (seat,))
 
     def give(self, ask: Ask) -> None:
         """It has ended."""
-        self._tokens[ask.pool] -= ask.cost
-        self._sequences[ask.pool] -= ask.places
+        if sum(self._ledger.leave(seat) for seat in ask.seats):
+            self._on_freed()
+
+    def put_aside(self, ask: Ask) -> None:
+        """Keeps as many workers for a request as it needs, those with most room."""
+        if self._bounded and not self.standing[ask.pool]:
+            self._ledger.put_aside(self._of(ask.pool).all, ask.seats)
+
+    def put_back(self) -> None:
+        """Ends that for all requests."""
+        self._ledger.put_back()
+
+    # ------------------------------------------------------------ for who chooses workers
+
+    def roomy(self, model: str, role: Role, seat: Seat) -> NDArray[np.bool_] | None:
+        """Which workers of a role's crew have room for a sequence; None: all."""
+        if not self._bounded:
+            return None
+        fit = self._ledger.roomy(self._of(model).places[role], seat)
+        return None if fit.all() else fit
+
+    def sit(self, seat: Seat, life: WorkerLife) -> None:
+        """A sequence goes to a worker."""
+        if self._bounded and seat.worker != life:
+            moved = seat.worker is not None
+            self._ledger.sit(seat, life)
+            if moved:
+                self._on_freed()
+
+    def leave(self, seat: Seat) -> None:
+        """A sequence has ended."""
+        if self._ledger.leave(seat):
+            self._on_freed()
+
+    def full(self, model: str, seat: Seat) -> bool:
+        """Whether there are workers, and none has room for a sequence."""
+        if not self._bounded:
+            return False
+        places = self._of(model).all
+        return places.size > 0 and not self._ledger.roomy(places, seat).any()
+
+    # ------------------------------------------------------------ what is told of workers
 
     def changed(self) -> None:
         """Workers have come or gone."""
-        self._capacities.clear()
+        pools = [self._of(model) for model in tuple(self._pools)]
+        crews = [crew for one in pools for crew in one.crews.values()]
+        self._ledger.retain({pool.life for crew in crews for pool in crew.pools})
+        self._pools.clear()
+        self._on_freed()
 
-    def _capacity(self, model: str) -> Capacity:
-        found = self._capacities.get(model)
-        if found is None:
-            found = self._capacities[model] = self._capacity_of(model)
-        return found
+    def room_of(self, life: WorkerLife) -> int:
+        """Tokens of the largest sequence that fits a worker now."""
+        return self._ledger.room_of(life)
+
+    def _of(self, model: str) -> _Pools:
+        crews = {role: self._crew(role, model) for role in (Role.DECODE, Role.UNIFIED)}
+        known = self._pools.get(model)
+        if known is None or any(known.crews[role] is not crew for role, crew in crews.items()):
+            places = {role: self._ledger.places(crew.pools) for role, crew in crews.items()}
+            known = _Pools(crews, places, np.concatenate(list(places.values())))
+            if len(self._pools) >= MAX_MODELS:
+                self._pools.clear()
+            self._pools[model] = known
+        return known

@@ -3,7 +3,8 @@
 Pure: time is handed in, in monotonic seconds. Fairness is start-time fair queueing by the cost of requests in tokens,
 twice: between the classes, by weights so far apart that a higher class nearly always goes first and yet none starves;
 and within a class between tenants, by theirs. A tenant that may have no more places, or whose next request does not fit
-yet, is passed over and keeps its turn. A request that was passed over for `patience_s` gets what comes free.
+yet, is passed over and keeps its turn. A request that was passed over for `patience_s` gets what comes free: of places
+all, of other space as much as is put aside for it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from types import MappingProxyType
 from typing import Final, Generic, Protocol, TypeVar
 
 from tandem.core.errors import ErrorReason, TandemError
+from tandem.core.page_ledger import Seat
 from tandem.core.refusals import Refusal, Refused
 from tandem.core.service_rate import ServiceRate
 
@@ -69,8 +71,13 @@ class Ask:
     """Places that its tenant may have; 0 = all."""
     pool: str = ""
     """What besides places it needs: requests of one pool compete for the same, others do not."""
-    largest: int = 0
-    """Tokens of its largest sequence."""
+    seats: tuple[Seat, ...] = ()
+    """One for each sequence: where it is in that pool."""
+
+    @property
+    def largest(self) -> int:
+        """Tokens of its largest sequence."""
+        return max((seat.tokens for seat in self.seats), default=0)
 
 
 class Space(Protocol):
@@ -88,6 +95,12 @@ class Space(Protocol):
     def give(self, ask: Ask) -> None:
         """It has ended."""
 
+    def put_aside(self, ask: Ask) -> None:
+        """Keeps as much as a request needs from all others, also while it does not fit yet."""
+
+    def put_back(self) -> None:
+        """Ends that for all requests."""
+
 
 class Boundless:
     """Space without an end."""
@@ -104,6 +117,12 @@ class Boundless:
 
     def give(self, ask: Ask) -> None:
         """Nothing is gained."""
+
+    def put_aside(self, ask: Ask) -> None:
+        """There is enough for all."""
+
+    def put_back(self) -> None:
+        """Nothing was kept."""
 
 
 class State(Enum):
@@ -212,8 +231,8 @@ class FairQueue:
         self._bands = {priority: _Band() for priority in Priority}
         self._turns: _Turns[Priority] = _Turns()
         self._running: dict[str, int] = {}
-        self._held: set[str | None] = set()
-        """Pools that are kept for a request which was passed over for too long; None = all places are."""
+        self._places_held = False
+        """Whether places are kept for a request that was passed over for too long."""
         self._busy_since: float | None = None
         """Since when something waits, or the rate was told of it."""
 
@@ -260,9 +279,11 @@ class FairQueue:
     def pump(self, now: float) -> list[Ticket]:
         """Gives places to those whose turn it is; to be called when more fits than before."""
         granted: list[Ticket] = []
-        self._held.clear()
+        kept: set[Ticket] = set()
+        self._places_held = False
+        self._space.put_back()
         while self.waiting and self.used < self.limits.places:
-            ticket = self._next(now)
+            ticket = self._next(now, kept)
             if ticket is None:
                 break
             self._remove(ticket)
@@ -307,9 +328,7 @@ class FairQueue:
     def _goes_at_once(self, ask: Ask) -> bool:
         """Whether it takes nothing from those that wait: none of them fits."""
         band = self._bands[ask.priority]
-        if self._held and (None in self._held or ask.pool in self._held):
-            return False
-        return ask.tenant not in band.flows and self._eligible(ask) and self._room_for(ask)
+        return not self._places_held and ask.tenant not in band.flows and self._eligible(ask) and self._room_for(ask)
 
     def _eligible(self, ask: Ask) -> bool:
         return not ask.most or self._running.get(ask.tenant, 0) + ask.places <= ask.most
@@ -317,11 +336,11 @@ class FairQueue:
     def _room_for(self, ask: Ask) -> bool:
         return self.used + ask.places <= self.limits.places and self._space.fits(ask)
 
-    def _next(self, now: float) -> Ticket | None:
-        """Whose turn it is."""
+    def _next(self, now: float, kept: set[Ticket]) -> Ticket | None:
+        """Whose turn it is. kept: those that space was put aside for."""
         for head in self._heads(now):
             ask = head.ask
-            if ask.pool in self._held or not self._eligible(ask):
+            if head in kept or not self._eligible(ask):
                 continue
             if self._room_for(ask):
                 return head
@@ -330,9 +349,10 @@ class FairQueue:
             if now - head.passed_at < self.limits.patience_s:
                 continue
             if self.used + ask.places > self.limits.places:
-                self._held.add(None)
+                self._places_held = True
                 return None
-            self._held.add(ask.pool)
+            self._space.put_aside(ask)
+            kept.add(head)
         return None
 
     def _heads(self, now: float) -> Iterator[Ticket]:

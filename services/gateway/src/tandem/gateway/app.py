@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from tandem.core.breaker import BreakerSettings
-from tandem.core.cluster import WorkerInfo
-from tandem.core.decode_space import Capacity, DecodeSpace
+from tandem.core.decode_space import DecodeSpace
 from tandem.core.errors import TandemError
 from tandem.core.fair_queue import QueueLimits
 from tandem.core.ids import Role
@@ -37,6 +36,7 @@ from tandem.gateway.dashboard.traces import RecentTraces
 from tandem.gateway.gateway_metrics import GatewayMetrics
 from tandem.gateway.operate.admin import AdminServicer
 from tandem.gateway.operate.cluster_traces import ClusterTraces
+from tandem.gateway.routing.decode_room import DecodeRoom
 from tandem.gateway.routing.health import HealthBook
 from tandem.gateway.routing.held_pages import HeldPages
 from tandem.gateway.routing.pair_costs import PairCosts
@@ -135,6 +135,7 @@ class Gateway:
             loader(HuggingFaceEncoder, settings.tokenizer_threads),
         )
         rooms = RoomBook()
+        self._decode_room, self._room = self._admission(counted)
         router = self._build_router(counted, clock, rooms, held, costs)
         self._admin = GrpcServer(credentials=credentials, on_call=metrics.count_rpc, spans=self._tracing)
         traces = ClusterTraces(self._pool, self._tracing, connect)
@@ -142,7 +143,6 @@ class Gateway:
         self._admin.add(admin_pb2_grpc.add_AdminServiceServicer_to_server, servicer, "tandem.v1.AdminService")
         add_trace_service(self._admin, self._tracing)
         add_control(self._admin, Controlled("gateway", (settings, tls)))
-        self._space, self._room = self._admission(counted)
         self._looking = TaskSupervisor(max_tasks=MAX_TRACES_ASKED)
         recent = RecentTraces(self._tracing.ring, traces.gather, self._looking.spawn)
         seen = Sources(clock, self._pool, rooms, recorder, roster, recent, self._missing, self._knows, self._room)
@@ -237,6 +237,7 @@ class Gateway:
             holders=held,
             on_held=counted.count_held,
             costs=costs,
+            room=self._decode_room,
         )
 
     def _health(self, clock: SystemClock, counted: GatewayMetrics) -> HealthBook:
@@ -255,9 +256,10 @@ class Gateway:
         counted.follow_breakers(lambda: [(i.role, health.state_of(i.life)) for i in self._pool.view.workers.values()])
         return health
 
-    def _admission(self, counted: GatewayMetrics) -> tuple[DecodeSpace, WaitingRoom]:
+    def _admission(self, counted: GatewayMetrics) -> tuple[DecodeRoom, WaitingRoom]:
         settings = self._settings
-        space = DecodeSpace(lambda model: Capacity.of(self._decoding(model)), settings.decode_commit)
+        space = DecodeSpace(self._pool.crew, settings.decode_commit, lambda: decode.freed())
+        decode = DecodeRoom(space, lambda: room.look_again())
         room = WaitingRoom(
             QueueLimits(
                 settings.max_concurrent,
@@ -271,11 +273,7 @@ class Gateway:
         )
         counted.limit.set(settings.max_concurrent)
         counted.follow_waiting(room.waiting, lambda: room.used)
-        return space, room
-
-    def _decoding(self, model: str) -> list[WorkerInfo]:
-        """Workers whose pages answers of a model live in."""
-        return [one.info for role in (Role.DECODE, Role.UNIFIED) for one in self._pool.sessions(role, model)]
+        return decode, room
 
     def _missing(self) -> str:
         """What keeps the gateway from being ready; empty if nothing does."""
@@ -292,8 +290,7 @@ class Gateway:
     async def _publish_readiness(self) -> None:
         while True:
             await self._admin.set_ready(not self._missing())
-            self._space.changed()
-            self._room.look_again()
+            self._decode_room.space.changed()
             await self._pool.wait_changed()
 
     def _build_http(

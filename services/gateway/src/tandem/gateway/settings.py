@@ -179,8 +179,8 @@ class GatewaySettings(Settings):
         default=1.0,
         ge=0,
         le=1000,
-        description="tokens that requests may need at the same time, as a multiple of what decode's KV pages hold; "
-        "who needs more waits. 0 = no bound",
+        description="tokens that requests may need on a worker at the same time, as a multiple of what its KV pages "
+        "hold; who needs more waits. 0 = no bound",
     )
     queue_patience_ms: int = Field(
         default=2000,

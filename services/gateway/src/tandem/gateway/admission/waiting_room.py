@@ -49,7 +49,8 @@ class WaitingRoom:
 
     def look_again(self) -> None:
         """More may fit than before."""
-        self._let_in(self._queue.pump(asyncio.get_running_loop().time()))
+        if self._queue.waiting:
+            self._let_in(self._queue.pump(asyncio.get_running_loop().time()))
 
     @asynccontextmanager
     async def place(self, ask: Ask, span: Span) -> AsyncIterator[None]:

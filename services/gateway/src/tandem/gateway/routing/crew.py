@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Final, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -20,6 +20,7 @@ from tandem.core.cluster import WorkerInfo
 from tandem.core.ids import WorkerLife
 from tandem.core.kv_index import KvMatch
 from tandem.core.layout import KvLayout, mismatches
+from tandem.core.page_ledger import PagePool
 from tandem.gateway.routing.health import Exceptional
 
 
@@ -86,6 +87,12 @@ class Crew(Generic[_M_co]):
 
     def __len__(self) -> int:
         return len(self.workers)
+
+    @cached_property
+    def pools(self) -> Sequence[PagePool]:
+        """The KV pages of each."""
+        infos = (worker.info for worker in self.workers)
+        return tuple(PagePool(one.life, one.total_pages, one.layout.page_size, one.dp_size) for one in infos)
 
     def note_rooms(self, life: WorkerLife, rooms: int) -> None:
         """So many rooms run on a worker now; nothing happens if it is not in here."""

@@ -17,6 +17,7 @@ from tandem.core.affinity import NO_KEY, AffinityKey
 from tandem.core.cluster import WorkerInfo
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import NONCE_BYTES, RequestId, Role, RoomId, WorkerLife, room_from_random
+from tandem.core.page_ledger import Seat
 from tandem.gateway.calls import Sequence
 from tandem.gateway.routing.attempt import Attempt, Worker
 from tandem.gateway.routing.first_token import FirstToken
@@ -84,6 +85,8 @@ class Journey:
     """Monotonic seconds, of the event loop's clock."""
     session: AffinityKey = NO_KEY
     """Of the session that the client named."""
+    seats: tuple[Seat, ...] = ()
+    """Room on decode workers, of each sequence; none: there is no bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,8 @@ class Order:
     """The same, or what is left of it."""
     journey: Journey
     number: int
+    seat: Seat
+    """Its room where it decodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +135,7 @@ class RoomRuns:
         """
         sequence, journey = order.sequence, order.journey
         legs = lives_of(team)
-        submit = self._submit(order.asked, journey, team)
+        submit = self._submit(order, team)
         trace = AttemptTrace(self._tracing, journey.span, sequence, order.number)
         trace.submit(submit, legs, len(order.asked.input_ids) - len(sequence.input_ids))
         attempt = _attempt(submit, team, trace.noting(deliver), first_token)
@@ -141,7 +146,8 @@ class RoomRuns:
             log.warning("attempt %d on %s failed: %s", order.number, " and ".join(map(str, legs.values())), failure)
         return Ran(attempt, failure, first_token)
 
-    def _submit(self, sequence: Sequence, journey: Journey, team: Team) -> session_pb2.Submit:
+    def _submit(self, order: Order, team: Team) -> session_pb2.Submit:
+        sequence, journey = order.asked, order.journey
         room = room_from_random(self._dice.bits(63))
         left_ms = (journey.deadline - asyncio.get_running_loop().time()) * 1000
         if left_ms <= 0:
@@ -158,7 +164,8 @@ class RoomRuns:
             early_first_token=sequence.early_first_token,
         )
         for role, worker in team.items():
-            setattr(submit, _DP_RANKS[role], room % worker.info.dp_size)
+            seated = order.seat.worker == worker.life
+            setattr(submit, _DP_RANKS[role], order.seat.rank if seated else room % worker.info.dp_size)
         return submit
 
 

@@ -8,8 +8,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple, Protocol
+
+import numpy as np
 
 from tandem.core.affinity import NO_KEY
 from tandem.core.breaker import State
@@ -17,6 +19,7 @@ from tandem.core.candidates import Candidates
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import ALONE, Role, WorkerLife
 from tandem.core.kv_index import NOTHING_HELD
+from tandem.core.page_ledger import Seat
 from tandem.core.placement import DEFAULT_UNIFIED_MAX_PROMPT_TOKENS, teams_for
 from tandem.core.policies import (
     BY_HELD_PAGES,
@@ -32,6 +35,7 @@ from tandem.core.retry_budget import BudgetSettings, RetryBudget
 from tandem.gateway.calls import Sequence
 from tandem.gateway.routing.attempt import Attempt
 from tandem.gateway.routing.crew import Among, Crew, layouts_fit
+from tandem.gateway.routing.decode_room import DecodeRoom
 from tandem.gateway.routing.first_token import FirstToken
 from tandem.gateway.routing.health import HealthBook
 from tandem.gateway.routing.hedge import Race
@@ -139,12 +143,14 @@ class Router:
         holders: Holders | None = None,
         on_held: Callable[[Role, int], None] = lambda *_: None,
         costs: PairCosts | None = None,
+        room: DecodeRoom | None = None,
     ) -> None:
         """on_no_budget: hears of each failed attempt that the retry budget leaves as it is. on_hedge: whether the
         second of two rooms for an answer was the one that was heard. on_picked: gets the seconds
         that an attempt has waited for workers. rooms: where those that run are noted.
         health: who is trusted, and hears how rooms end. holders: who holds what. on_held: gets the tokens of each
-        prompt that the chosen worker of a role is known to hold. costs: what pairs cost, for LEAST_COST."""
+        prompt that the chosen worker of a role is known to hold. costs: what pairs cost, for LEAST_COST.
+        room: where answers have it; without a bound if None."""
         self._workers = workers
         self._settings = settings
         self._choosers = {role: _Chooser(policies[role]) for role in Role}
@@ -161,6 +167,8 @@ class Router:
         self._holders = holders or NobodyHolds()
         self._on_held = on_held
         self._costs = costs or PairCosts()
+        self._room = room or DecodeRoom()
+        self._space = self._room.space
         self._holders.serve(self.policies)
         self._memo = PageMemo(MAX_CHUNKS)
 
@@ -184,20 +192,23 @@ class Router:
 
         Cancelling it, and the deadline, end every leg of the room that runs.
         """
+        seat = journey.seats[sequence.index] if journey.seats else Seat(0)
         try:
             async with asyncio.timeout_at(journey.deadline):
-                await self._attempts(sequence, journey, deliver)
+                await self._attempts(sequence, journey, seat, deliver)
         except TimeoutError:
             raise TandemError(ErrorReason.DEADLINE_EXCEEDED, "The request ran out of time.") from None
+        finally:
+            self._space.leave(seat)
 
-    async def _attempts(self, sequence: Sequence, journey: Journey, deliver: Deliver) -> None:
+    async def _attempts(self, sequence: Sequence, journey: Journey, seat: Seat, deliver: Deliver) -> None:
         avoid: set[WorkerLife] = set()
         told, first_token, cause = Told(sequence), FirstToken(), None
         asked = sequence
         self._budget.began(time.monotonic())
         for number in range(1, self._settings.max_attempts + 1):
-            choices = await self._route(sequence, journey, avoid)
-            order = Order(sequence, asked, journey, number)
+            choices = await self._route(sequence, journey, avoid, seat)
+            order = Order(sequence, asked, journey, number, seat)
             if number == 1 and self._settings.hedge_after_ms:
                 ran = await self._hedged(order, choices, lambda delta: deliver(told.add(delta)), avoid)
             else:
@@ -241,8 +252,9 @@ class Router:
         race = Race[Ran](deliver)
 
         def another(tell: Tell) -> Coroutine[Any, Any, Ran] | None:
-            rival = self._rival(order, choices)
-            return None if rival is None else self._run(order, rival, tell, FirstToken())
+            second = replace(order, seat=Seat(order.seat.tokens))
+            rival = self._rival(second, choices)
+            return None if rival is None else self._run_rival(second, rival, tell)
 
         def first(tell: Tell) -> Coroutine[Any, Any, Ran]:
             return self._run(order, choices, tell, FirstToken())
@@ -254,25 +266,37 @@ class Router:
             avoid.update(one.attempt.suspects)
         return ran[-1]
 
+    async def _run_rival(self, order: Order, choices: Choices, deliver: Tell) -> Ran:
+        try:
+            return await self._run(order, choices, deliver, FirstToken())
+        finally:
+            self._space.leave(order.seat)
+
     def _rival(self, order: Order, choices: Choices) -> Choices | None:
         """Workers that have nothing to do with others; None where there are none, or the retry budget is spent."""
         lives = set(lives_of(_team(choices)).values())
         try:
-            rival = self.pick(self._wish(order.sequence, order.journey, lives))
+            rival = self.pick(self._wish(order.sequence, order.journey, lives, order.seat))
         except TandemError:
             return None
         if lives & set(lives_of(_team(rival)).values()) or not self._budget.take(time.monotonic()):
             return None
+        self._seat(order.seat, rival)
         return rival
 
-    def _wish(self, sequence: Sequence, journey: Journey, avoid: Collection[WorkerLife]) -> Wish:
-        tokens, ids = self._settings.prefix_tokens, sequence.input_ids
-        return Wish(sequence.model, avoid, journey.session, tokens, ids, self._memo)
+    def _seat(self, seat: Seat, choices: Choices) -> None:
+        """It is to decode where it was chosen to."""
+        self._space.sit(seat, (choices.get(Role.DECODE) or choices[Role.UNIFIED]).worker.life)
 
-    async def _route(self, sequence: Sequence, journey: Journey, avoid: set[WorkerLife]) -> Choices:
+    def _wish(self, sequence: Sequence, journey: Journey, avoid: Collection[WorkerLife], seat: Seat) -> Wish:
+        tokens, ids = self._settings.prefix_tokens, sequence.input_ids
+        return Wish(sequence.model, avoid, journey.session, tokens, ids, self._memo, seat)
+
+    async def _route(self, sequence: Sequence, journey: Journey, avoid: set[WorkerLife], seat: Seat) -> Choices:
         trace = RouteTrace(self._tracing, journey.span, sequence, len(avoid))
         try:
-            choices = await self._pick_in_time(self._wish(sequence, journey, avoid))
+            choices = await self._pick_in_time(self._wish(sequence, journey, avoid, seat))
+            self._seat(seat, choices)
         except TandemError as error:
             trace.failed(error)
             raise
@@ -291,7 +315,7 @@ class Router:
 
     async def _pick_in_time(self, wish: Wish) -> Choices:
         """As `pick`; but what failed an attempt, or came just before the first, may have hit every Session, so it
-        waits for them a while.
+        waits for them a while; and for room as long as it takes.
         """
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -302,8 +326,12 @@ class Router:
                 self._on_picked(loop.time() - began)
                 return picked
             except TandemError:
-                if loop.time() >= until or not (wish.avoid or self._workers.known(wish.model)):
+                full = self._space.full(wish.model, wish.seat)
+                if not full and (loop.time() >= until or not (wish.avoid or self._workers.known(wish.model))):
                     raise
+            if full:
+                await self._room.wait(wish.model, wish.seat)
+                continue
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(until):
                     await self._workers.wait_changed()
@@ -334,14 +362,14 @@ class Router:
         return tokens - page_size * unified.most_held(self._holders.match(wish.pages(page_size)))
 
     def _alone(self, unified: Crew[RoutableWorker], wish: Wish, only_good: bool) -> Choices | None:
-        choice = self._choose(Role.UNIFIED, unified, None, wish, only_good)
+        choice = self._choose(Role.UNIFIED, unified, self._with_room(Role.UNIFIED, None, wish), wish, only_good)
         return None if choice is None else {Role.UNIFIED: choice}
 
     def _pair(self, wish: Wish, only_good: bool) -> Choices | None:
         """A decode and a prefill worker whose layouts fit."""
         prefills = self._workers.crew(Role.PREFILL, wish.model)
         decodes = self._workers.crew(Role.DECODE, wish.model)
-        fitting = decodes.fitting(prefills.layouts)
+        fitting = self._with_room(Role.DECODE, decodes.fitting(prefills.layouts), wish)
         policies = self._choosers[Role.PREFILL].policy, self._choosers[Role.DECODE].policy
         if policies == (PolicyName.LEAST_COST, PolicyName.LEAST_COST):
             return self._cheapest(prefills, self._candidates(decodes, fitting, wish, only_good), wish, only_good)
@@ -351,6 +379,13 @@ class Router:
         layouts = decodes.layouts if len(decodes.layouts) == 1 else (decode.worker.info.layout,)
         prefill = self._choose(Role.PREFILL, prefills, prefills.fitting(layouts), wish, only_good)
         return None if prefill is None else {Role.PREFILL: prefill, Role.DECODE: decode}
+
+    def _with_room(self, role: Role, among: Among, wish: Wish) -> Among:
+        """Those of a crew that have room for the answer."""
+        roomy = self._space.roomy(wish.model, role, wish.seat)
+        if roomy is None:
+            return among
+        return np.flatnonzero(roomy) if among is None else among[roomy[among]]
 
     def _candidates(self, crew: Crew[RoutableWorker], among: Among, wish: Wish, only_good: bool) -> Candidates:
         """only_good: rather none than one that has failed the request or is not trusted."""

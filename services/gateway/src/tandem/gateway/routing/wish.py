@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 
 from tandem.core.affinity import AffinityKey, key_of_prefix
 from tandem.core.ids import WorkerLife
+from tandem.core.page_ledger import Seat
 from tandem.core.prompt_pages import PageMemo, PromptPages
 
 
@@ -23,6 +24,8 @@ class Wish:
     """How many tokens of a prompt are its beginning."""
     ids: Sequence[int]
     memo: PageMemo
+    seat: Seat = field(default_factory=partial(Seat, 0))
+    """Its room where it decodes: workers that have none, besides the one where it is, are left out."""
 
     @cached_property
     def prefix(self) -> AffinityKey:

@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from tandem.core.affinity import key_of_text
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.fair_queue import Ask
+from tandem.core.page_ledger import Seat
 from tandem.core.refusals import Refused
 from tandem.core.tenants import Account
 from tandem.gateway.admission.slots import Slots
@@ -197,11 +198,14 @@ class GenerationEndpoint:
         with works.tenants.charged(account, ask.cost) as bill:
             visit.headers.update(works.tenants.headers(account))
             async with works.room.place(ask, visit.span):
-                await self._generate(request, sequences, bill)
+                await self._generate(request, sequences, ask.seats, bill)
 
-    async def _generate(self, request: _Request, sequences: tuple[Sequence, ...], bill: Bill) -> None:
+    async def _generate(
+        self, request: _Request, sequences: tuple[Sequence, ...], seats: tuple[Seat, ...], bill: Bill
+    ) -> None:
         call, visit, watch = request.call, request.visit, request.watch
-        journey = Journey(visit.request_id, visit.span, request.deadline, key_of_text(visit.session or call.session))
+        session = key_of_text(visit.session or call.session)
+        journey = Journey(visit.request_id, visit.span, request.deadline, session, seats)
         transcripts = [Transcript(sequence) for sequence in sequences]
         answer = self._shape(call, visit, watch, transcripts)
         try:
@@ -346,7 +350,7 @@ def _ask(request: _Request, sequences: SequenceOf[Sequence]) -> Ask:
         tenant.weight,
         tenant.max_concurrent,
         sequences[0].model,
-        max(len(one.input_ids) + one.sampling.max_new_tokens for one in sequences),
+        tuple(Seat(len(one.input_ids) + one.sampling.max_new_tokens) for one in sequences),
     )
 
 

@@ -1,0 +1,218 @@
+"""How much room each worker's KV pages have, less what the sequences that were sent there may come to need.
+
+Pure. A sequence has a Seat: room on one worker for its prompt and all that may follow, from before it is sent until it
+has ended. What is promised to others there is what the worker says of it. Room is counted in tokens, seats in whole
+pages; a worker's data parallel ranks have pages of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tandem.core.ids import WorkerLife
+
+
+@dataclass(frozen=True, slots=True)
+class PagePool:
+    """The KV pages of one life of a worker."""
+
+    life: WorkerLife
+    pages: int
+    """Of each rank."""
+    page_tokens: int
+    ranks: int = 1
+    """Data parallel ranks, each with pages of its own."""
+
+
+Places = NDArray[np.intp]
+"""Of workers, in a ledger."""
+
+
+@dataclass(slots=True, eq=False)
+class Seat:
+    """Room of one sequence, on one worker at most."""
+
+    tokens: int
+    """Of its prompt, and those that it may generate."""
+    worker: WorkerLife | None = None
+    """Where it is; None: nowhere."""
+    rank: int = 0
+    """Data parallel rank there."""
+    pages: int = 0
+    """So many are kept for it there."""
+
+
+@dataclass(slots=True)
+class _Account:
+    """One life of one worker."""
+
+    place: int
+    page_size: int
+    total: int
+    """Pages of each rank."""
+    limit: int
+    """Those that may be given away of each rank."""
+    seats: int = 0
+    others: int = 0
+    """Pages that are promised to others, on the fullest rank."""
+    own: list[int] = field(default_factory=list)
+    """Pages of our seats, by rank."""
+
+    @property
+    def rank(self) -> int:
+        """The one with most room."""
+        return min(range(len(self.own)), key=self.own.__getitem__)
+
+    @property
+    def room(self) -> int:
+        """Tokens of the largest sequence that fits now. Where nobody is, one may have all pages."""
+        least = min(self.own)
+        limit = self.limit if least or self.others else max(self.limit, self.total)
+        return max(0, limit - self.others - least) * self.page_size
+
+
+class PageLedger:
+    """Accounts of workers, and an array over all, so that a choice among a thousand does not touch each of them."""
+
+    def __init__(self, commit: float = 1.0) -> None:
+        """commit: how often pages are given away, above 0."""
+        self._commit = commit
+        self._accounts: dict[WorkerLife, _Account] = {}
+        self._spare: list[int] = []
+        """Places of accounts that are closed."""
+        self._room = np.zeros(0, np.int64)
+        self._whole = np.zeros(0, np.int64)
+        """Tokens of the largest sequence that fits a worker without any others."""
+        self._aside = np.zeros(0, np.bool_)
+        """Workers that are kept for one that waits."""
+        self._any_aside = False
+        self._lives: list[WorkerLife] = []
+        """By place."""
+
+    def places(self, pools: Iterable[PagePool]) -> Places:
+        """Where these workers are, in their order; it holds until `retain` closes one."""
+        return np.array([self._account(pool).place for pool in pools], np.intp)
+
+    def retain(self, lives: Collection[WorkerLife]) -> None:
+        """Closes the accounts of all others, but those that still have seats."""
+        for life in [life for life, one in self._accounts.items() if not one.seats and life not in lives]:
+            place = self._accounts.pop(life).place
+            self._spare.append(place)
+            self._room[place] = self._whole[place] = self._aside[place] = 0
+
+    def told(self, pool: PagePool, others: int) -> bool:
+        """A worker says how many pages it has promised to others. Whether that leaves more room than before."""
+        account = self._account(pool)
+        less, account.others = others < account.others, others
+        self._room[account.place] = account.room
+        return less
+
+    def room_of(self, life: WorkerLife) -> int:
+        """Tokens of the largest sequence that fits a worker now; 0 for one that is not known."""
+        account = self._accounts.get(life)
+        return 0 if account is None else account.room
+
+    def roomy(self, places: Places, seat: Seat) -> NDArray[np.bool_]:
+        """Which of these workers have room for a sequence: of those that are kept for others, none but its own."""
+        fit: NDArray[np.bool_] = self._room[places] >= seat.tokens
+        if self._any_aside:
+            fit &= ~self._aside[places]
+        if seat.worker is not None and seat.worker in self._accounts:
+            fit |= places == self._accounts[seat.worker].place
+        return fit
+
+    def fits_all(self, places: Places, seats: Sequence[Seat]) -> bool:
+        """Whether `seat_all` would seat them."""
+        if len(seats) == 1:
+            return bool(self.roomy(places, seats[0]).any())
+        fit = self.seat_all(places, seats)
+        for seat in seats if fit else ():
+            self.leave(seat)
+        return fit
+
+    def seat_all(self, places: Places, seats: Sequence[Seat]) -> bool:
+        """Seats all of them on the workers with most room, the largest first, or none."""
+        for done, seat in enumerate(ordered := sorted(seats, key=lambda one: -one.tokens)):
+            room = np.where(self._aside[places], -1, self._room[places])
+            best = int(room.argmax()) if room.size else 0
+            if not room.size or room[best] < seat.tokens:
+                for one in ordered[:done]:
+                    self.leave(one)
+                return False
+            self.sit(seat, self._lives[places[best]])
+        return True
+
+    def sit(self, seat: Seat, life: WorkerLife) -> None:
+        """Moves a sequence to a worker, whether it has room or not."""
+        if seat.worker == life:
+            return
+        self.leave(seat)
+        account = self._accounts.get(life)
+        if account is None:
+            return
+        seat.worker, seat.rank = life, account.rank
+        seat.pages = -(-seat.tokens // account.page_size)
+        account.own[seat.rank] += seat.pages
+        account.seats += 1
+        self._room[account.place] = account.room
+
+    def leave(self, seat: Seat) -> bool:
+        """A sequence has ended, or looks for another worker. Whether it was anywhere."""
+        if seat.worker is None:
+            return False
+        account = self._accounts[seat.worker]
+        account.own[seat.rank] -= seat.pages
+        account.seats -= 1
+        self._room[account.place] = account.room
+        seat.worker, seat.rank, seat.pages = None, 0, 0
+        return True
+
+    def largest(self, places: Places) -> int:
+        """Tokens of the largest sequence that any of these workers could ever hold; 0 where there are none."""
+        return int(self._whole[places].max()) if places.size else 0
+
+    def in_use(self, places: Places) -> bool:
+        """Whether any of these workers has a seat of ours."""
+        return any(self._accounts[self._lives[place]].seats for place in places)
+
+    def put_aside(self, places: Places, seats: Iterable[Seat]) -> None:
+        """Keeps as few of these workers as may hold all of `seats`, those with most room first: nobody else is seated
+        there until `put_back`, so that what comes free on them gathers."""
+        left: dict[int, int] = {}
+        for seat in sorted(seats, key=lambda one: -one.tokens):
+            kept = next((place for place, tokens in left.items() if tokens >= seat.tokens), None)
+            if kept is None:
+                free = places[(self._whole[places] >= seat.tokens) & ~self._aside[places]]
+                if not free.size:
+                    continue
+                kept = int(free[self._room[free].argmax()])
+                left[kept] = int(self._whole[kept])
+                self._aside[kept] = self._any_aside = True
+            left[kept] -= seat.tokens
+
+    def put_back(self) -> None:
+        """Nobody is kept for anybody any more."""
+        if self._any_aside:
+            self._aside[:] = self._any_aside = False
+
+    def _account(self, pool: PagePool) -> _Account:
+        account = self._accounts.get(pool.life)
+        if account is None:
+            limit = int(pool.pages * self._commit)
+            place = self._spare.pop() if self._spare else self._new_place(pool.life)
+            self._lives[place] = pool.life
+            account = _Account(place, pool.page_tokens, pool.pages, limit, own=[0] * pool.ranks)
+            self._accounts[pool.life] = account
+            self._room[place] = account.room
+            self._whole[place] = account.total * account.page_size
+        return account
+
+    def _new_place(self, life: WorkerLife) -> int:
+        self._lives.append(life)
+        self._room, self._whole = (np.append(array, 0) for array in (self._room, self._whole))
+        self._aside = np.append(self._aside, False)
+        return len(self._room) - 1

@@ -91,6 +91,7 @@ def families() -> dict[str, list[Family]]:
     counted.follow(tuple, lambda: False)
     counted.follow_breakers(tuple)
     counted.follow_waiting(dict, int)
+    counted.follow_room(dict)
     counted.follow_held(KvIndex(0))
     return {
         "gateway": gateway.families,

@@ -10,6 +10,7 @@ import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -24,6 +25,17 @@ PROCESSES = ("0", "1")
 WAIT_S = 60
 PAUSE_S = 0.1
 """Between two questions about what is to come."""
+SMALL_PAGES, PAGE = 20, 16
+LARGE_PAGES = 12
+"""More than half of the worker."""
+SLOW = {
+    "model": MODEL,
+    "prompt": list(range(100, 100 + 2 * PAGE)),
+    "max_tokens": (LARGE_PAGES - 2) * PAGE,
+    "ignore_eos": True,
+    "stream": True,
+}
+LARGE = {"model": MODEL, "prompt": list(range(100, 100 + LARGE_PAGES * PAGE - 2)), "max_tokens": 2}
 SHORT = {"model": MODEL, "prompt": "Once upon a time", "max_tokens": 2}
 LONG = {**SHORT, "max_tokens": 4000, "ignore_eos": True}
 """Forty seconds, as each step of decode takes 10 ms."""
@@ -278,3 +290,46 @@ async def begin(system: System) -> tuple[str, asyncio.Task[bytes]]:
     await begun.wait()
     after = await told(system, "tandem_gateway_sequences_in_flight")
     return next(process for process in PROCESSES if after[process] > before[process]), reading
+
+
+async def test_each_process_leaves_the_room_that_the_other_has_given_away(tmp_path: Path) -> None:
+    """Requests that fit the only decode worker one by one come to both processes, two of them at a time."""
+    pages = ("--engine-arg", f"pages={SMALL_PAGES}", "--engine-arg", "decode_us_per_step=250000")
+    options = ("--engine", "mock", "--model-name", MODEL, "--gateway-processes", "2", *pages)
+    with running_system(tmp_path, *options) as system:
+        whole = SMALL_PAGES * PAGE
+        both = dict.fromkeys(PROCESSES, whole)
+        await until_room(system, both)
+        async with connection(system) as client, client.stream("POST", "/v1/completions", json=SLOW) as running:
+            lines = running.aiter_lines()
+            await anext(lines)
+            left = (whole - LARGE_PAGES * PAGE) // PAGE * PAGE
+            await until_room(system, dict.fromkeys(PROCESSES, left))
+            asked = {one: asyncio.create_task(complete_large(system)) for one in range(4)}
+            await until(system, "tandem_gateway_waiting", lambda waiting: sum(waiting.values()) == len(asked))
+            rooms = await told(system, "tandem_gateway_rooms")
+            assert sum(rooms.values()) <= 2, "the two legs of the one that runs"
+            assert not any(task.done() for task in asked.values())
+        await asyncio.gather(*asked.values())
+        await until_room(system, both)
+
+
+async def complete_large(system: System) -> None:
+    """One of a large prompt, over a connection of its own."""
+    async with connection(system) as client:
+        response = await client.post("/v1/completions", json=LARGE)
+        assert response.status_code == 200, response.text
+
+
+async def until_room(system: System, expected: dict[str, int]) -> None:
+    """Waits until each process knows of so much room, in tokens."""
+    await until(system, "tandem_gateway_decode_room_tokens", lambda room: room == expected)
+
+
+async def until(system: System, series: str, holds: Callable[[dict[str, float]], bool]) -> None:
+    """Waits until something holds of a metric of each process."""
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            if holds(await told(system, series)):
+                return
+            await asyncio.sleep(PAUSE_S)

@@ -11,7 +11,7 @@ from tandem.core.decode_space import DecodeSpace
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.fair_queue import Ask, FairQueue, QueueLimits, State
 from tandem.core.ids import Incarnation, Role, WorkerId, WorkerLife
-from tandem.core.page_ledger import Seat
+from tandem.core.page_ledger import PageLedger, PagePool, Seat
 from tandem.gateway.routing.crew import Crew
 from tandem.gateway.routing.decode_room import DecodeRoom
 from tests.support.bootstrap.workers import worker
@@ -176,3 +176,42 @@ async def test_what_has_its_place_waits_for_a_worker_with_room_before_all_others
 def test_pages_may_be_given_away_more_than_once(commit: float, running: int) -> None:
     queue, _, _ = queue_of(11, commit=commit)
     assert [queue.offer(ask(4.5), 0).state for _ in range(6)].count(State.GRANTED) == running
+
+
+def test_what_other_gateways_have_there_is_no_room() -> None:
+    queue, space, _ = queue_of(10, 6)
+    d0, d1 = worker_life("d0"), worker_life("d1")
+    space.told(d0, (7,))
+    assert queue.offer(ask(5), 0).ask.seats[0].worker == d1
+    assert [space.room_of(life) for life in (d0, d1)] == [3 * PAGE, PAGE]
+    assert space.largest_now(["tiny"]) == {"tiny": 3 * PAGE}
+    waiting = queue.offer(ask(9), 0)
+    assert waiting.state is State.WAITING
+    space.told(d0, (1,))
+    assert queue.pump(1) == [waiting]
+    assert space.room_of(d0) == 0
+
+
+@pytest.mark.parametrize("end", [(0,), ()], ids=["they have ended", "the worker is not heard any more"])
+def test_who_waits_is_woken_when_others_have_less(end: tuple[int, ...]) -> None:
+    woken: list[None] = []
+    space = DecodeSpace(Workers(10).of, 1, lambda: woken.append(None))
+    space.told(worker_life("d0"), (8,))
+    assert space.largest_now(["tiny"]) == {"tiny": 2 * PAGE}, "also of what was told before anybody asked"
+    space.told(worker_life("d0"), (9,))
+    assert not woken
+    space.told(worker_life("d0"), end)
+    assert woken
+    assert space.largest_now(["tiny"]) == {"tiny": 10 * PAGE}
+
+
+def test_a_sequence_goes_to_the_rank_where_others_have_least() -> None:
+    ledger = PageLedger()
+    pool = PagePool(worker_life("d0"), pages=10, page_tokens=PAGE, ranks=3)
+    ledger.told(pool.life, (6, 2, 4))
+    ledger.places([pool])
+    seats = [Seat(3 * PAGE) for _ in range(3)]
+    for seat in seats:
+        ledger.sit(seat, pool.life)
+    assert [seat.rank for seat in seats] == [1, 2, 1]
+    assert ledger.room_of(pool.life) == 4 * PAGE

@@ -35,10 +35,9 @@ def test_shares_add_up(whole: int) -> None:
 
 
 def test_bounds_of_the_gateway_are_shared_out() -> None:
-    settings = GatewaySettings.load(model_path="m", processes=3, max_concurrent=10, decode_commit=1.5)
+    settings = GatewaySettings.load(model_path="m", processes=3, max_concurrent=10)
     parts = [shared_out(settings, Share(index, 3)) for index in range(3)]
     assert [part.max_concurrent for part in parts] == [4, 3, 3]
-    assert all(part.decode_commit == 0.5 for part in parts)
 
 
 @pytest.mark.parametrize("field", sorted({*SHARED_OUT} - {"kept_responses_bytes"}))

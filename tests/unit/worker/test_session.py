@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from tandem.core.errors import CATALOGUE
-from tandem.core.ids import Incarnation, Role, RoomId, WorkerId, WorkerLife
+from tandem.core.ids import Incarnation, RankId, Role, RoomId, WorkerId, WorkerLife
 from tandem.core.room.events import Why
 from tandem.core.version import CURRENT
 from tandem.engine.port import Job, Sink
 from tandem.engine.worker.leg_trace import LegTraces
+from tandem.engine.worker.page_shares import PageShares
 from tandem.engine.worker.session import Session
 from tandem.rpc import convert
 from tandem.rpc.tracing import names
@@ -30,13 +31,14 @@ class Host:
 
     role = Role.PREFILL
     life = WorkerLife(WorkerId("p0"), Incarnation(1))
-    facts: Any = SimpleNamespace(context_tokens=100, model="m")
+    facts: Any = SimpleNamespace(context_tokens=100, model="m", layout=SimpleNamespace(page_size=16), ranks=())
     refusing = False
 
     def __init__(self) -> None:
         self.engine: Any = self
         self.tracing = Tracing("prefill", "p0", TraceSettings())
         self.traces = LegTraces(self.tracing, self.role, self.life.worker_id)
+        self.shares = PageShares(self.facts)
         self.knows_room = True
         self.submitted = asyncio.Event()
         self.aborted = asyncio.Event()
@@ -65,6 +67,7 @@ class Stream:
 
     def __init__(self) -> None:
         self.hang_up = asyncio.Event()
+        self.wrote: asyncio.Queue[session_pb2.SessionResponse] = asyncio.Queue()
 
     async def requests(self) -> AsyncIterator[session_pb2.SessionRequest]:
         """What the worker reads."""
@@ -81,6 +84,13 @@ class Stream:
 
     async def write(self, message: session_pb2.SessionResponse) -> None:
         """What the worker writes."""
+        self.wrote.put_nowait(message)
+
+    async def others(self) -> list[int]:
+        """What the next message that tells of other Sessions says."""
+        while not (message := await asyncio.wait_for(self.wrote.get(), 5)).batch.HasField("others"):
+            pass
+        return list(message.batch.others.pages)
 
 
 @pytest.mark.parametrize("steps", range(8))
@@ -112,3 +122,40 @@ async def test_a_leg_that_nobody_knows_any_more_ends_with_its_session() -> None:
     assert ticket.end_time is not None
     assert (leg.attributes or {})[names.ERROR_TYPE] == "PEER_LOST"
     assert not host.traces._open
+
+
+class Decoder(Host):
+    """The same, where sequences are decoded."""
+
+    role = Role.DECODE
+
+    async def peer_addresses(self, _: WorkerLife) -> dict[RankId, str]:
+        """Of nobody."""
+        return {}
+
+
+class Silent(Stream):
+    """A gateway that asks for nothing."""
+
+    async def requests(self) -> AsyncIterator[session_pb2.SessionRequest]:
+        """Hello, and no more."""
+        async for request in super().requests():
+            if request.HasField("hello"):
+                yield request
+
+
+async def test_each_session_hears_what_is_kept_for_rooms_of_others() -> None:
+    host, first, second, third = Decoder(), Stream(), Silent(), Silent()
+    async with asyncio.TaskGroup() as sessions:
+        sessions.create_task(Session(host).run(second.requests(), second.write))
+        asked = sessions.create_task(Session(host).run(first.requests(), first.write))
+        assert await second.others() == [1]
+        sessions.create_task(Session(host).run(third.requests(), third.write))
+        assert await third.others() == [1], "one that comes later is told as well"
+        first.hang_up.set()
+        await asked
+        assert (await second.others(), await third.others()) == ([0], [0])
+        for stream in (second, third):
+            stream.hang_up.set()
+    told = [first.wrote.get_nowait() for _ in range(first.wrote.qsize())]
+    assert not any(message.batch.HasField("others") for message in told), "its own are not others'"

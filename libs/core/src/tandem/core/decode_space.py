@@ -7,7 +7,7 @@ worker gets a sequence is still the policy's choice, among those with room for i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -160,6 +160,15 @@ class DecodeSpace:
         self._ledger.retain({pool.life for crew in crews for pool in crew.pools})
         self._pools.clear()
         self._on_freed()
+
+    def told(self, life: WorkerLife, others: Sequence[int]) -> None:
+        """A worker says how many pages of each rank other gateways have; none = it says nothing any more."""
+        if self._ledger.told(life, others):
+            self._on_freed()
+
+    def largest_now(self, models: Iterable[str]) -> dict[str, int]:
+        """Tokens of the largest sequence that has room now, by model; nothing where there is no bound."""
+        return {model: self._ledger.largest_now(self._of(model).all) for model in models if self._bounded}
 
     def room_of(self, life: WorkerLife) -> int:
         """Tokens of the largest sequence that fits a worker now."""

@@ -1,8 +1,8 @@
 """How much room each worker's KV pages have, less what the sequences that were sent there may come to need.
 
 Pure. A sequence has a Seat: room on one worker for its prompt and all that may follow, from before it is sent until it
-has ended. What is promised to others there is what the worker says of it. Room is counted in tokens, seats in whole
-pages; a worker's data parallel ranks have pages of their own.
+has ended. What other gateways' sequences have there is what the worker says of it. Room is counted in tokens, seats in
+whole pages; a worker's data parallel ranks have pages of their own.
 """
 
 from __future__ import annotations
@@ -57,22 +57,20 @@ class _Account:
     limit: int
     """Those that may be given away of each rank."""
     seats: int = 0
-    others: int = 0
-    """Pages that are promised to others, on the fullest rank."""
-    own: list[int] = field(default_factory=list)
-    """Pages of our seats, by rank."""
+    given: list[int] = field(default_factory=list)
+    """Pages of our seats and of what others have there, by rank."""
 
     @property
     def rank(self) -> int:
         """The one with most room."""
-        return min(range(len(self.own)), key=self.own.__getitem__)
+        return min(range(len(self.given)), key=self.given.__getitem__)
 
     @property
     def room(self) -> int:
         """Tokens of the largest sequence that fits now. Where nobody is, one may have all pages."""
-        least = min(self.own)
-        limit = self.limit if least or self.others else max(self.limit, self.total)
-        return max(0, limit - self.others - least) * self.page_size
+        least = min(self.given)
+        limit = self.limit if least else max(self.limit, self.total)
+        return max(0, limit - least) * self.page_size
 
 
 class PageLedger:
@@ -92,6 +90,8 @@ class PageLedger:
         self._any_aside = False
         self._lives: list[WorkerLife] = []
         """By place."""
+        self._others: dict[WorkerLife, tuple[int, ...]] = {}
+        """Pages that others have of a worker, by rank; only where they have any."""
 
     def places(self, pools: Iterable[PagePool]) -> Places:
         """Where these workers are, in their order; it holds until `retain` closes one."""
@@ -104,12 +104,20 @@ class PageLedger:
             self._spare.append(place)
             self._room[place] = self._whole[place] = self._aside[place] = 0
 
-    def told(self, pool: PagePool, others: int) -> bool:
-        """A worker says how many pages it has promised to others. Whether that leaves more room than before."""
-        account = self._account(pool)
-        less, account.others = others < account.others, others
+    def told(self, life: WorkerLife, others: Sequence[int]) -> bool:
+        """A worker says how many pages of each rank others have; none = it says nothing any more. Whether that leaves
+        more room than before."""
+        before = self._others.pop(life, ())
+        if any(others):
+            self._others[life] = tuple(others)
+        account = self._accounts.get(life)
+        if account is None:
+            return False
+        room = account.room
+        for rank in range(len(account.given)):
+            account.given[rank] += _at(others, rank) - _at(before, rank)
         self._room[account.place] = account.room
-        return less
+        return account.room > room
 
     def room_of(self, life: WorkerLife) -> int:
         """Tokens of the largest sequence that fits a worker now; 0 for one that is not known."""
@@ -156,7 +164,7 @@ class PageLedger:
             return
         seat.worker, seat.rank = life, account.rank
         seat.pages = -(-seat.tokens // account.page_size)
-        account.own[seat.rank] += seat.pages
+        account.given[seat.rank] += seat.pages
         account.seats += 1
         self._room[account.place] = account.room
 
@@ -165,7 +173,7 @@ class PageLedger:
         if seat.worker is None:
             return False
         account = self._accounts[seat.worker]
-        account.own[seat.rank] -= seat.pages
+        account.given[seat.rank] -= seat.pages
         account.seats -= 1
         self._room[account.place] = account.room
         seat.worker, seat.rank, seat.pages = None, 0, 0
@@ -174,6 +182,10 @@ class PageLedger:
     def largest(self, places: Places) -> int:
         """Tokens of the largest sequence that any of these workers could ever hold; 0 where there are none."""
         return int(self._whole[places].max()) if places.size else 0
+
+    def largest_now(self, places: Places) -> int:
+        """As `largest`, for which there is room now."""
+        return int(self._room[places].max()) if places.size else 0
 
     def in_use(self, places: Places) -> bool:
         """Whether any of these workers has a seat of ours."""
@@ -205,7 +217,8 @@ class PageLedger:
             limit = int(pool.pages * self._commit)
             place = self._spare.pop() if self._spare else self._new_place(pool.life)
             self._lives[place] = pool.life
-            account = _Account(place, pool.page_tokens, pool.pages, limit, own=[0] * pool.ranks)
+            given = [_at(self._others.get(pool.life, ()), rank) for rank in range(pool.ranks)]
+            account = _Account(place, pool.page_tokens, pool.pages, limit, given=given)
             self._accounts[pool.life] = account
             self._room[place] = account.room
             self._whole[place] = account.total * account.page_size
@@ -216,3 +229,7 @@ class PageLedger:
         self._room, self._whole = (np.append(array, 0) for array in (self._room, self._whole))
         self._aside = np.append(self._aside, False)
         return len(self._room) - 1
+
+
+def _at(pages: Sequence[int], rank: int) -> int:
+    return pages[rank] if rank < len(pages) else 0

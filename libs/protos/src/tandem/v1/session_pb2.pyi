@@ -508,22 +508,56 @@ class StepBatch(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DELTAS_FIELD_NUMBER: _builtins.int
+    OTHERS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def deltas(self) -> _containers.RepeatedCompositeFieldContainer[Global___Delta]:
         """Deltas, at most one per room."""
+
+    @_builtins.property
+    def others(self) -> Global___OtherRooms:
+        """What other Sessions have of the worker. Set by a worker where sequences are decoded, only when it has changed since it
+        was last said on this Session; before the first it is nothing.
+        """
 
     def __init__(
         self,
         *,
         deltas: _abc.Iterable[Global___Delta] | None = ...,
+        others: Global___OtherRooms | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["others", b"others"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deltas", b"deltas"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deltas", b"deltas", "others", b"others"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StepBatch: _TypeAlias = StepBatch  # noqa: Y015
+
+@_typing.final
+class OtherRooms(_message.Message):
+    """KV pages that are kept for rooms of other Sessions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def pages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """By data parallel rank, all of them: whole pages of each room's prompt and `max_new_tokens`, from Submit until the
+        room has ended. Range 0..2^32-1. Set by the worker. Their sum may be more than the worker has.
+        """
+
+    def __init__(
+        self,
+        *,
+        pages: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pages", b"pages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OtherRooms: _TypeAlias = OtherRooms  # noqa: Y015
 
 @_typing.final
 class TokenLogprob(_message.Message):

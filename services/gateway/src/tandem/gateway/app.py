@@ -33,7 +33,7 @@ from tandem.gateway.dashboard.feed import Feed
 from tandem.gateway.dashboard.recorder import Recorder
 from tandem.gateway.dashboard.roster import Roster
 from tandem.gateway.dashboard.traces import RecentTraces
-from tandem.gateway.gateway_metrics import GatewayMetrics
+from tandem.gateway.gateway_metrics import MAX_MODELS, GatewayMetrics
 from tandem.gateway.operate.admin import AdminServicer
 from tandem.gateway.operate.cluster_traces import ClusterTraces
 from tandem.gateway.routing.decode_room import DecodeRoom
@@ -123,6 +123,7 @@ class Gateway:
             rng=rng,
             held=held,
             on_status=costs.saw_status,
+            on_others=lambda life, pages: self._decode_room.space.told(life, pages),
         )
         self._watcher = ClusterWatcher(self._bootstrap, rng=rng, callbacks=self._told(roster))
         self._pool.follow(lambda: self._watcher.view, lambda: self._watcher.connected)
@@ -273,6 +274,7 @@ class Gateway:
         )
         counted.limit.set(settings.max_concurrent)
         counted.follow_waiting(room.waiting, lambda: room.used)
+        counted.follow_room(lambda: space.largest_now(self._pool.models()[:MAX_MODELS]))
         return decode, room
 
     def _missing(self) -> str:

@@ -54,6 +54,13 @@ IN_FLIGHT: Final = Family("tandem_gateway_sequences_in_flight", Kind.GAUGE, "Seq
 WAITING: Final = Family(
     "tandem_gateway_waiting", Kind.GAUGE, "Requests that wait for their turn, by class of priority.", ("class",)
 )
+ROOM: Final = Family(
+    "tandem_gateway_decode_room_tokens",
+    Kind.GAUGE,
+    "The largest sequence, prompt and new tokens, that has room on a worker of a model now; none where"
+    " TANDEM_GATEWAY_DECODE_COMMIT is 0.",
+    ("model",),
+)
 HELD: Final = Family(
     "tandem_gateway_held_pages",
     Kind.GAUGE,
@@ -265,6 +272,10 @@ class GatewayMetrics:
         self._metrics.read(
             (WAITING,), lambda: [Sample(WAITING, count, (one.value,)) for one, count in waiting().items()]
         )
+
+    def follow_room(self, room: Callable[[], Mapping[str, int]]) -> None:
+        """Sets where to look, for each scrape, what has room where it decodes, by model."""
+        self._metrics.read((ROOM,), lambda: [Sample(ROOM, tokens, (model,)) for model, tokens in room().items()])
 
     def count_hedge(self, won: bool) -> None:
         """A second room was asked for an answer; won: it was heard."""

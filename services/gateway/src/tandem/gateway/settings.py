@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
@@ -238,8 +238,7 @@ class GatewaySettings(Settings):
 
 def shared_out(settings: GatewaySettings, share: Share) -> GatewaySettings:
     """The settings of one of several processes: its part of what bounds the whole gateway."""
-    parts: dict[str, Any] = {name: share.of(getattr(settings, name)) for name in SHARED_OUT}
-    return settings.model_copy(update={**parts, "decode_commit": settings.decode_commit / share.count})
+    return settings.model_copy(update={name: share.of(getattr(settings, name)) for name in SHARED_OUT})
 
 
 STATUS_INTERVAL_MS: Final = 200

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from tandem.core.ids import RoomId
 from tandem.engine.port import Delta, Finish, FinishKind, TokenLogprob
@@ -29,7 +29,13 @@ class DeltaBuffer:
 
     def __init__(self) -> None:
         self._pending: dict[RoomId, session_pb2.Delta] = {}
+        self._others: Callable[[], Iterable[int]] | None = None
         self._wake = asyncio.Event()
+
+    def tell_others(self, others: Callable[[], Iterable[int]]) -> None:
+        """Other Sessions have more or less pages than was last said. others: how many, by rank, when it is sent."""
+        self._others = others
+        self._wake.set()
 
     def put(self, delta: Delta) -> None:
         """Takes news of a room."""
@@ -49,10 +55,13 @@ class DeltaBuffer:
 
     async def take(self) -> session_pb2.StepBatch:
         """Waits for news; returns what there is of all rooms, bounded."""
-        while not self._pending:
+        while not self._pending and self._others is None:
             self._wake.clear()
             await self._wake.wait()
         batch = session_pb2.StepBatch()
+        if self._others is not None:
+            batch.others.CopyFrom(session_pb2.OtherRooms(pages=self._others()))
+            self._others = None
         size = 0
         for room in list(self._pending)[:MAX_DELTAS]:
             delta = self._pending[room]

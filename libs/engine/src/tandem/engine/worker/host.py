@@ -18,6 +18,7 @@ from tandem.engine.port import Engine, EngineFacts
 from tandem.engine.rank import open_rooms, status, wire
 from tandem.engine.worker.held_pages import HeldPagesFeeds
 from tandem.engine.worker.leg_trace import LegTraces
+from tandem.engine.worker.page_shares import PageShares
 from tandem.engine.worker.progress import ProgressWatch, cpu_ticks
 from tandem.engine.worker.session import Session
 from tandem.engine.worker.settings import WorkerSettings
@@ -55,6 +56,7 @@ class WorkerHost:
         self.role = role
         self.engine = engine
         self.facts: EngineFacts
+        self.shares: PageShares
         self.life = WorkerLife(WorkerId(settings.worker_id), Incarnation(0))
         self._settings = settings
         self._tracing = Tracing(role.value, settings.worker_id, TraceSettings.load())
@@ -106,6 +108,7 @@ class WorkerHost:
         stack.push_async_callback(server.stop, grace_ms=200)
         stack.push_async_callback(self.engine.close)
         self.facts = await _unless(stop, self.engine.start())
+        self.shares = PageShares(self.facts)
         address = f"{self._settings.host_to_dial}:{bound.rpartition(':')[2]}"
         await self._watch(channel, stack)
         spare_what_is_there()

@@ -16,6 +16,7 @@ from tandem.engine.rank import wire
 from tandem.engine.worker import submit
 from tandem.engine.worker.deltas import DeltaBuffer
 from tandem.engine.worker.leg_trace import LegTrace, LegTraces
+from tandem.engine.worker.page_shares import PageShare, PageShares
 from tandem.rpc import convert
 from tandem.rpc.streams import first_of
 from tandem.rpc.tasks import TaskSupervisor
@@ -32,6 +33,7 @@ class SessionHost(Protocol):
     facts: EngineFacts
     life: WorkerLife
     traces: LegTraces
+    shares: PageShares
 
     @property
     def refusing(self) -> bool:
@@ -53,6 +55,7 @@ class Session:
     def __init__(self, host: SessionHost) -> None:
         self._host = host
         self._buffer = DeltaBuffer()
+        self._share: PageShare
         self._submits = submit.SubmitCollector(host.facts.context_tokens, self._refuse)
         self._rooms: dict[RoomId, LegTrace] = {}
         self._tasks = TaskSupervisor(max_tasks=65_536)
@@ -76,6 +79,7 @@ class Session:
         )
         await write(session_pb2.SessionResponse(welcome=welcome))
         log.info("session with %s opened", gateway)
+        self._share = self._host.shares.join(self._others_changed)
         writer = asyncio.ensure_future(self._write(write))
         reader = asyncio.ensure_future(self._read(requests))
         try:
@@ -96,6 +100,7 @@ class Session:
             if not await self._host.engine.abort(room, why) and room in self._rooms:
                 self._rooms[room].abandoned(room)
                 self._finished(room)
+        self._share.leave()
 
     async def _write(self, write: Callable[[session_pb2.SessionResponse], Awaitable[None]]) -> None:
         while True:
@@ -130,6 +135,8 @@ class Session:
             self._refuse(room, error)
             return
         self._rooms[room] = leg
+        if self._host.role is not Role.PREFILL:
+            self._share.keep(room, message.decode_dp_rank, len(message.input_ids) + message.sampling.max_new_tokens)
         self._tasks.spawn(self._start(message, leg), f"submit {room}")
 
     def _refuse(self, room: RoomId, error: TandemError) -> None:
@@ -176,7 +183,11 @@ class Session:
 
     def _finished(self, room: RoomId) -> None:
         if self._rooms.pop(room, None) is not None:
+            self._share.free(room)
             self._host.room_ended()
+
+    def _others_changed(self) -> None:
+        self._buffer.tell_others(lambda: self._share.others)
 
 
 def _failed(room: RoomId, error: TandemError) -> Delta:

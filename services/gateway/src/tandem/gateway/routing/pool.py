@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -82,13 +82,16 @@ class SessionPool:
         rng: random.Random,
         held: HeldPages | None = None,
         on_status: Callable[[WorkerInfo, session_pb2.WorkerStatus], None] = lambda *_: None,
+        on_others: Callable[[WorkerLife, Sequence[int]], None] = lambda *_: None,
     ) -> None:
-        """open_channel: gets host:port. held: follows what each worker holds. on_status: hears what each tells."""
+        """open_channel: gets host:port. held: follows what each worker holds. on_status: hears what each tells.
+        on_others: hears how many pages of each rank of a worker other gateways have, none where that is not known."""
         self._settings = settings
         self._open_channel = open_channel
         self._rng = rng
         self._held = held
         self._on_status = on_status
+        self._on_others = on_others
         self._members: dict[WorkerLife, _Member] = {}
         self._tasks = TaskSupervisor(max_tasks=10_000)
         self._view: Callable[[], ClusterView] = ClusterView
@@ -134,6 +137,7 @@ class SessionPool:
         )
         session.on_up_changed(self._note_up)
         session.on_rooms_changed(partial(self._note_rooms, info.life))
+        session.on_others_changed(partial(self._on_others, info.life))
         status = StatusFollower(
             info,
             channel,

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
@@ -96,6 +96,7 @@ class Session:
         self._features = Feature.NONE
         self._up_changed: Callable[[], None] = lambda: None
         self._rooms_changed: Callable[[int], None] = lambda _: None
+        self._others_changed: Callable[[Sequence[int]], None] = lambda _: None
 
     @property
     def life(self) -> WorkerLife:
@@ -119,6 +120,10 @@ class Session:
     def on_rooms_changed(self, hook: Callable[[int], None]) -> None:
         """Sets what hears how many rooms of ours run there, whenever that changes."""
         self._rooms_changed = hook
+
+    def on_others_changed(self, hook: Callable[[Sequence[int]], None]) -> None:
+        """Sets what hears how many pages of each rank other gateways have; none while there is no stream."""
+        self._others_changed = hook
 
     def submit(self, submit: session_pb2.Submit, leg: Leg) -> None:
         """Sends a room.
@@ -212,6 +217,8 @@ class Session:
             raise TandemError(ErrorReason.STALE_INCARNATION, f"{found} answers at the address of {self.life}")
 
     def _hand_out(self, batch: session_pb2.StepBatch) -> None:
+        if batch.HasField("others"):
+            self._others_changed(batch.others.pages)
         for delta in batch.deltas:
             ended = delta.HasField("finish")
             leg = self._forget(delta.room) if ended else self._legs.get(delta.room)
@@ -222,6 +229,7 @@ class Session:
         self._set_outbox(None)
         legs, self._legs = self._legs, {}
         self._rooms_changed(0)
+        self._others_changed(())
         if legs:
             log.warning("%s %d rooms fail", message, len(legs))
         for leg in legs.values():

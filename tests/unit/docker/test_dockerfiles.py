@@ -9,19 +9,23 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-SERVICES = ("bootstrap", "gateway", "prefill", "decode", "unified", "cli")
-OPTIONAL = {worker: {"tokenizers"} for worker in ("prefill", "decode", "unified")}
+WORKERS = ("prefill", "decode", "unified")
+SERVICES = ("bootstrap", "gateway", *WORKERS, "cli")
+OPTIONAL = {worker: {"tokenizers"} for worker in WORKERS}
 """What a service imports only with certain settings, so that its distributions do not ask for it."""
 
 
-def folder_of(service: str) -> Path:
-    """Where its Dockerfile is."""
-    return ROOT / service if service == "cli" else ROOT / "services" / service
+def path_of(service: str) -> Path:
+    """Where its Dockerfile is. That of the workers is one for all roles."""
+    if service in WORKERS:
+        return ROOT / "services" / "worker.Dockerfile"
+    return ROOT / (service if service == "cli" else f"services/{service}") / "Dockerfile"
 
 
 def dockerfile(service: str) -> str:
-    """Its text, with continued lines joined."""
-    return (folder_of(service) / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+    """Its text as it is for a service, with continued lines joined."""
+    text = path_of(service).read_text(encoding="utf-8").replace("\\\n", " ")
+    return re.sub(r"\$(ROLE\b|\{ROLE[^}]*\})", service, text) if service in WORKERS else text
 
 
 def distributions(service: str) -> list[str]:
@@ -62,3 +66,14 @@ def test_it_does_not_run_as_root(service: str) -> None:
     text = dockerfile(service)
     assert set(re.findall(r"^USER (.*)$", text, re.MULTILINE)) == {"10001:10001"}
     assert text.count("USER 10001") == text.count(">>/etc/passwd"), "an image without its user"
+
+
+@pytest.mark.parametrize("role", WORKERS)
+def test_every_target_of_a_worker_starts_its_role_with_its_engine(role: str) -> None:
+    targets = dict(re.findall(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM |\Z)", dockerfile(role), re.MULTILINE | re.DOTALL))
+    engines = {"mock": "mock", "sglang-cpu": "sglang", "sglang-cuda": "sglang"}
+    for target, engine in engines.items():
+        assert f"ENV ROLE={role} " in targets[target]
+        assert f'"exec python -m tandem.{role} ' in targets[target]
+        said = re.findall(rf"TANDEM_{role.upper()}_ENGINE=(\S+)", targets[target])
+        assert (said or ["sglang"]) == [engine]

@@ -1,12 +1,14 @@
-# A unified worker: a whole engine, which prefills and decodes.
+# A worker of the role ROLE: prefill, decode or unified.
 #
-#   docker compose build unified
+#   docker compose build prefill decode
+#   docker build -f services/worker.Dockerfile --build-arg ROLE=unified --target mock .
 #
 # Three targets: `sglang-cpu`, the default, with SGLang and PyTorch for the CPU, `mock`, with neither, and `sglang-cuda`,
 # which takes SGLang's own dependencies from pip's index, on CUDA_IMAGE, and has pyverbs as well. It has not been tried.
 # TORCH_INDEX is one more package index to look for PyTorch in. pip's own may have only a build with CUDA libraries,
 # which is gigabytes larger and needless here. A CPU wheel in the build context `wheels` is preferred too.
 
+ARG ROLE
 ARG PYTHON_IMAGE=python:3.11-slim
 ARG CUDA_IMAGE=nvidia/cuda:13.0.1-cudnn-devel-ubuntu24.04
 
@@ -39,6 +41,7 @@ RUN pip --python /opt/venv/bin/python install -qq --no-deps --no-build-isolation
 
 # Tandem itself, in a folder of its own.
 FROM python AS tandem
+ARG ROLE
 COPY requirements/base.txt requirements/
 RUN --mount=type=cache,target=/var/cache/pip,sharing=locked pip install -qq -c requirements/base.txt setuptools
 COPY libs/protos libs/protos/
@@ -46,9 +49,9 @@ COPY libs/core libs/core/
 COPY libs/rpc libs/rpc/
 COPY libs/rdma libs/rdma/
 COPY libs/engine libs/engine/
-COPY services/unified services/unified/
+COPY services/${ROLE:?missing} services/${ROLE}/
 RUN pip install -qq --no-deps --no-build-isolation --target /opt/tandem \
-    ./libs/protos ./libs/core ./libs/rpc ./libs/rdma ./libs/engine ./services/unified
+    ./libs/protos ./libs/core ./libs/rpc ./libs/rdma ./libs/engine ./services/${ROLE}
 
 # SGLang for NVIDIA's GPUs. Its kernels are compiled where they run, so the image holds compilers.
 FROM ${CUDA_IMAGE} AS sglang-cuda
@@ -68,8 +71,9 @@ USER 10001:10001
 WORKDIR /tmp
 ENV HOME=/tmp PATH=/opt/venv/bin:$PATH PYTHONPATH=/opt/tandem PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 COPY --from=tandem /opt/tandem /opt/tandem
-ENV TANDEM_UNIFIED_ENGINE=sglang TANDEM_SGLANG_DEVICE=cuda
-ENTRYPOINT ["python", "-m", "tandem.unified"]
+ARG ROLE
+ENV ROLE=${ROLE} TANDEM_SGLANG_DEVICE=cuda
+ENTRYPOINT ["sh", "-c", "exec python -m tandem.$ROLE \"$@\"", "worker"]
 
 FROM python AS runtime
 RUN echo 'tandem:x:10001:10001::/tmp:/bin/false' >>/etc/passwd && echo 'tandem:x:10001:' >>/etc/group
@@ -82,11 +86,13 @@ ENV HOME=/tmp PATH=/opt/venv/bin:$PATH PYTHONPATH=/opt/tandem PYTHONUNBUFFERED=1
 FROM runtime AS mock
 COPY --from=needs /opt/venv /opt/venv
 COPY --from=tandem /opt/tandem /opt/tandem
-ENV TANDEM_UNIFIED_ENGINE=mock
-ENTRYPOINT ["python", "-m", "tandem.unified"]
+ARG ROLE
+ENV ROLE=${ROLE} TANDEM_PREFILL_ENGINE=mock TANDEM_DECODE_ENGINE=mock TANDEM_UNIFIED_ENGINE=mock
+ENTRYPOINT ["sh", "-c", "exec python -m tandem.$ROLE \"$@\"", "worker"]
 
 FROM runtime AS sglang-cpu
 COPY --from=needs-sglang-cpu /opt/venv /opt/venv
 COPY --from=tandem /opt/tandem /opt/tandem
-ENV TANDEM_UNIFIED_ENGINE=sglang TANDEM_SGLANG_DEVICE=cpu
-ENTRYPOINT ["python", "-m", "tandem.unified"]
+ARG ROLE
+ENV ROLE=${ROLE} TANDEM_SGLANG_DEVICE=cpu
+ENTRYPOINT ["sh", "-c", "exec python -m tandem.$ROLE \"$@\"", "worker"]

@@ -16,10 +16,12 @@ from typer.testing import CliRunner
 from tandem.cli.__main__ import app
 from tandem.cli.plan import DeviceChoice, Machine, UpOptions, make_plan
 from tandem.cli.sim_serve.costs import EngineCosts, WorkerShape
-from tandem.cli.sim_serve.model_file import CostModel, to_json
+from tandem.cli.sim_serve.model_file import CostModel, read_model, to_json
 from tandem.cli.sizing.advice import Setup, compose_file, compose_line, up_line
 from tandem.cli.sizing.candidates import Arrangement, Candidate
-from tandem.cli.sizing.datasheet import MARK
+from tandem.cli.sizing.datasheet import MARK, Worker, costs_of
+from tandem.cli.sizing.gpus import gpu_named
+from tandem.cli.sizing.models import shape_of
 from tandem.core.policies import PolicyName
 from tests.support.lines import load_settings, parse
 from tests.unit.sizing.test_datasheet import LLAMA_8B
@@ -55,6 +57,7 @@ def test_a_plan_is_a_table_a_page_a_file_for_compose_and_a_line(model: str, tmp_
     assert set(yaml_of(compose.read_text())["services"]) >= {"prefill-gpu", "decode-gpu"}
     text = page.read_text()
     assert text.count("<svg") == 2
+    assert "<title>Splits of " in text
     assert MARK in text
     assert "<script" not in text
     assert "http://" not in text.replace("http://www.w3.org", "")
@@ -83,6 +86,13 @@ def test_a_trace_is_planned_for(model: str, tmp_path: Path) -> None:
     said = plan("--model", model, "--gpu", "A100-80", "--workers", "2", "--trace", str(trace), "--json")
     assert said.exit_code == 0, said.output
     assert json.loads(said.output)["mean_new_tokens"] == 20
+
+
+def test_the_costs_that_were_planned_with_are_the_simulators_own_file(model: str, tmp_path: Path) -> None:
+    costs = tmp_path / "costs.json"
+    said = plan("--model", model, "--gpu", "H100", "--workers", "2", "--costs", str(costs))
+    assert said.exit_code == 0, said.output
+    assert read_model(costs) == costs_of(Worker(gpu_named("H100"), shape_of(LLAMA_8B)))
 
 
 def test_measured_costs_take_the_place_of_the_datasheet(tmp_path: Path) -> None:
@@ -172,15 +182,20 @@ def test_the_line_of_tandem_up_sets_the_winner_up(setup: Setup, monkeypatch: pyt
         }
         assert load_settings(sent, monkeypatch) > 0
     assert all(one.env["TANDEM_SGLANG_MAX_RUNNING"] == str(setup.max_running) for one in found.workers)
-    named = [value for name, value in found.gateway.env.items() if name.endswith("_POLICY")]
-    assert named == ([] if setup.candidate.policy is PolicyName.LEAST_LOAD else [setup.candidate.policy.value])
+    named = {name: value for name, value in found.gateway.env.items() if name.endswith("_POLICY")}
+    role, policy = "UNIFIED" if counts.unified else "PREFILL", setup.candidate.policy
+    assert named == ({} if policy is PolicyName.LEAST_LOAD else {f"TANDEM_GATEWAY_{role}_POLICY": policy.value})
+
+
+class InPlace(list[Any]):
+    """What Compose is to put in place of what is there, not behind it."""
 
 
 class Override(yaml.SafeLoader):
-    """Compose's own tag stands for what it is put before."""
+    """Knows Compose's own tag."""
 
 
-Override.add_constructor("!override", lambda loader, node: loader.construct_sequence(node, deep=True))
+Override.add_constructor("!override", lambda loader, node: InPlace(loader.construct_sequence(node, deep=True)))
 
 
 def yaml_of(text: str) -> dict[str, Any]:
@@ -202,7 +217,9 @@ def test_the_file_for_compose_gives_every_worker_gpus_of_its_own(setup: Setup, m
         assert load_settings(needed | service["environment"], monkeypatch) > 0
         if name != "gateway":
             assert ours[base]["profiles"] == ["gpu"]
-            gpus += service["deploy"]["resources"]["reservations"]["devices"][0]["device_ids"]
+            devices = service["deploy"]["resources"]["reservations"]["devices"]
+            assert isinstance(devices, InPlace)
+            gpus += devices[0]["device_ids"]
     assert sorted(gpus) == [str(gpu) for gpu in range(counts.workers * setup.tp)]
     variable, *words = shlex.split(compose_line(setup, "plan.yml"))
     assert variable == f"MODEL_PATH={setup.model}"

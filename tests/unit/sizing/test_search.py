@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 import pytest
 
@@ -105,9 +106,12 @@ def test_what_binds_is_what_was_made_scarce(changed: dict[str, object], expected
 
 
 def test_what_is_not_tried_would_not_have_won() -> None:
-    asks = question(asked(1500, 31), "ttft=200ms,itl=20ms")
+    dice, times = random.Random(1), accumulate(random.Random(2).expovariate(1) for _ in range(120))
+    sample = sample_of_asks([Ask(at_s, ((n, dice.randrange(100, 1500)),), 31) for n, at_s in enumerate(times)])
+    asks = question(sample, "ttft=14ms")
     outcome = search(asks, space(5))
     assert outcome.skipped
+    assert len(pairs(outcome)) > 1, "the likeliest is far below its bound, so that others have to be tried"
     best = max(one.goodput_per_s for one in outcome.findings)
     for arrangement, bound in outcome.skipped:
         found = highest_rate(asks, Candidate(arrangement, LEAST_LOAD, 16))
@@ -141,6 +145,15 @@ def test_prompts_that_begin_alike_are_kept_and_want_a_policy_that_brings_them_to
         for policy in (PolicyName.ROUND_ROBIN, PolicyName.PREFIX_HASH)
     }
     assert found[PolicyName.PREFIX_HASH] > 1.5 * found[PolicyName.ROUND_ROBIN]
+
+
+def test_another_way_is_asked_only_for_what_is_better() -> None:
+    asks, candidate = question(asked(1000, 1), "ttft=50ms"), Candidate(Arrangement(1, 1), LEAST_LOAD, 16)
+    whole = highest_rate(asks, candidate)
+    assert highest_rate(asks, candidate, whole.goodput_per_s).served is None
+    assert highest_rate(asks, candidate, whole.goodput_per_s / 1.02).served is None, "a step may be chance"
+    for part in (0.9, 0.5, 0.02):
+        assert highest_rate(asks, candidate, whole.goodput_per_s * part).goodput_per_s == whole.goodput_per_s
 
 
 def finding(arrangement: Arrangement, goodput: float) -> Finding:

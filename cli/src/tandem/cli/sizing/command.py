@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tandem.cli.sizing.search import Space
 
 MAX_WORKERS: Final = 64
-_NOT_SETTINGS: Final = ("html", "compose", "as_json", "processes", "trace", "calibrated")
+_NOT_SETTINGS: Final = ("html", "costs", "compose", "as_json", "processes", "trace", "calibrated")
 
 
 def register(app: typer.Typer) -> None:
@@ -70,6 +70,7 @@ def plan(
     processes: Annotated[int, typer.Option(min=0, max=64, help="That search; 0: one for each core.")] = 0,
     model_path: Annotated[str, typer.Option(help="What workers are to load; default: --model.")] = "",
     compose: Annotated[Path | None, typer.Option(help="Write a file for Compose here, beside its own.")] = None,
+    costs: Annotated[Path | None, typer.Option(help="Write the costs here, for `tandem sim serve --costs`.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a report with plots here.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
@@ -78,26 +79,35 @@ def plan(
     from tandem.cli.bench_serve.numbers import parse_slo
     from tandem.cli.settings import available_cores
     from tandem.cli.sizing.goodput import Question
-    from tandem.cli.sizing.report import Report, document, page
+    from tandem.cli.sizing.report import Report, document
     from tandem.cli.sizing.search import search
     from tandem.cli.sizing.show import show, workforce
 
     limits, sample = parse_slo(slo), _sample(options)
-    costs = _costs(options, sample)
-    question = Question(costs, sample, limits, share, seed)
+    question = Question(_costs(options, sample), sample, limits, share, seed)
     space = _space(options, shared=question.shared)
     with workforce(processes or available_cores()) as each:
         outcome = search(question, space, each)
     title = f"{model or 'a model'} on {gpu or 'what was measured'}, {tp} GPU{'s' * (tp > 1)} a worker"
-    report = Report(title, question, outcome, _settings(options), tp, gpu_price_per_hour, rate)
-    report = _with_lines(report, options)
-    if html is not None:
-        html.write_text(page(report, datetime.now(UTC).isoformat(timespec="seconds")), encoding="utf-8")
+    found = Report(title, question, outcome, _settings(options), tp, gpu_price_per_hour, rate)
+    report = _with_lines(found, options)
+    _keep(report, html, costs)
     if as_json:
         print(json.dumps(document(report), indent=2))
     else:
         show(report)
     raise typer.Exit(ExitCode.OK if report.best else ExitCode.FAILED)
+
+
+def _keep(report: Report, html: Path | None, costs: Path | None) -> None:
+    """As a page, and as a file of costs, where these are wanted."""
+    from tandem.cli.sim_serve.model_file import to_json
+    from tandem.cli.sizing.report import page
+
+    if html is not None:
+        html.write_text(page(report, datetime.now(UTC).isoformat(timespec="seconds")), encoding="utf-8")
+    if costs is not None:
+        costs.write_text(to_json(report.question.model), encoding="utf-8")
 
 
 def _sample(options: dict[str, Any]) -> Sample:

@@ -5,6 +5,7 @@ Each rate is a run of the simulator with the same requests.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -35,12 +36,10 @@ BEYOND: Final = 1.25
 """How far above its goodput a candidate is asked what binds: there relieving anything else does not help."""
 TELLS: Final = 0.01
 """A relief that saves less, of the requests or of the bound, tells nothing."""
-AS_GOOD: Final = 0.8
-"""Of what the best relief saves: the first part that saves as much is what binds."""
 
 
 class Part(Enum):
-    """What can bind. Room comes first: a faster engine gives it back sooner, so that it helps there, too."""
+    """What can bind."""
 
     PAGES = "pages"
     PLACES = "places"
@@ -49,6 +48,11 @@ class Part(Enum):
     PREFILL = "prefill"
     DECODE = "decode"
     NONE = "none alone"
+
+
+ROOM: Final = (Part.PAGES, Part.PLACES)
+AS_GOOD: Final = 0.8
+"""Of what the best relief saves: room that saves so much is what binds, as a faster engine gives it back sooner."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +95,13 @@ class Finding:
     bound_per_s: float
     """Nothing goes beyond."""
     served: Served | None
-    """At the highest rate that keeps the SLO; None: even a 64th of the bound does not."""
+    """At the highest rate that keeps the SLO; None: none that was asked for does, down to a 64th of the bound."""
     failed_per_s: float
     """The lowest rate above it that does not."""
     part: Part | None = None
     """What binds; None: not asked."""
+    above_per_s: float = 0.0
+    """Rates that are not well above it were not asked for."""
 
     @property
     def goodput_per_s(self) -> float:
@@ -135,18 +141,22 @@ def serve(question: Question, candidate: Candidate, rate_per_s: float) -> Served
     return Served(rate_per_s, share, ttft_ms, gap_ms, rate_per_s * float(np.mean(run.e2e_s)))
 
 
-def highest_rate(question: Question, candidate: Candidate) -> Finding:
-    """Halves the rates between the bound and a 64th of it, as a lower rate is no harder."""
+def highest_rate(question: Question, candidate: Candidate, above_per_s: float = 0.0) -> Finding:
+    """Halves the rates between the bound and a 64th of it, as a lower rate is no harder. above_per_s: what another way
+    to set up the same workers has reached; only what is better by more than a step is asked for."""
     bound = bound_of(capacity_of(question.model, question.sample), candidate.arrangement)
-    fails, keeps, served = -1, STEPS + 1, None
+    steps_below = round(math.log(bound / above_per_s) / math.log(STEP)) if above_per_s else STEPS + 2
+    fails, keeps, served = -1, steps_below - 1, None
+    # Where there is something to beat, most do not: the lowest rate that would is asked first.
+    middle = keeps - 1 if above_per_s else (fails + keeps) // 2
     while keeps - fails > 1:
-        middle = (fails + keeps) // 2
         one = serve(question, candidate, bound * STEP**-middle)
         if one.kept_share >= question.share:
             keeps, served = middle, one
         else:
             fails = middle
-    return Finding(candidate, bound, served, bound * STEP**-fails)
+        middle = (fails + keeps) // 2
+    return Finding(candidate, bound, served, bound * STEP**-fails, above_per_s=above_per_s)
 
 
 def with_part(question: Question, finding: Finding) -> Finding:
@@ -154,7 +164,8 @@ def with_part(question: Question, finding: Finding) -> Finding:
     for gains in _gains(question, finding):
         most = max(gains.values())
         if most >= TELLS:
-            return replace(finding, part=next(part for part in Part if gains.get(part, 0.0) >= AS_GOOD * most))
+            room = [part for part in ROOM if gains[part] >= AS_GOOD * most]
+            return replace(finding, part=room[0] if room else max(gains, key=lambda part: gains[part]))
     return replace(finding, part=Part.NONE)
 
 

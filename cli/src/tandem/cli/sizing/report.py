@@ -104,7 +104,8 @@ def _row(report: Report, one: Finding) -> dict[str, Any]:
         "workers": one.workers,
         "policy": one.candidate.policy.value,
         "page_tokens": one.candidate.page_tokens,
-        "goodput_per_s": one.goodput_per_s,
+        "goodput_per_s": one.goodput_per_s if one.served or not one.above_per_s else None,
+        "above_per_s": one.above_per_s,
         "per_worker_per_s": one.per_worker,
         "bound_per_s": one.bound_per_s,
         "binds": one.part.value if one.part else None,
@@ -136,7 +137,10 @@ def page(report: Report, made: str) -> str:
     findings, on_it, best = report.outcome.findings, report.frontier, report.best
     head = "".join(f"<th>{escape(name)}</th>" for name in (*COLUMNS, ""))
     rows = "".join(_html_row(report, one, one in on_it, one is best) for one in findings)
-    lines = "".join(f"<h2>{escape(name)}</h2><pre>{escape(text)}</pre>" for name, text in (report.lines or {}).items())
+    lines = "".join(
+        f'<h2>{escape(name)}</h2><pre style="overflow:auto">{escape(text)}</pre>'
+        for name, text in (report.lines or {}).items()
+    )
     settings = {**report.settings, **_flat(asdict(report.question.model))}
     table = "".join(f"<tr><td>{escape(name)}</td><td>{escape(str(one))}</td></tr>" for name, one in settings.items())
     return "".join(
@@ -165,16 +169,21 @@ def _plots(report: Report) -> Iterator[str]:
     series = [Series("frontier", *_points(on_it)), Series("split", *_points(pairs), dots=True)]
     series.append(Series("unified", *_points(both), dots=True))
     yield chart("Goodput by workers", "workers", "requests/s", series)
-    counts = sorted({one.workers for one in pairs})
-    splits = [
-        sorted((one.candidate.arrangement.prefill, one.goodput_per_s) for one in pairs if one.workers == count)
-        for count in counts
+    yield from _splits(report, (report.best or on_it[-1]).workers) if on_it else ()
+
+
+def _splits(report: Report, workers: int) -> Iterator[str]:
+    """All splits of the winner's number of workers, those that were not tried by their bounds."""
+    outcome = report.outcome
+    tried = [(one.candidate.arrangement, one.bound_per_s, one.goodput_per_s) for one in outcome.findings]
+    bounds = [(one, bound) for one, bound, _ in tried] + list(outcome.skipped)
+    above = sorted((one.prefill, bound) for one, bound in bounds if one.workers == workers and not one.unified)
+    found = [(one.prefill, goodput) for one, _, goodput in tried if one.workers == workers and not one.unified]
+    series = [
+        Series("bound", [x for x, _ in above], [y for _, y in above]),
+        Series("goodput", [x for x, _ in found], [y for _, y in found], dots=True),
     ]
-    lines = [
-        Series(f"of {count}", [x for x, _ in points], [y for _, y in points])
-        for count, points in zip(counts, splits, strict=True)
-    ]
-    yield chart("Goodput by prefill workers", "prefill workers", "requests/s", lines)
+    yield chart(f"Splits of {workers} workers", "prefill workers", "requests/s", series)
 
 
 def _points(findings: Iterable[Finding]) -> tuple[list[float], list[float]]:

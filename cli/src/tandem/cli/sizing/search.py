@@ -58,7 +58,7 @@ def search(question: Question, space: Space, each: Each = map) -> Outcome:
     tried = list(each(measure, [_plain(one, space) for one in first]))
     hopeful = [one for one in rest if bound_of(capacity, one) > _reached(tried, one.workers)]
     tried += each(measure, [_plain(one, space) for one in hopeful])
-    tried += each(measure, list(_variants(tried, space)))
+    tried += each(partial(_better, question), list(_variants(tried, space)))
     findings = list(each(partial(with_part, question), _best_of_each(tried)))
     return Outcome(findings, tried, [(one, bound_of(capacity, one)) for one in rest if one not in hopeful])
 
@@ -99,15 +99,20 @@ def _reached(tried: Iterable[Finding], workers: int) -> float:
     return max((one.goodput_per_s for one in tried if one.workers <= workers), default=0.0)
 
 
-def _variants(tried: Sequence[Finding], space: Space) -> Iterator[Candidate]:
-    """The best splits of each number of workers, and unified ones, in all ways but the first."""
+def _better(question: Question, known: tuple[Candidate, float]) -> Finding:
+    return highest_rate(question, *known)
+
+
+def _variants(tried: Sequence[Finding], space: Space) -> Iterator[tuple[Candidate, float]]:
+    """The best splits of each number of workers, and unified ones, in all ways but the first; and what that reaches."""
     for count in space.workers:
         these = [one for one in tried if one.workers == count and one.served]
         splits = [one for one in these if not one.candidate.arrangement.unified]
         splits.sort(key=lambda one: -one.goodput_per_s)
         for one in (*splits[: space.deep], *(one for one in these if one.candidate.arrangement.unified)):
             ways = [(policy, tokens) for policy in space.policies for tokens in space.page_tokens]
-            yield from (Candidate(one.candidate.arrangement, policy, tokens) for policy, tokens in ways[1:])
+            for policy, tokens in ways[1:]:
+                yield Candidate(one.candidate.arrangement, policy, tokens), one.goodput_per_s
 
 
 def _best_of_each(tried: Iterable[Finding]) -> list[Finding]:

@@ -115,13 +115,14 @@ def pages_of(chat: int, start: int, end: int) -> list[PageHash]:
 class Cluster:
     """Workers, a gateway that chooses among them, and chats that go on and on."""
 
-    def __init__(self, workers: int, policy: PolicyName, load: float, seed: int) -> None:
-        """load: requests that come, as a share of what the workers could do without what they keep."""
+    def __init__(self, workers: int, policy: PolicyName, load: float, seed: int, seen: int | None = SEEN) -> None:
+        """load: requests that come, as a share of what the workers could do without what they keep. seen: requests
+        that the numbers are about, the last ones; None = all."""
         lives = (WorkerLife(WorkerId(f"prefill-{number}"), Incarnation(1)) for number in range(workers))
         self.workers = {life: Worker(life) for life in lives}
         self.policy, self.load = policy, load
         self.now_s = 0.0
-        self.done: deque[tuple[float, int, int]] = deque(maxlen=SEEN)
+        self.done: deque[tuple[float, int, int]] = deque(maxlen=seen)
         """Seconds that each took, pages that were held, pages."""
         self._index = KvIndex(max_entries=1 << 20)
         self._arrivals, self._dice = random.Random(seed), random.Random(seed + 1)
@@ -129,13 +130,21 @@ class Cluster:
         self._count = 0
 
     def step(self) -> None:
-        """STEP_S later."""
+        """STEP_S later; some requests came, and some were done."""
         mean_pages = TURN_PAGES * (MAX_TURNS + 1) / 2
         per_s = self.load * len(self.workers) * PAGES_PER_S / mean_pages
         at = self._arrivals.expovariate(per_s)
         while at < STEP_S:
             self._send()
             at += self._arrivals.expovariate(per_s)
+        self._work()
+
+    def finish(self) -> None:
+        """No more come; all that wait are done."""
+        while any(worker.waiting for worker in self.workers.values()):
+            self._work()
+
+    def _work(self) -> None:
         self.now_s += STEP_S
         for worker in self.workers.values():
             for request in worker.work(STEP_S):
@@ -233,10 +242,11 @@ def compare(console: Console, steps: int, workers: int, load: float, seed: int, 
     """The same chats for each policy."""
     table = Table("policy", "pages that were there", "half done within", "90 % done within", box=None)
     for policy in POLICIES:
-        cluster = Cluster(workers, policy, load, seed)
+        cluster = Cluster(workers, policy, load, seed, seen=None)
         next(iter(cluster.workers.values())).slow = slow
         for _ in range(steps):
             cluster.step()
+        cluster.finish()
         half, most = cluster.wait_s(0.5), cluster.wait_s(0.9)
         table.add_row(policy.value, f"{cluster.held_share:.0%}", f"{half:.1f} s", f"{most:.1f} s")
     console.print(table)

@@ -31,12 +31,13 @@ def routing() -> ModuleType:
 
 
 def played(routing: ModuleType, policy: str, load: float = LOAD, *, slow: bool = False) -> Any:
-    """A cluster that ran for two minutes."""
-    cluster = routing.Cluster(WORKERS, routing.PolicyName(policy), load, SEED)
+    """A cluster after two minutes, and all that came."""
+    cluster = routing.Cluster(WORKERS, routing.PolicyName(policy), load, SEED, seen=None)
     if slow:
         assert routing.press(cluster, "s")
     for _ in range(1200):
         cluster.step()
+    cluster.finish()
     return cluster
 
 
@@ -77,8 +78,8 @@ def test_it_runs_in_a_terminal_until_q() -> None:
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (40, 120))
     before = termios.tcgetattr(theirs)
-    environment = {**os.environ, "TERM": "xterm", "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen([sys.executable, str(EXAMPLE)], stdin=theirs, stdout=theirs, env=environment) as running:
+    words = ["env", "TERM=xterm", "PYTHONUNBUFFERED=1", sys.executable, str(EXAMPLE)]
+    with subprocess.Popen(words, stdin=theirs, stdout=theirs) as running:
         read_until(ours, b"round_robin   load")
         os.write(ours, b"2q")
         read_until(ours, b"\x1b[?1049l")

@@ -5,9 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tandem.core.ids import Role, WorkerId
-from tandem.core.planner.loads import Comfort, GatewayQueue, WorkerSight, leaver, load_of, snapshot
-
-NOBODY = GatewayQueue()
+from tandem.core.planner.loads import Comfort, WorkerSight, leaver, load_of, snapshot
 
 
 def worker(role: Role, name: str = "one", **facts: int) -> WorkerSight:
@@ -28,20 +26,9 @@ def test_decode_is_as_full_as_its_batch_or_its_pages_and_what_waits_is_not_its()
 
 
 def test_who_drains_is_not_there() -> None:
-    seen = snapshot(1.0, [worker(Role.DECODE, running=5), worker(Role.DECODE, draining=True)], Comfort(), NOBODY)
+    seen = snapshot(1.0, [worker(Role.DECODE, running=5), worker(Role.DECODE, draining=True)], Comfort())
     assert (seen.roles[Role.DECODE].workers, seen.roles[Role.DECODE].pressure) == (1, 0.5)
     assert set(seen.roles) == {Role.DECODE}
-
-
-def test_promised_pages_count_while_requests_wait_for_them() -> None:
-    sights = [worker(Role.DECODE, running=2), worker(Role.DECODE, running=2), worker(Role.PREFILL)]
-
-    def pressures(queue: GatewayQueue) -> list[float]:
-        return [load.pressure for load in snapshot(1.0, sights, Comfort(), queue).roles.values()]
-
-    assert pressures(GatewayQueue(0, 0.95)) == pytest.approx([0.2, 0.0])
-    assert pressures(GatewayQueue(3, 0.95)) == pytest.approx([0.95, 0.0])
-    assert pressures(GatewayQueue(3, 0.1)) == pytest.approx([0.2, 0.0]), "the gateway's own limits hold them"
 
 
 def test_the_highest_number_leaves() -> None:

@@ -17,7 +17,7 @@ from tandem.core.planner.loads import RoleLoad, Snapshot
 from tandem.core.planner.steering import Planner, Rules
 
 Demand = Callable[[float], Mapping[Role, float]]
-RULES = Rules()
+RULES = Rules(hold_s=30, rest_s=60)
 SCALES = replace(RULES, most=12)
 P, D, U = Role.PREFILL, Role.DECODE, Role.UNIFIED
 

@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from tandem.cli.sim_serve.agenda import Agenda
 from tandem.cli.sim_serve.costs import EngineCosts, GatewayCosts, LinkCosts, WorkerShape
-from tandem.cli.sim_serve.crew import Crew, Rooms, Worker
+from tandem.cli.sim_serve.crew import Crew, Member, Rooms, Worker
 from tandem.cli.sim_serve.door import Door, Doorkeeping
 from tandem.cli.sim_serve.gaps import Gaps
 from tandem.cli.sim_serve.jobs import Ask, Job
 from tandem.cli.sim_serve.pages import whole_pages
 from tandem.cli.sim_serve.record import Record, Totals
 from tandem.cli.sim_serve.setting import Setting
+from tandem.cli.sim_serve.steering import Steering, Steersman
 from tandem.cli.sim_serve.workers import DecodeWorker, PrefillWorker, UnifiedWorker
 from tandem.core.decode_space import Crew as PagedCrew
 from tandem.core.decode_space import DecodeSpace
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.core.ids import Incarnation, Role, WorkerId, WorkerLife
+from tandem.core.ids import Role
+from tandem.core.planner.advice import Advice
 from tandem.core.policies import PolicyName
 
 
@@ -40,6 +43,8 @@ class ClusterPlan:
     keeping: Doorkeeping = field(default_factory=Doorkeeping)
     seed: int = 1
     """Of the policies' dice."""
+    steering: Steering | None = None
+    """None: the workers stay as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,8 @@ class Run:
     busy: Mapping[str, float]
     """Share of the time in which the workers of a role computed."""
     events: int
+    changes: Sequence[tuple[float, Advice]] = ()
+    """What the planner changed, and when it said so."""
 
 
 class Cluster:
@@ -87,10 +94,15 @@ class Cluster:
         largest = whole_pages(plan.shape.kv_tokens, plan.shape.page_tokens)
         self._door = Door(self._agenda, plan.keeping, self._space, largest, self._enter)
         self._record = Record()
+        self._coming = True
+        self._done_s = 0.0
+        self._steersman = self._steered(plan.steering) if plan.steering else None
 
     def run(self, asks: Iterable[Ask]) -> Run:
         """All requests, in the order of their times, to their ends."""
         self._await(iter(asks))
+        if self._steersman:
+            self._steersman.look()
         self._agenda.run()
         at_s, ttft_s, tpot_s, e2e_s, longest_gap_s = self._record.times
         prompt_tokens, cached_tokens, new_tokens = self._record.counts
@@ -107,13 +119,38 @@ class Cluster:
             totals=self._record.totals,
             gaps=self._gaps,
             refused=dict(self._door.turned_away),
-            ended_s=self._agenda.now,
+            ended_s=self._ended_s,
             busy=dict(self._busy()),
             events=self._agenda.ran,
+            changes=self._steersman.changes if self._steersman else (),
         )
+
+    @property
+    def _ended_s(self) -> float:
+        """A planner looks, and workers start, for a little longer than there are requests."""
+        return self._done_s if self._steersman else self._agenda.now
+
+    def _steered(self, steering: Steering) -> Steersman:
+        crews: dict[Role, Crew[Any]] = {
+            Role.PREFILL: self._prefills,
+            Role.DECODE: self._decodes,
+            Role.UNIFIED: self._unified,
+        }
+        return Steersman(
+            steering,
+            self._agenda,
+            crews,
+            self._resized,
+            lambda: self._coming or not self._door.idle,
+        )
+
+    def _resized(self) -> None:
+        self._space.changed()
+        self._door.look_again()
 
     def _await(self, asks: Iterator[Ask]) -> None:
         ask = next(asks, None)
+        self._coming = ask is not None
         if ask is not None:
             self._agenda.at(ask.at_s + self._plan.gateway.us_per_request * 1e-6, partial(self._come, ask, asks))
 
@@ -144,20 +181,28 @@ class Cluster:
         return worker
 
     def _done(self, job: Job) -> None:
+        self._done_s = self._agenda.now
         if self._door.left(job):
             self._record.add(job)
 
     def _busy(self) -> Iterator[tuple[str, float]]:
-        total = self._agenda.now or 1.0
-        for name, shares in (
-            ("prefill", [one.busy_s for one in self._prefills.workers]),
-            ("decode", [one.decoder.busy_s for one in self._decodes.workers]),
-            ("unified", [one.decoder.busy_s + one.prefill_busy_s for one in self._unified.workers]),
+        for name, workers, busy_s in (
+            ("prefill", self._prefills.workers, [one.busy_s for one in self._prefills.workers]),
+            ("decode", self._decodes.workers, [one.decoder.busy_s for one in self._decodes.workers]),
+            (
+                "unified",
+                self._unified.workers,
+                [one.decoder.busy_s + one.prefill_busy_s for one in self._unified.workers],
+            ),
         ):
-            if shares:
-                yield name, sum(shares) / len(shares) / total
+            if workers:
+                yield name, sum(busy_s) / (sum(map(self._there_s, workers)) or 1.0)
+
+    def _there_s(self, worker: Member) -> float:
+        """Seconds for which it was there."""
+        rooms = worker.rooms
+        return max(0.0, (self._ended_s if rooms.left_s is None else rooms.left_s) - rooms.joined_s)
 
 
 def _crew(plan: ClusterPlan, role: Role, count: int, make: Callable[[Rooms], Worker]) -> Crew[Worker]:
-    lives = (WorkerLife(WorkerId(f"{role.value}-{number}"), Incarnation(1)) for number in range(count))
-    return Crew(role, plan.policies[role], lives, make, plan.shape, plan.seed)
+    return Crew(role, plan.policies[role], count, make, plan.shape, plan.seed)

@@ -59,6 +59,7 @@ def serve(
     ] = None,
     max_prompt_tokens: Annotated[int, typer.Option(min=1, help="Longer prompts are cut.")] = 1_000_000,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longer answers are not asked for.")] = 1_000_000,
+    planner: Annotated[bool, typer.Option("--planner", help="Workers change roles by load: docs/planner.md.")] = False,
     repeats: Annotated[int, typer.Option(min=1, max=1000, help="Of everything, each with a seed of its own.")] = 1,
     seed: Annotated[int, typer.Option(min=0, max=1 << 32, help="Of the first repeat.")] = 0,
     slo: Annotated[str, typer.Option(help="Limits of goodput, e.g. ttft=1s,itl=50ms; tpot, e2e too.")] = "",
@@ -97,6 +98,7 @@ def _plan(options: dict[str, Any]) -> ClusterPlan:
     from tandem.cli.sim_serve.cluster import ClusterPlan
     from tandem.cli.sim_serve.door import Doorkeeping
     from tandem.cli.sim_serve.model_file import CostModel, read_model
+    from tandem.cli.sim_serve.steering import Steering
     from tandem.core.fair_queue import QueueLimits
     from tandem.core.policies import policy_named
 
@@ -122,6 +124,7 @@ def _plan(options: dict[str, Any]) -> ClusterPlan:
         policies=policies,
         keeping=Doorkeeping(limits, options["decode_commit"]),
         seed=options["seed"],
+        steering=Steering() if options["planner"] else None,
     )
 
 
@@ -159,6 +162,10 @@ def _show(result: Result, runs: list[Run], took_s: float, as_json: bool) -> None
     show_result(result)
     for run in runs:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in run.busy.items())
+        for at_s, advice in run.changes:
+            print(
+                f"{at_s:.0f} s: {advice.change.value} {' to '.join(r.value for r, _ in advice.steps)}: {advice.reason}"
+            )
         print(f"{result.target['url']}: busy {shares}; {run.ended_s:.1f} s of virtual time")
     requests = sum(run.totals.answered for run in runs)
     print(f"{requests} requests in {took_s:.1f} s of CPU: {requests / took_s * 60:,.0f} per minute")

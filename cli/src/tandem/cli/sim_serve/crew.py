@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tandem.cli.sim_serve.agenda import Agenda
 from tandem.cli.sim_serve.costs import WorkerShape
 from tandem.cli.sim_serve.jobs import Ask
 from tandem.core.candidates import Candidate, Candidates
-from tandem.core.ids import Role, WorkerLife
+from tandem.core.ids import Incarnation, Role, WorkerId, WorkerLife
 from tandem.core.page_ledger import PagePool
+from tandem.core.planner.loads import WorkerSight
 from tandem.core.policies import DEFAULT_LOAD_CAP, PolicyName, Turn, choose
+
+
+def _nothing() -> None:
+    """Nobody waits for its end."""
 
 
 @dataclass(slots=True)
@@ -25,7 +31,12 @@ class Rooms:
     life: WorkerLife
     tell: Callable[[WorkerLife, int], None]
     """Hears of each change."""
+    joined_s: float = 0.0
+    left_s: float | None = None
+    """When its last request ended after it was drained."""
     count: int = 0
+    empty: Callable[[], None] = _nothing
+    """Hears when it has none."""
 
     def enter(self) -> None:
         """One more."""
@@ -36,12 +47,17 @@ class Rooms:
         """One less."""
         self.count -= 1
         self.tell(self.life, self.count)
+        if not self.count:
+            self.empty()
 
 
 class Member(Protocol):
     """A worker."""
 
     rooms: Rooms
+
+    def sight(self) -> WorkerSight:
+        """What it would say of itself."""
 
 
 Worker = TypeVar("Worker", bound=Member)
@@ -54,21 +70,33 @@ class Crew(Generic[Worker]):
         self,
         role: Role,
         policy: PolicyName,
-        lives: Iterable[WorkerLife],
+        count: int,
         make: Callable[[Rooms], Worker],
         shape: WorkerShape,
         seed: int,
     ) -> None:
-        """make: a worker of its rooms. shape: of each. seed: of the policy's dice."""
-        self._candidates = Candidates.of(Candidate(life, 0, shape.max_running) for life in lives)
-        pages = shape.kv_tokens // shape.page_tokens
-        self.pools = tuple(PagePool(life, pages, shape.page_tokens) for life in self._candidates.lives)
-        """KV pages, in the order of the crew."""
-        self._by_life = {life: make(Rooms(life, self._candidates.note_rooms)) for life in self._candidates.lives}
-        self.workers = list(self._by_life.values())
+        """count: workers at the start. make: a worker of its rooms. shape: of each. seed: of the policy's dice."""
+        self.workers: list[Worker] = []
+        """Those that have left, too."""
+        self._by_life: dict[WorkerLife, Worker] = {}
         self._role, self._policy = role, policy
+        self._make, self._shape = make, shape
         self._dice = random.Random(f"{seed} {role.value}")
         self._count = 0
+        for _ in range(count):
+            self._add(0.0)
+        self._candidates = self._those_that_serve()
+
+    @property
+    def pools(self) -> Sequence[PagePool]:
+        """KV pages of those that get requests, in the order of the crew."""
+        pages, size = self._shape.kv_tokens // self._shape.page_tokens, self._shape.page_tokens
+        return [PagePool(life, pages, size) for life in self._candidates.lives]
+
+    @property
+    def serving(self) -> list[Worker]:
+        """Those that get requests."""
+        return list(self._by_life.values())
 
     def choose(self, ask: Ask, roomy: NDArray[np.bool_] | None = None) -> Worker:
         """roomy: which of them may be chosen; None = all. Raises NO_WORKER if there are none."""
@@ -76,3 +104,35 @@ class Crew(Generic[Worker]):
         turn = Turn(self._count, self._dice.getrandbits(32), ask.session, ask.prefix, DEFAULT_LOAD_CAP)
         self._count += 1
         return self._by_life[choose(self._policy, among, turn, self._role).life]
+
+    def join(self, now_s: float) -> None:
+        """One more comes."""
+        self._add(now_s)
+        self._candidates = self._those_that_serve()
+
+    def drain(self, worker_id: WorkerId, agenda: Agenda, ended: Callable[[], None]) -> None:
+        """One gets nothing more, and leaves when it has ended what it has; ended: told then, perhaps at once."""
+        worker = self._by_life.pop(next(life for life in self._by_life if life.worker_id == worker_id))
+        self._candidates = self._those_that_serve()
+
+        def leave() -> None:
+            worker.rooms.left_s = agenda.now
+            ended()
+
+        worker.rooms.empty = leave
+        if not worker.rooms.count:
+            leave()
+
+    def _add(self, now_s: float) -> None:
+        life = WorkerLife(WorkerId(f"{self._role.value}-{len(self.workers)}"), Incarnation(1))
+        worker = self._make(Rooms(life, self._tell, now_s))
+        self.workers.append(worker)
+        self._by_life[life] = worker
+
+    def _tell(self, life: WorkerLife, rooms: int) -> None:
+        self._candidates.note_rooms(life, rooms)
+
+    def _those_that_serve(self) -> Candidates:
+        return Candidates.of(
+            Candidate(life, worker.rooms.count, self._shape.max_running) for life, worker in self._by_life.items()
+        )

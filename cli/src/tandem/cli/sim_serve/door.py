@@ -56,6 +56,10 @@ class Door:
         """Whether nobody has a place and nobody waits."""
         return not (self._queue.used or self._queue.waiting or self._waiting)
 
+    def look_again(self) -> None:
+        """More may fit than before."""
+        self._let_in(self._queue.pump(self._agenda.now))
+
     def knock(self, job: Job) -> None:
         """A request comes: it enters now or later, or is turned away."""
         try:

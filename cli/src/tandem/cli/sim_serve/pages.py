@@ -13,22 +13,22 @@ class Room:
 
     def __init__(self, tokens: int, page_tokens: int = 1) -> None:
         """tokens: in all; what is no whole page is not used."""
-        self.free = whole_pages(tokens, page_tokens)
+        self.total = self.free = whole_pages(tokens, page_tokens)
         """Tokens of free pages."""
         self._page_tokens = page_tokens
         self._waiting: deque[tuple[int, Callable[[], None]]] = deque()
 
     def reserve(self, job: Job, then: Callable[[], None]) -> None:
         """Calls `then` once it has its own."""
-        self._waiting.append((self._need(job), then))
+        self._waiting.append((self.need(job), then))
         self._serve()
 
     def release(self, job: Job) -> None:
         """Its request is over."""
-        self.free += self._need(job)
+        self.free += self.need(job)
         self._serve()
 
-    def _need(self, job: Job) -> int:
+    def need(self, job: Job) -> int:
         """Tokens of the pages that a request may come to need."""
         return whole_pages(job.prompt_tokens + job.ask.new_tokens + self._page_tokens - 1, self._page_tokens)
 

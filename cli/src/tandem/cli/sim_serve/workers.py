@@ -11,6 +11,8 @@ from tandem.cli.sim_serve.jobs import Job
 from tandem.cli.sim_serve.pages import Room
 from tandem.cli.sim_serve.prompts import Chunk, PromptQueue
 from tandem.cli.sim_serve.setting import Setting
+from tandem.core.ids import Role
+from tandem.core.planner.loads import WorkerSight
 
 
 class PrefillWorker:
@@ -25,6 +27,10 @@ class PrefillWorker:
         self._cache = PrefixCache(setting.shape.cache_tokens, setting.shape.page_tokens)
         self._sends_until_s = 0.0
         self._computing = False
+
+    def sight(self) -> WorkerSight:
+        """What it would say of itself."""
+        return WorkerSight(self.rooms.life.worker_id, Role.PREFILL, self._set.shape.max_running, self.rooms.count)
 
     def submit(self, job: Job) -> None:
         """A prompt whose decode worker has reserved its pages."""
@@ -78,12 +84,29 @@ class DecodeWorker:
         self.room = Room(setting.shape.kv_tokens, setting.shape.page_tokens)
         self.decoder = Decoder(setting, self._ended)
         self._set = setting
+        self._landed_tokens = 0
+        """Of the pages of requests whose KV is there."""
+
+    def sight(self) -> WorkerSight:
+        """What it would say of itself."""
+        running, page = len(self.decoder), self._set.shape.page_tokens
+        return WorkerSight(
+            self.rooms.life.worker_id,
+            Role.DECODE,
+            self._set.shape.max_running,
+            running,
+            self.rooms.count - running,
+            self.room.total // page,
+            self._landed_tokens // page,
+        )
 
     def land(self, job: Job) -> None:
         """A prompt's KV is there."""
+        self._landed_tokens += self.room.need(job)
         self.decoder.join(job)
 
     def _ended(self, job: Job) -> None:
+        self._landed_tokens -= self.room.need(job)
         self.rooms.leave()
         self.room.release(job)
         self._set.done(job)
@@ -102,6 +125,19 @@ class UnifiedWorker:
         self._queue = PromptQueue(setting.costs, setting.shape)
         self._cache = PrefixCache(setting.shape.cache_tokens, setting.shape.page_tokens)
         self._computing = False
+
+    def sight(self) -> WorkerSight:
+        """What it would say of itself."""
+        running, page = len(self.decoder), self._set.shape.page_tokens
+        return WorkerSight(
+            self.rooms.life.worker_id,
+            Role.UNIFIED,
+            self._set.shape.max_running,
+            running,
+            self.rooms.count - running,
+            self.room.total // page,
+            (self.room.total - self.room.free) // page,
+        )
 
     def submit(self, job: Job) -> None:
         """A prompt that has its pages."""

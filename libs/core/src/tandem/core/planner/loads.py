@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tandem.core.ids import Role, WorkerId
@@ -64,31 +64,19 @@ class Snapshot:
     """Of the roles that have workers."""
 
 
-@dataclass(frozen=True, slots=True)
-class GatewayQueue:
-    """What waits before it reaches any worker."""
-
-    waiting: int = 0
-    """Requests that have no place yet."""
-    committed: float = 0.0
-    """Share of decode's pages that requests with a place may come to need."""
-
-
-def snapshot(at_s: float, sights: Iterable[WorkerSight], comfort: Comfort, queue: GatewayQueue) -> Snapshot:
-    """Adds up. While requests wait at the gateway, what decode's pages are promised to counts as if it was used: it
-    is then why they wait, unless the gateway is at its own limits, with pages to spare."""
+def snapshot(at_s: float, sights: Iterable[WorkerSight], comfort: Comfort) -> Snapshot:
+    """Adds up."""
     by_role: dict[Role, list[WorkerSight]] = {}
     for sight in sights:
         if not sight.draining:
             by_role.setdefault(sight.role, []).append(sight)
-    roles = {}
-    for role, workers in by_role.items():
-        demand = sum(load_of(worker, comfort) for worker in workers)
-        if queue.waiting and role is not Role.PREFILL:
-            demand = max(demand, queue.committed * len(workers))
-        running, waiting = sum(one.running for one in workers), sum(one.waiting for one in workers)
-        roles[role] = RoleLoad(len(workers), demand, running, waiting)
-    return Snapshot(at_s, roles)
+    return Snapshot(at_s, {role: _load(workers, comfort) for role, workers in by_role.items()})
+
+
+def _load(workers: Sequence[WorkerSight], comfort: Comfort) -> RoleLoad:
+    demand = sum(load_of(worker, comfort) for worker in workers)
+    running, waiting = sum(one.running for one in workers), sum(one.waiting for one in workers)
+    return RoleLoad(len(workers), demand, running, waiting)
 
 
 def load_of(worker: WorkerSight, comfort: Comfort) -> float:

@@ -52,8 +52,8 @@ class Rules:
     """Spare down from here, after the loss of a worker; below `high`."""
     smooth_s: float = 15.0
     """Of the mean: what is as old counts 1/e."""
-    hold_s: float = 30.0
-    rest_s: float = 60.0
+    hold_s: float = 60.0
+    rest_s: float = 30.0
     """After a change."""
     move_s: float = 30.0
     """For which a worker that changes its role serves nobody."""

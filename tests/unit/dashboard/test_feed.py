@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.gateway.dashboard.feed import Feed
 from tandem.gateway.web.dashboard_endpoints import Dashboard, DashboardEvents
+from tandem.gateway.web.line import Line
 from tests.support.gateway.clock import HandClock
 
 
@@ -106,19 +108,21 @@ async def test_a_viewer_that_takes_nothing_is_dropped(caplog: pytest.LogCaptureF
 
 async def test_a_viewer_that_goes_gives_its_place_back() -> None:
     feed = Feed(Maker(), HandClock(), max_viewers=1, interval_s=3600)
-    shown, go = asyncio.Event(), asyncio.Event()
+    shown, line = asyncio.Event(), Line()
+    line.cycle = SimpleNamespace(disconnected=False)  # type: ignore[assignment]
 
-    async def leave() -> dict[str, Any]:
-        await go.wait()
-        return {"type": "http.disconnect"}
+    async def say_nothing() -> dict[str, Any]:
+        raise AssertionError("the line says when the viewer goes")
 
     async def take(message: dict[str, Any]) -> None:
         if message.get("body"):
             shown.set()
 
-    serving = asyncio.create_task(DashboardEvents(Dashboard(feed, on=True))({}, leave, take))  # type: ignore[arg-type]
+    events = DashboardEvents(Dashboard(feed, on=True))
+    serving = asyncio.create_task(events({"tandem_line": line}, say_nothing, take))  # type: ignore[arg-type]
     await asyncio.wait_for(shown.wait(), 10)
     assert feed.viewers == 1
-    go.set()
+    line.cycle.disconnected = True
+    line.look()
     await asyncio.wait_for(serving, 10)
     assert feed.viewers == 0

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
+from tandem.core.errors import ErrorReason, TandemError
 from tandem.gateway.mailbox import Mailbox, News
+from tandem.gateway.web.generation import unless_gone
 from tandem.gateway.web.line import Line, LineProtocol, line_of
 from tandem.rpc.metrics import Metrics
 from tandem.rpc.metrics_server import HttpServer
@@ -68,8 +72,9 @@ def test_a_line_of_no_response_is_closed() -> None:
     assert not line_of({"type": "http"}).open
 
 
-async def served(app: object, request: bytes) -> bytes:
-    """What a server with lines answers to one request."""
+@asynccontextmanager
+async def connected(app: object) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A client of a server with lines."""
     config = uvicorn.Config(app, http=LineProtocol, ws="none", lifespan="off", log_config=None, port=0)  # type: ignore[arg-type]
     server = HttpServer(config)
     listener = await asyncio.get_running_loop().create_server(asyncio.Protocol, "127.0.0.1", 0)
@@ -79,12 +84,18 @@ async def served(app: object, request: bytes) -> bytes:
     serving = asyncio.create_task(server.serve(sockets=[socket]))
     reader, writer = await asyncio.open_connection(*socket.getsockname())
     try:
-        writer.write(request)
-        return await reader.read()
+        yield reader, writer
     finally:
         writer.close()
         server.should_exit = True
         await serving
+
+
+async def served(app: object, request: bytes) -> bytes:
+    """What a server with lines answers to one request."""
+    async with connected(app) as (reader, writer):
+        writer.write(request)
+        return await reader.read()
 
 
 def response(*pieces: bytes, length: int | None = None) -> object:
@@ -118,6 +129,61 @@ async def test_pieces_are_chunks_and_an_empty_one_is_none() -> None:
 async def test_a_response_of_known_length_is_not_cut_into_chunks() -> None:
     answer = await served(response(b"one", b"two", length=6), HEAD)
     assert answer.partition(b"\r\n\r\n")[2] == b"onetwo"
+
+
+async def test_a_line_tells_once_that_the_client_has_gone_and_later_at_once() -> None:
+    began, gone, late = asyncio.Event(), asyncio.Event(), list[str]()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        line = line_of(scope)
+        line.when_gone(gone.set)
+        began.set()
+        await gone.wait()
+        line.when_gone(None)
+        line.when_gone(lambda: late.append("gone"))
+
+    async with connected(app) as (_, writer):
+        writer.write(HEAD)
+        await began.wait()
+        assert not gone.is_set()
+        writer.close()
+        await asyncio.wait_for(gone.wait(), 30)
+    assert late == ["gone"]
+
+
+async def test_a_client_that_goes_after_its_response_is_whole_is_not_missed() -> None:
+    gone = list[str]()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        line_of(scope).when_gone(lambda: gone.append("gone"))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"all", "more_body": False})
+
+    async with connected(app) as (reader, writer):
+        writer.write(HEAD)
+        assert (await reader.read()).endswith(b"3\r\nall\r\n0\r\n\r\n")
+    assert not gone
+
+
+async def test_work_ends_with_its_client_and_not_for_its_own_timeouts() -> None:
+    ended: asyncio.Future[TandemError] = asyncio.get_running_loop().create_future()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        with pytest.raises(TandemError) as caught:
+            await unless_gone(line_of(scope), asyncio.Event().wait())  # type: ignore[arg-type]
+        ended.set_result(caught.value)
+
+    async with connected(app) as (_, writer):
+        writer.write(HEAD)
+        writer.close()
+        assert (await asyncio.wait_for(ended, 30)).reason is ErrorReason.CANCELLED
+
+    async def slow() -> None:
+        async with asyncio.timeout(0):
+            await asyncio.Event().wait()
+
+    with pytest.raises(TimeoutError):
+        await unless_gone(Line(), slow())
 
 
 def test_a_tally_shows_what_a_histogram_would() -> None:

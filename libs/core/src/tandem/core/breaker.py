@@ -98,11 +98,11 @@ class Breaker:
         """The breaker after an event. epoch: in which the room was sent; the present one for SENT."""
         if epoch != self.epoch:
             return self
-        failures = {Event.WELL: 0, Event.FAILED: self.failures + 1}.get(event, self.failures)
+        failures = 0 if event is Event.WELL else self.failures + (event is Event.FAILED)
         to = MOVES.get((self.state, event), self.state)
         enough = event is Event.EJECTED or 0 < settings.failures <= failures
         if to is self.state or (self.state is State.CLOSED and not enough):
-            return replace(self, failures=failures)
+            return self if failures == self.failures else replace(self, failures=failures)
         # A probe that told nothing has cost no time: the next may follow at once. What may be either's tells something
         # of a worker that stood out by that, and nothing of one that never did.
         ejections = self.ejections + (event is Event.EJECTED)

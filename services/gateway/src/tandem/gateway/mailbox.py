@@ -21,6 +21,11 @@ class News:
     """Whether what came before of this sequence is void: it begins anew."""
 
 
+def news_of(index: int, delta: session_pb2.Delta | None) -> News:
+    """News of a sequence; None: what came before is void."""
+    return News(index, session_pb2.Delta(), void=True) if delta is None else News(index, delta)
+
+
 class Mailbox:
     """Bounded, for any number of writers and one reader, all on one loop. Writing never waits."""
 
@@ -44,7 +49,7 @@ class Mailbox:
 
     def put(self, index: int, delta: session_pb2.Delta | None) -> bool:
         """Leaves news for the reader, None: what came before is void. False if the reader is too far behind."""
-        news = News(index, session_pb2.Delta(), void=True) if delta is None else News(index, delta)
+        news = news_of(index, delta)
         reader = self._reader
         # A reader that was woken has not yet taken what came before.
         if reader is not None and not self._waiting and not reader.done() and self._at_once(news):

@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.gateway.dashboard.feed import Feed
 from tandem.gateway.web.generation import Reply, unless_gone
+from tandem.gateway.web.line import line_of
 
 log = logging.getLogger(__name__)
 
@@ -76,11 +77,11 @@ class DashboardEvents:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one viewer. Raises OVERLOADED if there are too many."""
-        del scope
+        del receive
         _refuse_unless(self._on)
         with self._feed.place():
             try:
-                await unless_gone(receive, self._show(Reply(send)))
+                await unless_gone(line_of(scope), self._show(Reply(send)))
             except TimeoutError:
                 log.warning("a viewer of the dashboard reads too slowly and is dropped")
             except TandemError as error:

@@ -123,6 +123,8 @@ class Front:
             gone = isinstance(error, asyncio.CancelledError)
             reason = ErrorReason.CANCELLED if gone else ErrorReason.INTERNAL
             fail(visit.span, reason, "The gateway stopped." if gone else "The gateway failed.")
+            if not gone:
+                self._metrics.count_error(visit.endpoint, reason, visit.request_id)
             raise
         finally:
             self._metrics.count_answer(visit.endpoint, status)

@@ -36,7 +36,7 @@ from tandem.gateway.api.responses_answers import ResponsesAnswer, broken_off
 from tandem.gateway.api.responses_schema import gone_on
 from tandem.gateway.calls import Api, GenerateCall, Message, ResponsePlan, Sequence
 from tandem.gateway.gateway_metrics import GatewayMetrics, Stopwatch
-from tandem.gateway.mailbox import Mailbox, News
+from tandem.gateway.mailbox import Mailbox, News, news_of
 from tandem.gateway.routing.request_trace import note_answers, note_call, note_prompts
 from tandem.gateway.routing.room_runs import Journey
 from tandem.gateway.routing.router import Router
@@ -50,6 +50,7 @@ from tandem.gateway.web.prepare import Preparer
 from tandem.rpc.tasks import contained
 from tandem.rpc.tracing import names
 from tandem.rpc.tracing.provider import Tracing, fail
+from tandem.v1 import session_pb2
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,8 @@ WRITE_GRACE_S: Final = 5.0
 """After a request's deadline: time for a slow client to take what is written to it."""
 
 ReadCall = Callable[[dict[str, Any]], GenerateCall]
+Put = Callable[[int, session_pb2.Delta | None], bool]
+"""Takes news of a sequence, by its index; see tandem.gateway.mailbox.Mailbox.put."""
 
 
 class Answer(Protocol):
@@ -135,8 +138,9 @@ class GenerationEndpoint:
             with ExitStack() as reading:
                 reading.enter_context(self._works.reading.holding())
                 call = await self._read(scope, receive, visit)
-                request = _Request(call, visit, watch, Reply(send, line_of(scope)), deadline, account)
-                await unless_gone(receive, self._answer(request, reading))
+                line = line_of(scope)
+                request = _Request(call, visit, watch, Reply(send, line), deadline, account)
+                await unless_gone(line, self._answer(request, reading))
         except Refused as refused:
             self._works.metrics.count_refusal(refused.refusal)
             visit.headers.update(self._works.tenants.headers(account))
@@ -209,8 +213,12 @@ class GenerationEndpoint:
         transcripts = [Transcript(sequence) for sequence in sequences]
         answer = self._shape(call, visit, watch, transcripts)
         try:
-            async with asyncio.timeout(None) as patience, self._generating(sequences, journey, patience) as mailbox:
-                await self._write(call, answer, transcripts, mailbox, request.reply, watch)
+            if call.stream:
+                async with asyncio.timeout(None) as patience, self._generating(sequences, journey, patience) as mailbox:
+                    await self._write(answer, mailbox, request.reply, watch)
+            else:
+                await self._gather(sequences, journey, transcripts, watch)
+                await request.reply.json(answer.document())
         finally:
             bill.used = sum(len(one.sequence.input_ids) + one.completion_tokens for one in transcripts)
             note_answers(visit.span, transcripts, content=self._works.tracing.content)
@@ -258,7 +266,7 @@ class GenerationEndpoint:
         far behind."""
         now = asyncio.get_running_loop().time
         mailbox = Mailbox(self._works.limits.stream_buffer_tokens * len(sequences), lambda: patience.reschedule(now()))
-        task = asyncio.create_task(_run_all(self._works.router, sequences, journey, mailbox))
+        task = asyncio.create_task(_run_all(self._works.router, sequences, journey, mailbox.put))
         task.add_done_callback(partial(_close_mailbox, mailbox))
         try:
             yield mailbox
@@ -266,15 +274,23 @@ class GenerationEndpoint:
             task.cancel()
             await asyncio.wait({task})
 
-    async def _write(
-        self,
-        call: GenerateCall,
-        answer: Answer,
-        transcripts: list[Transcript],
-        mailbox: Mailbox,
-        reply: Reply,
-        watch: Stopwatch,
+    async def _gather(
+        self, sequences: SequenceOf[Sequence], journey: Journey, transcripts: list[Transcript], watch: Stopwatch
     ) -> None:
+        """Runs all sequences to their end; who waits for a whole answer is not told before."""
+
+        def take(index: int, delta: session_pb2.Delta | None) -> bool:
+            news = news_of(index, delta)
+            watch.saw([news])
+            if news.void:
+                transcripts[index].clear()
+            transcripts[index].add(news.delta)
+            return True
+
+        await _run_all(self._works.router, sequences, journey, take)
+
+    async def _write(self, answer: Answer, mailbox: Mailbox, reply: Reply, watch: Stopwatch) -> None:
+        """Writes a stream to its end."""
         line = reply.line
 
         def write_at_once(one: News) -> bool:
@@ -292,19 +308,10 @@ class GenerationEndpoint:
         at_once = contained(write_at_once, broken)
         while news := await mailbox.take():
             watch.saw(news)
-            if call.stream:
-                await reply.begin_stream()
-                await reply.write(answer.events(news))
-                mailbox.hand_over_at_once(at_once)
-            else:
-                for one in news:
-                    if one.void:
-                        transcripts[one.index].clear()
-                    transcripts[one.index].add(one.delta)
-        if call.stream:
-            await reply.write(answer.end(), more=False)
-        else:
-            await reply.json(answer.document())
+            await reply.begin_stream()
+            await reply.write(answer.events(news))
+            mailbox.hand_over_at_once(at_once)
+        await reply.write(answer.end(), more=False)
 
 
 class Reply:
@@ -363,41 +370,42 @@ def _broken_off(api: Api, error: TandemError, retry_after_s: int) -> bytes:
     return event(problem_of(error, retry_after_s).body)
 
 
-async def unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
-    """Runs `work`, which is cancelled when the client goes; raises CANCELLED then."""
-    working = asyncio.create_task(work)
-    watching = asyncio.create_task(_gone(receive))
+async def unless_gone(line: Line, work: Coroutine[Any, Any, None]) -> None:
+    """Runs `work`, which is cancelled when the client goes before its response is whole; raises CANCELLED then."""
+    now = asyncio.get_running_loop().time
     try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise TandemError(ErrorReason.CANCELLED, "The client has gone.")
-        working.result()
-    finally:
-        working.cancel()
-        watching.cancel()
-        await asyncio.wait({working, watching})
+        async with asyncio.timeout(None) as patience:
+            line.when_gone(lambda: patience.reschedule(now()))
+            try:
+                await work
+            finally:
+                line.when_gone(None)
+    except TimeoutError:
+        if not patience.expired():
+            raise
+        raise TandemError(ErrorReason.CANCELLED, "The client has gone.") from None
 
 
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _run_all(router: Router, sequences: SequenceOf[Sequence], journey: Journey, mailbox: Mailbox) -> None:
-    """Runs sequences side by side. The first that fails ends all, and its error goes to the mailbox."""
+async def _run_all(router: Router, sequences: SequenceOf[Sequence], journey: Journey, put: Put) -> None:
+    """Runs sequences side by side. The first that fails ends all; raises its error."""
+    if len(sequences) == 1:
+        await router.run(sequences[0], journey, partial(put, sequences[0].index))
+        return
     failed: list[TandemError] = []
     try:
         async with asyncio.TaskGroup() as group:
             for one in sequences:
-                group.create_task(router.run(one, journey, partial(mailbox.put, one.index)))
+                group.create_task(router.run(one, journey, partial(put, one.index)))
     except* TandemError as errors:
         failed += [error for error in errors.exceptions if isinstance(error, TandemError)]
-    mailbox.close(failed[0] if failed else None)
+    if failed:
+        raise failed[0]
 
 
 def _close_mailbox(mailbox: Mailbox, task: asyncio.Task[None]) -> None:
     """However the sequences ended, nobody waits for them any longer."""
-    error = None if task.cancelled() else task.exception()
-    if error is not None:
+    error = TandemError(ErrorReason.INTERNAL) if task.cancelled() else task.exception()
+    if error is not None and not isinstance(error, TandemError):
         log.error("generation crashed", exc_info=error)
-    mailbox.close(TandemError(ErrorReason.INTERNAL))
+        error = TandemError(ErrorReason.INTERNAL)
+    mailbox.close(error)

@@ -2,10 +2,12 @@
 
 uvicorn's protocol, with a Line in the scope of each request. What begins and ends a response goes through ASGI as
 always; in between, while the response is chunked and the connection takes more, pieces may be written through the Line.
+It also says when the client goes, without a task that waits for that.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 from starlette.types import Scope
@@ -17,11 +19,12 @@ _KEY: Final = "tandem_line"
 class Line:
     """Of one response."""
 
-    __slots__ = ("cycle",)
+    __slots__ = ("_when_gone", "cycle")
 
     def __init__(self) -> None:
         self.cycle: RequestResponseCycle | None = None
         """uvicorn's state of the response; None before the request's head is read."""
+        self._when_gone: Callable[[], None] | None = None
 
     @property
     def open(self) -> bool:
@@ -35,6 +38,16 @@ class Line:
         """Writes a piece of the body to a line that is open."""
         if piece and self.cycle is not None:  # an empty chunk would be the end
             self.cycle.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+
+    def when_gone(self, hook: Callable[[], None] | None) -> None:
+        """Sets what is called when the client goes before the response is whole; at once if it has. None = nothing."""
+        self._when_gone = hook
+        self.look()
+
+    def look(self) -> None:
+        """The connection may have ended."""
+        if self._when_gone is not None and self.cycle is not None and self.cycle.disconnected:
+            self._when_gone()
 
 
 class LineProtocol(HttpToolsProtocol):
@@ -51,6 +64,12 @@ class LineProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         if self.cycle is not None and self.cycle.scope is self.scope:
             line_of(self.scope).cycle = self.cycle  # type: ignore[arg-type]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has gone."""
+        super().connection_lost(exc)
+        if self.cycle is not None:
+            line_of(self.cycle.scope).look()  # type: ignore[arg-type]
 
 
 def line_of(scope: Scope) -> Line:

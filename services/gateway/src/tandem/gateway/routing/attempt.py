@@ -141,10 +141,8 @@ class Attempt:
                 (Role.PREFILL, self._prefill, self._decode, Leg(self._on_prefill, self._on_prefill_lost)),
             ):
                 refused = role
-                message = session_pb2.Submit()
-                message.CopyFrom(self._submit)
-                message.peer.CopyFrom(convert.life_to_proto(peer.life))
-                worker.submit(message, leg)
+                self._send(worker, peer, leg)
+            del self._submit  # a prompt may be long, and an answer takes long: nobody needs it any more
             return await self._done
         except TandemError as error:
             self._fail(error, refused)
@@ -152,6 +150,12 @@ class Attempt:
         except asyncio.CancelledError:
             self._fail(TandemError(ErrorReason.CANCELLED, "The client has gone, or its time is over."))
             raise
+
+    def _send(self, worker: Worker, peer: Worker, leg: Leg) -> None:
+        message = session_pb2.Submit()
+        message.CopyFrom(self._submit)
+        message.peer.CopyFrom(convert.life_to_proto(peer.life))
+        worker.submit(message, leg)
 
     def _on_decode(self, delta: session_pb2.Delta) -> None:
         ends = delta.HasField("finish")

@@ -86,6 +86,7 @@ class LoneAttempt:
         """Returns None when the answer is complete, else why it failed. Cancelling it ends its leg."""
         try:
             self._worker.submit(self._submit, Leg(self._on_delta, self._on_lost))
+            del self._submit  # a prompt may be long, and an answer takes long: nobody needs it any more
             return await self._done
         except TandemError as error:
             self._fail(error, Role.UNIFIED)

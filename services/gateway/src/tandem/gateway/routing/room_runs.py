@@ -140,6 +140,7 @@ class RoomRuns:
         trace.submit(submit, legs, len(order.asked.input_ids) - len(sequence.input_ids))
         attempt = _attempt(submit, team, trace.noting(deliver), first_token)
         facts = RoomFacts(RoomId(submit.room), journey.request_id, order.number, legs, journey.deadline)
+        del submit  # the attempt forgets it once it is sent
         with self._rooms.running(facts, attempt), self._health.watching(attempt, legs), measuring(attempt):
             failure = await _run(attempt, trace, journey.deadline)
         if failure is not None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import re
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -67,20 +68,21 @@ class Front:
         metrics: GatewayMetrics,
         tracing: Tracing,
         endpoints: frozenset[str],
-        traced: frozenset[str],
+        generating: Mapping[str, ASGIApp],
         keys: KeyRing,
         open_paths: frozenset[str] = frozenset(),
         retry_after_s: int = 1,
     ) -> None:
-        """endpoints: paths that exist. traced: those whose requests have spans. keys: of which a request must carry
-        one, unless the ring is open. open_paths: those that need no key.
+        """endpoints: paths that exist. generating: the endpoints whose requests have spans; a POST goes there past
+        `app`, as a router's coroutines would live as long as a stream does. keys: of which a request must carry one,
+        unless the ring is open. open_paths: those that need no key.
         """
         self._app = app
         self._retry_after_s = retry_after_s
         self._metrics = metrics
         self._tracing = tracing
         self._endpoints = endpoints
-        self._traced = traced
+        self._generating = generating
         self._open_paths = open_paths
         self._keys = keys
 
@@ -111,7 +113,8 @@ class Front:
         try:
             if owner := self._owner(scope):
                 scope[_KEY] = replace(visit, owner=owner)
-            await self._app(scope, receive, send_named)
+            app = self._generating.get(scope["path"]) if scope["method"] == "POST" else None
+            await (app or self._app)(scope, receive, send_named)
         except TandemError as error:
             # Endpoints let errors out only where no response has begun.
             self._metrics.count_error(visit.endpoint, error.reason, visit.request_id)
@@ -135,7 +138,7 @@ class Front:
         headers, path = Headers(scope=scope), scope["path"]
         request_id = _request_id(headers)
         span: Span = INVALID_SPAN
-        if path in self._traced:
+        if path in self._generating:
             caller = remote(headers.get(TRACEPARENT_KEY, ""), ",".join(headers.getlist(TRACESTATE_KEY)))
             span = self._tracing.enter(
                 f"{scope['method']} {path}",

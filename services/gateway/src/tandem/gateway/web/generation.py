@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from collections.abc import Sequence as SequenceOf
-from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol
@@ -21,7 +20,7 @@ from tandem.core.fair_queue import Ask
 from tandem.core.page_ledger import Seat
 from tandem.core.refusals import Refused
 from tandem.core.tenants import Account
-from tandem.gateway.admission.slots import Slots
+from tandem.gateway.admission.slots import Place, Slots
 from tandem.gateway.admission.tenants import Bill, Tenants
 from tandem.gateway.admission.waiting_room import WaitingRoom
 from tandem.gateway.admission.wishes import PRIORITY_HEADER, priority_of, timeout_s
@@ -135,12 +134,11 @@ class GenerationEndpoint:
         account = self._works.tenants.account_of(visit.owner)
         try:
             self._works.tenants.count_request(account)
-            with ExitStack() as reading:
-                reading.enter_context(self._works.reading.holding())
+            with self._works.reading.holding() as place:
                 call = await self._read(scope, receive, visit)
                 line = line_of(scope)
                 request = _Request(call, visit, watch, Reply(send, line), deadline, account)
-                await unless_gone(line, self._answer(request, reading))
+                await unless_gone(line, self._answer(request, place))
         except Refused as refused:
             self._works.metrics.count_refusal(refused.refusal)
             visit.headers.update(self._works.tenants.headers(account))
@@ -166,15 +164,15 @@ class GenerationEndpoint:
             before = kept.messages
         return gone_on(call, plan, before, owner)
 
-    async def _answer(self, request: _Request, reading: ExitStack) -> None:
-        """reading: is closed when the request is read."""
+    async def _answer(self, request: _Request, place: Place) -> None:
+        """place: is given back when the request is read."""
         visit, reply = request.visit, request.reply
         try:
             async with asyncio.timeout_at(request.deadline + WRITE_GRACE_S):
                 sequences = await self._prepare(request.call, visit)
                 prompts = [one for one in sequences if not one.choice]
                 request.watch.prepared(sequences[0].model, sum(len(one.input_ids) for one in prompts))
-                reading.close()
+                place.give_back()
                 await self._admitted(request, sequences)
         except TimeoutError:
             error = TandemError(ErrorReason.CANCELLED, "The client did not take its answer in time.")
@@ -214,8 +212,7 @@ class GenerationEndpoint:
         answer = self._shape(call, visit, watch, transcripts)
         try:
             if call.stream:
-                async with asyncio.timeout(None) as patience, self._generating(sequences, journey, patience) as mailbox:
-                    await self._write(answer, mailbox, request.reply, watch)
+                await self._stream(sequences, journey, answer, request.reply, watch)
             else:
                 await self._gather(sequences, journey, transcripts, watch)
                 await request.reply.json(answer.document())
@@ -258,21 +255,20 @@ class GenerationEndpoint:
         head = {"model": transcript.sequence.model, "created_at": int(time.time())}
         return ResponsesAnswer(plan, head, transcript, listener, self._works.responses.put)
 
-    @asynccontextmanager
-    async def _generating(
-        self, sequences: SequenceOf[Sequence], journey: Journey, patience: asyncio.Timeout
-    ) -> AsyncIterator[Mailbox]:
-        """Runs all sequences; leaving the context ends those that still run. patience: is over when the client is too
-        far behind."""
-        now = asyncio.get_running_loop().time
-        mailbox = Mailbox(self._works.limits.stream_buffer_tokens * len(sequences), lambda: patience.reschedule(now()))
-        task = asyncio.create_task(_run_all(self._works.router, sequences, journey, mailbox.put))
-        task.add_done_callback(partial(_close_mailbox, mailbox))
-        try:
-            yield mailbox
-        finally:
-            task.cancel()
-            await asyncio.wait({task})
+    async def _stream(
+        self, sequences: SequenceOf[Sequence], journey: Journey, answer: Answer, reply: Reply, watch: Stopwatch
+    ) -> None:
+        """Runs all sequences, and writes what comes of them until the client has all of it or is too far behind."""
+        now, most = asyncio.get_running_loop().time, self._works.limits.stream_buffer_tokens * len(sequences)
+        async with asyncio.timeout(None) as patience:
+            mailbox = Mailbox(most, lambda: patience.reschedule(now()))
+            task = asyncio.create_task(_run_all(self._works.router, sequences, journey, mailbox.put))
+            task.add_done_callback(partial(_close_mailbox, mailbox))
+            try:
+                await self._write(answer, mailbox, reply, watch)
+            finally:
+                task.cancel()
+                await asyncio.wait({task})
 
     async def _gather(
         self, sequences: SequenceOf[Sequence], journey: Journey, transcripts: list[Transcript], watch: Stopwatch
@@ -311,6 +307,7 @@ class GenerationEndpoint:
             await reply.begin_stream()
             await reply.write(answer.events(news))
             mailbox.hand_over_at_once(at_once)
+            del news  # it keeps the message that it came in, which had news of others too
         await reply.write(answer.end(), more=False)
 
 

@@ -53,6 +53,8 @@ class Line:
 class LineProtocol(HttpToolsProtocol):
     """uvicorn's protocol with a Line for each request."""
 
+    __slots__ = ()
+
     def on_message_begin(self) -> None:
         """A request comes."""
         super().on_message_begin()

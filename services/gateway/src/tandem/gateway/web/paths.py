@@ -121,7 +121,7 @@ def build_http(parts: HttpParts) -> Starlette:
         metrics=parts.works.metrics,
         tracing=parts.works.tracing,
         endpoints=frozenset([*ENDPOINTS, *NOT_SERVED]),
-        traced=GENERATING,
+        generating={path: endpoints[path] for path in GENERATING},
         keys=parts.keys,
         open_paths=frozenset({"/health", "/ready", *FILES}),
         retry_after_s=parts.works.limits.retry_after_s,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from tandem.cli.sim.sides import Machines
 from tandem.cli.sim_serve.agenda import Agenda
 from tandem.cli.sim_serve.costs import EngineCosts, GatewayCosts, LinkCosts, WorkerShape
 from tandem.cli.sim_serve.crew import Crew, Member, Rooms, Worker
@@ -14,6 +15,7 @@ from tandem.cli.sim_serve.door import Door, Doorkeeping
 from tandem.cli.sim_serve.gaps import Gaps
 from tandem.cli.sim_serve.jobs import Ask, Job
 from tandem.cli.sim_serve.pages import whole_pages
+from tandem.cli.sim_serve.protocol import Protocol, RoomTally
 from tandem.cli.sim_serve.record import Record, Totals
 from tandem.cli.sim_serve.setting import Setting
 from tandem.cli.sim_serve.steering import Steering, Steersman
@@ -41,6 +43,8 @@ class ClusterPlan:
     policies: Mapping[Role, PolicyName] = field(default_factory=lambda: dict.fromkeys(Role, PolicyName.LEAST_LOAD))
     """Of each role that there is."""
     keeping: Doorkeeping = field(default_factory=Doorkeeping)
+    rooms: Machines | None = None
+    """Each request's room is run by these; None: rooms are not run. Of pairs."""
     seed: int = 1
     """Of the policies' dice."""
     steering: Steering | None = None
@@ -72,6 +76,8 @@ class Run:
     events: int
     changes: Sequence[tuple[float, Advice]] = ()
     """What the planner changed, and when it said so."""
+    rooms: RoomTally | None = None
+    """Where rooms are run."""
 
 
 class Cluster:
@@ -93,6 +99,7 @@ class Cluster:
         self._space = DecodeSpace(lambda role, _: crews[role], plan.keeping.decode_commit)
         largest = whole_pages(plan.shape.kv_tokens, plan.shape.page_tokens)
         self._door = Door(self._agenda, plan.keeping, self._space, largest, self._enter)
+        self._protocol = Protocol(plan.rooms) if plan.rooms else None
         self._record = Record()
         self._coming = True
         self._done_s = 0.0
@@ -123,6 +130,7 @@ class Cluster:
             busy=dict(self._busy()),
             events=self._agenda.ran,
             changes=self._steersman.changes if self._steersman else (),
+            rooms=self._protocol.tally if self._protocol else None,
         )
 
     @property
@@ -167,6 +175,8 @@ class Cluster:
             return
         decode, prefill = self._seated(Role.DECODE, self._decodes, job), self._prefills.choose(job.ask)
         job.target = decode
+        if self._protocol is not None:
+            job.room = self._protocol.open(job.ask.at_s + job.ask.client.timeout_s)
         decode.rooms.enter()
         prefill.rooms.enter()
         # As in Tandem: decode offers its pages, and only then prefill computes.

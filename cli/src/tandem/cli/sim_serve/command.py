@@ -60,6 +60,9 @@ def serve(
     max_prompt_tokens: Annotated[int, typer.Option(min=1, help="Longer prompts are cut.")] = 1_000_000,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longer answers are not asked for.")] = 1_000_000,
     planner: Annotated[bool, typer.Option("--planner", help="Workers change roles by load: docs/planner.md.")] = False,
+    rooms: Annotated[
+        bool, typer.Option("--rooms", help="Run each request's room by the protocol's own machines; check its end.")
+    ] = False,
     repeats: Annotated[int, typer.Option(min=1, max=1000, help="Of everything, each with a seed of its own.")] = 1,
     seed: Annotated[int, typer.Option(min=0, max=1 << 32, help="Of the first repeat.")] = 0,
     slo: Annotated[str, typer.Option(help="Limits of goodput, e.g. ttft=1s,itl=50ms; tpot, e2e too.")] = "",
@@ -91,10 +94,11 @@ def serve(
     result = result_of_runs(where, _settings(options), made, runs, limits)
     write_result(result, out, html)
     _show(result, [run for _, run in runs], took_s, as_json)
-    raise typer.Exit(ExitCode.OK)
+    raise typer.Exit(ExitCode.FAILED if any(run.rooms and run.rooms.not_ended for _, run in runs) else ExitCode.OK)
 
 
 def _plan(options: dict[str, Any]) -> ClusterPlan:
+    from tandem.cli.sim.sides import Machines
     from tandem.cli.sim_serve.cluster import ClusterPlan
     from tandem.cli.sim_serve.door import Doorkeeping
     from tandem.cli.sim_serve.model_file import CostModel, read_model
@@ -122,6 +126,7 @@ def _plan(options: dict[str, Any]) -> ClusterPlan:
         shape=model.shape,
         gateway=model.gateway,
         policies=policies,
+        rooms=Machines() if options["rooms"] else None,
         keeping=Doorkeeping(limits, options["decode_commit"]),
         seed=options["seed"],
         steering=Steering() if options["planner"] else None,
@@ -142,6 +147,7 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
         "costs",
         "trace",
         "tenants",
+        "rooms",
     )
     plain = {name: value for name, value in options.items() if name not in left_out and value is not None}
     found = {name: value.value if isinstance(value, Enum) else value for name, value in plain.items()}
@@ -167,5 +173,11 @@ def _show(result: Result, runs: list[Run], took_s: float, as_json: bool) -> None
                 f"{at_s:.0f} s: {advice.change.value} {' to '.join(r.value for r, _ in advice.steps)}: {advice.reason}"
             )
         print(f"{result.target['url']}: busy {shares}; {run.ended_s:.1f} s of virtual time")
+        if run.rooms is not None:
+            one = run.rooms
+            print(
+                f"rooms: {one.opened} opened, {one.ended_well} ended well on both sides, {one.ended_badly} badly at"
+                f" their deadline, {one.not_ended} did not end; {one.steps} steps"
+            )
     requests = sum(run.totals.answered for run in runs)
     print(f"{requests} requests in {took_s:.1f} s of CPU: {requests / took_s * 60:,.0f} per minute")

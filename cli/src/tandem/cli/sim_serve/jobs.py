@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tandem.cli.sim_serve.clients import ANYBODY, Client
+from tandem.cli.sim_serve.protocol import RoomRun
 from tandem.core.affinity import NO_KEY, AffinityKey
 from tandem.core.fair_queue import Ticket
 
@@ -55,6 +56,8 @@ class Job:
     """Its decode worker; None where the engine that computes the prompt goes on with it."""
     ticket: Ticket | None = None
     """Its place in the gateway, once it has asked for one."""
+    room: RoomRun | None = None
+    """Its machines, where they are run."""
     joined_step: int = 0
     """Of decode's batch, when it came into it."""
     longest_gap_s: float = 0.0

@@ -34,6 +34,8 @@ class PrefillWorker:
 
     def submit(self, job: Job) -> None:
         """A prompt whose decode worker has reserved its pages."""
+        if job.room is not None:
+            job.room.granted(job.prompt_tokens * self._set.shape.kv_bytes_per_token, self._set.agenda.now)
         job.cached_tokens = self._cache.held_of(job)
         self._queue.add(job)
         if not self._computing:
@@ -62,9 +64,12 @@ class PrefillWorker:
     def _push(self, job: Job, tokens: int, *, last: bool) -> None:
         agenda, shape, target = self._set.agenda, self._set.shape, job.target
         assert target is not None, "prefill has somewhere to push to"
-        seconds = self._set.link.chunk_s(tokens * shape.kv_bytes_per_token, -(-tokens // shape.page_tokens))
+        size = tokens * shape.kv_bytes_per_token
+        seconds = self._set.link.chunk_s(size, -(-tokens // shape.page_tokens))
         landed = max(agenda.now, self._sends_until_s, target.receives_until_s) + seconds
         self._sends_until_s = target.receives_until_s = landed
+        if job.room is not None:
+            agenda.at(landed, partial(job.room.computed(last=last, now=agenda.now), size, landed))
         if last:
             agenda.at(landed, partial(self._landed, job))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -205,7 +206,8 @@ def yaml_of(text: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("setup", SETUPS[:2], ids=str)
 def test_the_file_for_compose_gives_every_worker_gpus_of_its_own(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    text = (ROOT / "docker-compose.yml").read_text()
+    ours = yaml.safe_load(text)["services"]
     services, counts, gpus = yaml_of(compose_file(setup))["services"], setup.candidate.arrangement, list[str]()
     workers = {name: one for name, one in services.items() if name != "gateway"}
     assert len([name for name in workers if name.startswith("prefill")]) == counts.prefill
@@ -223,7 +225,18 @@ def test_the_file_for_compose_gives_every_worker_gpus_of_its_own(setup: Setup, m
     assert sorted(gpus) == [str(gpu) for gpu in range(counts.workers * setup.tp)]
     variable, *words = shlex.split(compose_line(setup, "plan.yml"))
     assert variable == f"MODEL_PATH={setup.model}"
+    assert "${MODEL_PATH:-/models/${MODEL:-" in text
     assert words[:6] == ["docker", "compose", "-f", "docker-compose.yml", "-f", "plan.yml"]
+
+
+@pytest.mark.parametrize(
+    ("model", "parent"),
+    [("/data/m/Qwen3-8B", "/data/m"), ("Qwen3-8B", "./"), ("models/Qwen3-8B/", "./models"), ("../Qwen3-8B", "./..")],
+)
+def test_a_folder_of_this_machine_is_given_to_the_containers(model: str, parent: str) -> None:
+    line = compose_line(replace(SETUPS[0], model=model, local=True), "plan.yml")
+    assert shlex.split(line)[:2] == [f"MODELS_DIR={parent}", "MODEL=Qwen3-8B"]
+    assert "${MODELS_DIR:-./models}" in (ROOT / "docker-compose.yml").read_text()
 
 
 def test_compose_has_no_unified_workers_on_gpus() -> None:

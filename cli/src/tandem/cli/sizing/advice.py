@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from tandem.cli.sizing.candidates import Candidate
 from tandem.core.policies import PolicyName
@@ -21,6 +22,8 @@ class Setup:
     tp: int
     max_running: int
     chunk_tokens: int
+    local: bool = False
+    """The model is a folder of this machine, so that containers have to get it."""
 
     @property
     def engine(self) -> dict[str, str]:
@@ -55,8 +58,14 @@ def up_line(setup: Setup) -> str:
 
 def compose_line(setup: Setup, file: str) -> str:
     """Starts what `compose_file` says, from the checkout; file: where that is."""
-    variable = shlex.join([f"MODEL_PATH={setup.model}"])
-    return f"{variable} docker compose -f docker-compose.yml -f {shlex.quote(file)} --profile gpu up -d --build --wait"
+    variables = [f"MODEL_PATH={setup.model}"]
+    if setup.local:
+        path = PurePath(setup.model)
+        # Compose takes a path without a dot before it for the name of a volume.
+        parent = path.parent if path.is_absolute() else "./" + "/".join(path.parts[:-1])
+        variables = [f"MODELS_DIR={parent}", f"MODEL={path.name}"]
+    files = shlex.join(["-f", "docker-compose.yml", "-f", file])
+    return f"{shlex.join(variables)} docker compose {files} --profile gpu up -d --build --wait"
 
 
 def compose_file(setup: Setup) -> str:

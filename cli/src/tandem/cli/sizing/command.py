@@ -185,7 +185,9 @@ def _with_lines(report: Report, options: dict[str, Any]) -> Report:
         return report
     folder = options["model"].removesuffix("/config.json")
     path = options["model_path"] or folder or "MODEL"
-    setup = Setup(best.candidate, path, report.gpus_per_worker, shape.max_running, shape.chunk_tokens)
+    setup = Setup(
+        best.candidate, path, report.gpus_per_worker, shape.max_running, shape.chunk_tokens, Path(path).is_dir()
+    )
     gpus = best.workers * report.gpus_per_worker
     lines = {f"On one machine with {gpus} GPU{'s' * (gpus > 1)}": up_line(setup)}
     file = options["compose"]

@@ -353,6 +353,27 @@ async def test_no_page_comes_back_before_both_ranks_are_fenced(doubled: System, 
     assert answer.tokens == references.answers(tp_size=2, chunked_prefill_size=CHUNK_TOKENS)[20]
 
 
+@pytest.mark.long
+async def test_two_ranks_get_only_the_rest_of_a_prompt_whose_beginning_they_hold(tmp_path: Path) -> None:
+    start, new, page = prompt_of(200, seed=90), 16, 16
+    asked = [start, start + prompt_of(60, seed=91), start + prompt_of(300, seed=92)]
+    wanted = References(tmp_path, asked, new).answers(tp_size=2, page_size=page)
+    options = ("--tp", "2", "--page-size", str(page), "--keep-prefixes")
+    moved: list[int] = []
+    with running_system(tmp_path, *options, start_timeout_s=300) as system:
+        before = (await system.wait_idle())["decode-0"]
+        async with system.client() as client:
+            for prompt, tokens in zip(asked, wanted, strict=True):
+                assert (await generate(client, prompt, new, ignore_eos=True)).tokens == tokens
+                after = (await system.wait_idle())["decode-0"]
+                assert is_idle(after)
+                moved.append(after.kv_bytes - before.kv_bytes)
+                before = after
+        token = 2 * await token_bytes(system)
+    held = len(start) // page * page
+    assert moved == [(paged(len(one), page) - (held if one is not start else 0)) * token for one in asked]
+
+
 async def _held_while_open(info: bootstrap_pb2.WorkerInfo, before: int, watched: asyncio.Event) -> list[int]:
     """Pages in use, whenever one rank's room has failed and the other's has not ended."""
     held: list[int] = []

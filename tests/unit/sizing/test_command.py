@@ -119,6 +119,18 @@ def test_the_cost_of_a_token_is_what_its_gpus_cost_while_it_is_made(model: str) 
     assert best["cost_per_million_new_tokens"] == pytest.approx(3 * 2 * 2 / 3600 / (best["goodput_per_s"] * 50) * 1e6)
 
 
+def test_workers_load_the_folder_of_a_config_or_what_is_said(model: str, tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text(json.dumps(LLAMA_8B))
+    where = ("--gpu", "H100", "--workers", "2", "--new-tokens", "2")
+    for options, expected in (
+        (("--model", f"{model}/config.json"), model),
+        (("--model", f"{model}/other.json"), "MODEL"),
+        (("--model", model, "--model-path", "meta-llama/Llama-3.1-8B"), "meta-llama/Llama-3.1-8B"),
+    ):
+        said = plan(*where, *options)
+        assert f"--device cuda --model {expected} " in said.output
+
+
 def test_what_no_set_up_can_serve_is_said_and_ends_with_1(model: str) -> None:
     where = ("--model", model, "--gpu", "L4", "--workers", "2")
     slow = plan(*where, "--slo", "ttft=1ms")

@@ -183,8 +183,7 @@ def _with_lines(report: Report, options: dict[str, Any]) -> Report:
     best, shape = report.best, report.question.model.shape
     if best is None:
         return report
-    folder = options["model"].removesuffix("/config.json")
-    path = options["model_path"] or folder or "MODEL"
+    path = options["model_path"] or _loadable(options["model"])
     setup = Setup(
         best.candidate, path, report.gpus_per_worker, shape.max_running, shape.chunk_tokens, Path(path).is_dir()
     )
@@ -197,6 +196,14 @@ def _with_lines(report: Report, options: dict[str, Any]) -> Report:
     elif file is not None:
         lines["In containers"] = "docker-compose.yml has no unified workers on GPUs"
     return replace(report, lines=lines)
+
+
+def _loadable(model: str) -> str:
+    """What workers load where only --model is said: the folder of a config.json; of any other file we don't know."""
+    path = Path(model)
+    if model and path.is_file():
+        return str(path.parent) if path.name == "config.json" else "MODEL"
+    return model or "MODEL"
 
 
 def _bad(name: str, text: str) -> TandemError:

@@ -36,6 +36,7 @@ SECTIONS: Final = {
     "TLS": "Certificates of any process, for every gRPC connection between services: all three files, or none. See\n"
     "[access.md](security/access.md).",
     "TRACE": "Traces of any service: what is sampled, kept and exported. See [tracing.md](tracing.md).",
+    "PLANNER": "The planner, `tandem planner`. See [planner.md](planner.md).",
     "CLI": "The command `tandem`.",
 }
 """What each prefix belongs to, in the order of the document."""

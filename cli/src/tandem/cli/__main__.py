@@ -29,6 +29,7 @@ from tandem.cli.plan import (
     make_plan,
     parse_ratio,
 )
+from tandem.cli.planner import command as planner
 from tandem.cli.sim_serve import command as sim_serve
 from tandem.cli.sizing import command as sizing
 from tandem.core.errors import ErrorReason, TandemError
@@ -293,6 +294,7 @@ def bench_gateway(context: typer.Context) -> None:
 
 
 operate.register(app)
+planner.register(app)
 bench_serve.register(bench)
 doctor.register(app)
 

@@ -1,0 +1,1 @@
+"""`tandem planner`: watches a cluster through its gateway, and recommends or makes changes of its workers."""

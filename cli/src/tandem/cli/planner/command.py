@@ -1,0 +1,37 @@
+"""`tandem planner`: its options. What takes long to import comes with the call."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("planner")(planner)
+
+
+def planner(
+    apply: Annotated[
+        str,
+        typer.Option(metavar="COMMAND", help="Make changes with it, too: docs/planner.md. Default: recommend only."),
+    ] = "",
+    metrics: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where to answer /metrics; port 0: any.")] = "",
+    admin: Annotated[
+        str, typer.Option(help="host:port of a gateway's AdminService; default: of the system run here.")
+    ] = "",
+) -> None:
+    """Watches how full the workers of each role are, and says when one should move, come or go."""
+    from tandem.cli.planner.service import serve
+    from tandem.cli.planner.settings import PlannerSettings
+    from tandem.cli.services import admin_address
+    from tandem.cli.settings import CliSettings
+    from tandem.rpc.credentials import TlsSettings
+    from tandem.rpc.run import run_service
+
+    given = {name: value for name, value in (("apply", apply), ("metrics_address", metrics)) if value}
+    settings, tls = PlannerSettings.load(**given), TlsSettings.load()
+    address = admin_address(admin or settings.admin_address, CliSettings.load().state_file)
+    own = settings.model_copy(update={"admin_address": address})
+    raise typer.Exit(run_service(lambda stop: serve(own, tls, stop)))

@@ -1,0 +1,99 @@
+"""Looks at each message of a gateway, says what the planner advises, and makes the change where a command is given."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+
+from tandem.cli.planner.hook import variables
+from tandem.cli.planner.planner_metrics import PlannerMetrics
+from tandem.cli.planner.settings import PlannerSettings
+from tandem.cli.planner.sights import idle, sights
+from tandem.core.errors import TandemError
+from tandem.core.ids import Role, WorkerId
+from tandem.core.planner.advice import Advice, Change
+from tandem.core.planner.loads import leaver, snapshot
+from tandem.core.planner.steering import Planner
+from tandem.rpc.tasks import TaskSupervisor
+from tandem.v1 import admin_pb2
+
+log = logging.getLogger(__name__)
+
+Drain = Callable[[WorkerId, bool], Awaitable[None]]
+"""Marks a worker as draining, or takes that back. Raises TandemError."""
+Hook = Callable[[Mapping[str, str]], Awaitable[None]]
+"""Makes a change, of which it is told by variables. Raises TandemError."""
+
+
+class Pilot:
+    """One per process, on one loop."""
+
+    def __init__(
+        self, settings: PlannerSettings, metrics: PlannerMetrics, tasks: TaskSupervisor, drain: Drain, hook: Hook | None
+    ) -> None:
+        """hook: None = changes are only recommended."""
+        self._set = settings
+        self._metrics = metrics
+        self._tasks = tasks
+        self._drain = drain
+        self._hook = hook
+        self._planner = Planner(settings.rules)
+        self._latest = admin_pb2.WatchClusterResponse()
+        self._news = asyncio.Condition()
+
+    async def take(self, message: admin_pb2.WatchClusterResponse, now: float) -> None:
+        """One message. now: monotonic seconds."""
+        async with self._news:
+            self._latest = message
+            self._news.notify_all()
+        seen = snapshot(now, there := sights(message), self._set.comfort)
+        advice = self._planner.look(seen)
+        self._metrics.saw(seen, self._planner)
+        log.debug("%s", advice.reason)
+        if advice.change is Change.KEEP:
+            return
+        self._metrics.advised(advice)
+        wanted = dict(self._planner.wanted)
+        figures = ", ".join(f"{role.value} {value:.2f}" for role, value in (advice.pressures or {}).items())
+        workers = ", ".join(f"{count} {role.value}" for role, count in wanted.items())
+        log.info("%s, to have %s: %s; pressures: %s", _said(advice), workers, advice.reason, figures)
+        if self._hook is not None:
+            leaves = leaver(there, advice.gives) if advice.gives else None
+            self._tasks.spawn(self._make(self._hook, advice, wanted, leaves), "change")
+
+    async def _make(self, hook: Hook, advice: Advice, wanted: Mapping[Role, int], leaves: WorkerId | None) -> None:
+        try:
+            if leaves is not None:
+                await self._drain(leaves, True)
+                await self._until_idle(leaves)
+            await hook(variables(advice, wanted, leaves))
+        except TandemError as error:
+            log.warning("the change failed, and is not tried again at once: %s", error.message)
+            self._metrics.applied(well=False)
+            if leaves is not None:
+                await self._give_back(leaves)
+            self._planner.failed()
+            return
+        self._metrics.applied(well=True)
+
+    async def _until_idle(self, worker_id: WorkerId) -> None:
+        """Until a worker that drains has nothing left, or its time is over."""
+        try:
+            async with asyncio.timeout(self._set.drain_timeout_s), self._news:
+                # What the message of before the drain said may be over: a room may still have come.
+                await self._news.wait()
+                await self._news.wait_for(lambda: idle(self._latest, worker_id))
+        except TimeoutError:
+            log.warning("%s still has rooms after %g s", worker_id, self._set.drain_timeout_s)
+
+    async def _give_back(self, worker_id: WorkerId) -> None:
+        try:
+            await self._drain(worker_id, False)
+        except TandemError as error:
+            log.warning("%s stays drained: %s", worker_id, error.message)
+
+
+def _said(advice: Advice) -> str:
+    roles = " to ".join(role.value for role in (advice.gives, advice.gets) if role is not None)
+    return f"{advice.change.value} a worker: {roles}"

@@ -1,0 +1,118 @@
+"""`tandem planner` beside a system with the mock engine: load comes, the advice appears, the command runs once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import AsyncIterator, Iterator
+
+import httpx
+import pytest
+
+from tandem.core.ids import WorkerId
+from tandem.rpc.run import ANNOUNCEMENT
+from tests.support.system.asking import generate, prompt_of
+from tests.support.system.system import System, environment, running_system
+
+pytestmark = pytest.mark.long
+
+QUICK = {
+    "TANDEM_PLANNER_INTERVAL_MS": "200",
+    "TANDEM_PLANNER_SMOOTH_S": "0.5",
+    "TANDEM_PLANNER_HOLD_S": "1",
+    "TANDEM_PLANNER_REST_S": "1",
+    "TANDEM_PLANNER_MOVE_S": "0",
+    "TANDEM_PLANNER_PATIENCE_S": "2",
+}
+"""So quick that it would change its mind every few seconds, if it could."""
+HOOK = "sh -c 'echo hook $PLANNER_CHANGE $PLANNER_GIVES $PLANNER_GETS $PLANNER_WORKER $PLANNER_PREFILL $PLANNER_DECODE'"
+CLIENTS = 12
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """One prefill worker, which takes a second per prompt, and two decode workers."""
+    slow = ("--engine-arg", "prefill_us_per_token=1000")
+    with running_system(tmp_path_factory.mktemp("planner"), "--engine", "mock", "--ratio", "1:2", *slow) as running:
+        yield running
+
+
+@contextlib.asynccontextmanager
+async def planner(system: System, *options: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """The process; what it prints and logs comes from its stdout."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tandem.cli", "planner", "--admin", system.state.admin, *options),
+        env=environment(**QUICK),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        async with asyncio.timeout(60):
+            assert process.stdout is not None
+            await process.stdout.read()
+            assert await process.wait() == 0
+
+
+async def line_with(process: asyncio.subprocess.Process, wanted: str) -> str:
+    """The next line that has it."""
+    assert process.stdout is not None
+    async with asyncio.timeout(120):
+        while line := (await process.stdout.readline()).decode():
+            if wanted in line:
+                return line.strip()
+    raise AssertionError(f"it ended without {wanted!r}")
+
+
+@contextlib.asynccontextmanager
+async def prompts_come(system: System) -> AsyncIterator[asyncio.Semaphore]:
+    """More prompts than one worker computes. The semaphore rises with each answer."""
+    answers = asyncio.Semaphore(0)
+    async with system.client() as client:
+        asking = [asyncio.create_task(_ask(client, number, answers)) for number in range(CLIENTS)]
+        try:
+            yield answers
+        finally:
+            for task in asking:
+                task.cancel()
+            await asyncio.wait(asking)
+
+
+async def _ask(client: httpx.AsyncClient, number: int, answers: asyncio.Semaphore) -> None:
+    prompt = prompt_of(1000, seed=number)
+    while True:
+        await generate(client, prompt, 2)
+        answers.release()
+
+
+async def test_the_advice_appears_in_the_log_and_in_the_metrics(system: System) -> None:
+    async with prompts_come(system), planner(system) as process:
+        address = (await line_with(process, f"{ANNOUNCEMENT} metrics")).split()[-1]
+        said = await line_with(process, "move a worker")
+        assert "decode to prefill, to have 1 decode, 2 prefill: prefill is at" in said
+        async with httpx.AsyncClient(trust_env=False) as client:
+            told = (await client.get(f"http://{address}/metrics")).text
+    assert 'tandem_planner_wanted_workers{role="prefill"} 2.0' in told
+    assert 'tandem_planner_wanted_workers{role="decode"} 1.0' in told
+    assert 'tandem_planner_workers{role="decode"} 2.0' in told
+
+
+async def test_the_command_runs_once_for_a_worker_that_is_drained(system: System) -> None:
+    """Nobody comes in place of the worker that is drained; yet nothing more is done, as decode keeps its last one."""
+    async with prompts_come(system) as answers, planner(system, "--apply", HOOK) as process:
+        assert await line_with(process, "hook move") == "hook move decode prefill decode-1 2 1"
+        view = await system.wait_view(lambda view: view.workers[WorkerId("decode-1")].draining)
+        assert not view.workers[WorkerId("decode-0")].draining
+        async with asyncio.timeout(120):
+            for _ in range(2 * CLIENTS):
+                await answers.acquire()
+        process.terminate()
+        assert process.stdout is not None
+        async with asyncio.timeout(60):
+            rest = (await process.stdout.read()).decode()
+    assert "hook" not in rest
+    assert "a worker:" not in rest

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tandem.core.errors import ErrorReason
-from tandem.gateway.operate.admin import MAX_WATCHERS
+from tandem.gateway.operate.pace import MAX_WATCHERS
 from tandem.rpc.errors import from_rpc_error
 from tandem.v1 import admin_pb2, admin_pb2_grpc, common_pb2, session_pb2
 from tests.support.gateway.cluster import cluster

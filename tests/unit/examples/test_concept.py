@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "concept.py"
+from tests.support.example import EXAMPLES, load
+
+EXAMPLE = EXAMPLES / "concept.py"
 PROMPT = [5, 9, 2, 44, 17]
 
 
 @pytest.fixture(scope="module")
 def concept() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("concept", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["concept"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load(EXAMPLE)
 
 
 def test_two_processes_say_what_one_says() -> None:

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import pty
 import select
 import subprocess
 import sys
 import termios
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "routing.py"
+from tests.support.example import EXAMPLES, load
+
+EXAMPLE = EXAMPLES / "routing.py"
 WORKERS, LOAD, SEED = 4, 1.2, 3
 
 
 @pytest.fixture(scope="module")
 def routing() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("routing_example", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["routing_example"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load(EXAMPLE)
 
 
 def played(routing: ModuleType, policy: str, load: float = LOAD, *, slow: bool = False) -> Any:

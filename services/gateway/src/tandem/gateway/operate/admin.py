@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any, Final
+from contextlib import aclosing
+from typing import Any
 
 import grpc
 
-from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import Role, RoomId, WorkerId
 from tandem.core.policies import policy_named
 from tandem.gateway.gateway_metrics import GatewayMetrics
 from tandem.gateway.operate import cluster_view
 from tandem.gateway.operate.cluster_traces import ClusterTraces
+from tandem.gateway.operate.pace import Watchers
 from tandem.gateway.routing.pool import SessionPool
 from tandem.gateway.routing.rooms import RoomBook
 from tandem.gateway.routing.router import Router
@@ -24,10 +25,6 @@ from tandem.v1 import admin_pb2, admin_pb2_grpc, bootstrap_pb2, bootstrap_pb2_gr
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 BOOTSTRAP_TIMEOUT_S = 5.0
-MAX_WATCHERS: Final = 16
-INTERVAL_MS: Final = 1_000
-MIN_INTERVAL_MS: Final = 200
-MAX_INTERVAL_MS: Final = 60_000
 
 
 class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
@@ -48,7 +45,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         self._rooms = rooms
         self._metrics = metrics
         self._traces = traces
-        self._watchers = 0
+        self._watchers = Watchers()
         self._bootstrap: Any = bootstrap_pb2_grpc.BootstrapServiceStub(bootstrap)
 
     async def ListClusterWorkers(  # noqa: N802 - the name is the contract's
@@ -139,20 +136,9 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     ) -> AsyncIterator[admin_pb2.WatchClusterResponse]:
         """The cluster in numbers, at an even pace."""
         del context
-        pause_s = interval_s(request.interval_ms)
-        if self._watchers >= MAX_WATCHERS:
-            raise TandemError(ErrorReason.OVERLOADED, f"{MAX_WATCHERS} watchers follow this gateway already")
-        self._watchers += 1
-        try:
-            loop = asyncio.get_running_loop()
-            due = loop.time()
-            while True:
-                yield self._numbers(int(loop.time() * 1000))
-                # A watcher that reads slowly misses messages; it gets no burst of old ones.
-                due = max(due + pause_s, loop.time())
-                await asyncio.sleep(due - loop.time())
-        finally:
-            self._watchers -= 1
+        async with aclosing(self._watchers.paced(request.interval_ms)) as times:
+            async for at_ms in times:
+                yield self._numbers(at_ms)
 
     def _numbers(self, at_ms: int) -> admin_pb2.WatchClusterResponse:
         totals = cluster_view.totals_of(self._metrics)
@@ -170,11 +156,3 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     def _drained(self, worker_id: str) -> str:
         info = self._pool.view.workers.get(WorkerId(worker_id))
         return "draining" if info is not None and info.draining else "takes rooms"
-
-
-def interval_s(interval_ms: int) -> float:
-    """A pace as asked for, in seconds. Raises INVALID_ARGUMENT."""
-    if interval_ms and not MIN_INTERVAL_MS <= interval_ms <= MAX_INTERVAL_MS:
-        text = f"interval_ms is {interval_ms}, allowed: {MIN_INTERVAL_MS}..{MAX_INTERVAL_MS}, or 0 for {INTERVAL_MS}"
-        raise TandemError(ErrorReason.INVALID_ARGUMENT, text, field="interval_ms")
-    return (interval_ms or INTERVAL_MS) / 1000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from functools import partial
 from typing import Any, Final
 
@@ -12,7 +13,7 @@ import grpc
 
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import Role
-from tandem.gateway.operate.admin import MAX_WATCHERS, interval_s
+from tandem.gateway.operate.pace import Watchers
 from tandem.gateway.processes import merging
 from tandem.gateway.processes.everybody import TIMEOUT_S, Everybody
 from tandem.rpc import convert
@@ -37,7 +38,7 @@ class AllAdmin(admin_pb2_grpc.AdminServiceServicer):
         """policies: by role, what operators have set; those that start anew get it too."""
         self._all = everybody
         self._policies = policies
-        self._watchers = 0
+        self._watchers = Watchers()
 
     async def ListClusterWorkers(  # noqa: N802 - the name is the contract's
         self, request: admin_pb2.ListClusterWorkersRequest, context: _Context
@@ -139,20 +140,12 @@ class AllAdmin(admin_pb2_grpc.AdminServiceServicer):
     ) -> AsyncIterator[admin_pb2.WatchClusterResponse]:
         """The numbers of all processes, at an even pace."""
         del context
-        pause_s = interval_s(request.interval_ms)
-        if self._watchers >= MAX_WATCHERS:
-            raise TandemError(ErrorReason.OVERLOADED, f"{MAX_WATCHERS} watchers follow this gateway already")
-        self._watchers += 1
         watch = _Watch(self._all, request)
         try:
-            loop = asyncio.get_running_loop()
-            due = loop.time()
-            while True:
-                yield await watch.numbers(int(loop.time() * 1000))
-                due = max(due + pause_s, loop.time())
-                await asyncio.sleep(due - loop.time())
+            async with aclosing(self._watchers.paced(request.interval_ms)) as times:
+                async for at_ms in times:
+                    yield await watch.numbers(at_ms)
         finally:
-            self._watchers -= 1
             await watch.close()
 
 

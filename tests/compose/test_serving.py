@@ -218,6 +218,22 @@ def test_keys_are_read_by_their_service_only(stack: Stack) -> None:
         assert modes["key.pem"] == ["-rw-------", "10001"]
 
 
+@pytest.mark.long
+async def test_a_unified_worker_beside_the_pair_takes_short_prompts(
+    stack: Stack, cluster: Cluster, key: str, oracle: Oracle
+) -> None:
+    Stack("unified-mock").build()
+    before = await cluster.members(2)
+    with stack.beside("unified-mock"):
+        await cluster.members(3)
+        await ask(stack, key, oracle, seed=4, count=4)
+        await cluster.wait_succeeded("unified", 4)
+        after = await cluster.members(3)
+    await cluster.members(2)
+    for name, member in before.items():
+        assert (member.status and member.status.submitted) == (after[name].status and after[name].status.submitted)
+
+
 def test_images_are_small(stack: Stack) -> None:
     sizes = {name: stack.docker.images.get(f"tandem-{name}:{TAG}").attrs["Size"] for name in (*SERVICES, "cli")}
     assert not {name: size for name, size in sizes.items() if size > MAX_IMAGE_BYTES}, sizes

@@ -55,6 +55,16 @@ class Cluster:
                     return {member.info.worker.worker_id: member for member in found}
                 await asyncio.sleep(0.2)  # AdminService has no stream of this
 
+    async def wait_succeeded(self, role: str, rooms: int) -> None:
+        """Asks the first gateway until the one worker of a role has ended so many rooms well, at least."""
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                found = await members_of_gateway(*self.dial("gateway", ADMIN_PORT))
+                (one,) = [member for member in found if member.info.worker.worker_id.startswith(role)]
+                if one.status is not None and one.status.rooms_succeeded >= rooms:
+                    return
+                await asyncio.sleep(0.2)  # nor of this
+
     async def wait_trace(self, request_id: str) -> None:
         """Asks the first gateway until the trace of a request has all its spans."""
         async with asyncio.timeout(WAIT_S):

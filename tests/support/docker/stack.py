@@ -96,9 +96,19 @@ class Stack:
 
     def up(self, prefill: int = 1, decode: int = 1, gateway: int = 1) -> None:
         """Starts what is missing, or stops what is too much, and returns once everything is healthy."""
-        counts = {f"prefill{self.suffix}": prefill, f"decode{self.suffix}": decode, "gateway": gateway}
+        pair = {f"prefill{self.suffix}": prefill, f"decode{self.suffix}": decode}
+        counts = {**({} if self.suffix.startswith("-unified") else pair), "gateway": gateway}
         scale = [part for name, count in counts.items() for part in ("--scale", f"{name}={count}")]
         self.compose("up", "-d", "--no-build", "--wait", *scale, timeout_s=UP_TIMEOUT_S)
+
+    @contextlib.contextmanager
+    def beside(self, service: str) -> Iterator[None]:
+        """A service of another profile runs, healthy, beside what runs already."""
+        try:
+            self.compose("up", "-d", "--no-build", "--wait", service, timeout_s=UP_TIMEOUT_S)
+            yield
+        finally:
+            self.compose("rm", "--stop", "--force", service, timeout_s=CALL_TIMEOUT_S)
 
     def down(self) -> None:
         """Stops and removes everything. Idempotent."""

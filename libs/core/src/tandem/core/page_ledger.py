@@ -126,7 +126,7 @@ class PageLedger:
 
     def roomy(self, places: Places, seat: Seat) -> NDArray[np.bool_]:
         """Which of these workers have room for a sequence: of those that are kept for others, none but its own."""
-        fit: NDArray[np.bool_] = self._room[places] >= seat.tokens
+        fit: NDArray[np.bool_] = self._room.take(places) >= seat.tokens  # sooner than an index
         if self._any_aside:
             fit &= ~self._aside[places]
         if seat.worker is not None and seat.worker in self._accounts:
@@ -145,7 +145,9 @@ class PageLedger:
     def seat_all(self, places: Places, seats: Sequence[Seat]) -> bool:
         """Seats all of them on the workers with most room, the largest first, or none."""
         for done, seat in enumerate(ordered := sorted(seats, key=lambda one: -one.tokens)):
-            room = np.where(self._aside[places], -1, self._room[places])
+            room = self._room.take(places)
+            if self._any_aside:
+                room[self._aside.take(places)] = -1
             best = int(room.argmax()) if room.size else 0
             if not room.size or room[best] < seat.tokens:
                 for one in ordered[:done]:

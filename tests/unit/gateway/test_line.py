@@ -147,7 +147,10 @@ async def test_a_line_tells_once_that_the_client_has_gone_and_later_at_once() ->
         await began.wait()
         assert not gone.is_set()
         writer.close()
-        await asyncio.wait_for(gone.wait(), 30)
+        try:
+            await asyncio.wait_for(gone.wait(), 20)
+        finally:
+            gone.set()
     assert late == ["gone"]
 
 
@@ -167,16 +170,20 @@ async def test_a_client_that_goes_after_its_response_is_whole_is_not_missed() ->
 
 async def test_work_ends_with_its_client_and_not_for_its_own_timeouts() -> None:
     ended: asyncio.Future[TandemError] = asyncio.get_running_loop().create_future()
+    given_up = asyncio.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         with pytest.raises(TandemError) as caught:
-            await unless_gone(line_of(scope), asyncio.Event().wait())  # type: ignore[arg-type]
+            await unless_gone(line_of(scope), given_up.wait())  # type: ignore[arg-type]
         ended.set_result(caught.value)
 
     async with connected(app) as (_, writer):
         writer.write(HEAD)
         writer.close()
-        assert (await asyncio.wait_for(ended, 30)).reason is ErrorReason.CANCELLED
+        try:
+            assert (await asyncio.wait_for(ended, 20)).reason is ErrorReason.CANCELLED
+        finally:
+            given_up.set()
 
     async def slow() -> None:
         async with asyncio.timeout(0):

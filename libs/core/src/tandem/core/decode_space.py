@@ -41,9 +41,12 @@ class Nobody:
 class _Pools:
     """Workers whose pages answers of one model live in."""
 
-    crews: dict[Role, Crew]
+    decodes: Crew
+    unified: Crew
     places: dict[Role, Places]
     all: Places
+    largest: int
+    """Tokens of the largest sequence that any of them could ever hold; 0 where there are none."""
 
 
 def _nothing() -> None:
@@ -76,7 +79,7 @@ class DecodeSpace:
         """Raises INVALID_ARGUMENT for a sequence that no worker's pages could hold."""
         if not self._bounded:
             return
-        largest = self._ledger.largest(self._of(ask.pool).all)
+        largest = self._of(ask.pool).largest
         if largest and ask.largest > largest:
             raise TandemError(
                 ErrorReason.INVALID_ARGUMENT,
@@ -156,7 +159,7 @@ class DecodeSpace:
     def changed(self) -> None:
         """Workers have come or gone."""
         pools = [self._of(model) for model in tuple(self._pools)]
-        crews = [crew for one in pools for crew in one.crews.values()]
+        crews = [crew for one in pools for crew in (one.decodes, one.unified)]
         self._ledger.retain({pool.life for crew in crews for pool in crew.pools})
         self._pools.clear()
         self._on_freed()
@@ -175,11 +178,15 @@ class DecodeSpace:
         return self._ledger.room_of(life)
 
     def _of(self, model: str) -> _Pools:
-        crews = {role: self._crew(role, model) for role in (Role.DECODE, Role.UNIFIED)}
+        decodes, unified = self._crew(Role.DECODE, model), self._crew(Role.UNIFIED, model)
         known = self._pools.get(model)
-        if known is None or any(known.crews[role] is not crew for role, crew in crews.items()):
-            places = {role: self._ledger.places(crew.pools) for role, crew in crews.items()}
-            known = _Pools(crews, places, np.concatenate(list(places.values())))
+        if known is None or known.decodes is not decodes or known.unified is not unified:
+            places = {
+                Role.DECODE: self._ledger.places(decodes.pools),
+                Role.UNIFIED: self._ledger.places(unified.pools),
+            }
+            both = np.concatenate(list(places.values()))
+            known = _Pools(decodes, unified, places, both, self._ledger.largest(both))
             if len(self._pools) >= MAX_MODELS:
                 self._pools.clear()
             self._pools[model] = known

@@ -44,8 +44,6 @@ MOST_DOUBLINGS: Final = 16
 class Rules:
     """How a planner decides."""
 
-    """How a planner decides."""
-
     high: float = 0.8
     """Hot from here on."""
     low: float = 0.5

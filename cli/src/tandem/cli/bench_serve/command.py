@@ -11,6 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tandem.cli.bench_serve.choices import Api, Arrivals, WorkloadName
+from tandem.cli.bench_serve.options import (
+    MAX_TOKENS,
+    MaxNewTokens,
+    MaxPromptTokens,
+    NewTokens,
+    PromptTokens,
+    Spread,
+)
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.rpc.exits import ExitCode
 
@@ -39,13 +47,11 @@ def serve(
     rate: Annotated[float, typer.Option(min=0.001, help="Requests per second; inf: all at once.")] = 4.0,
     requests: Annotated[int | None, typer.Option(min=1, max=1_000_000, help="Of a repeat; default: 100.")] = None,
     duration_s: Annotated[float, typer.Option(min=0, help="Send for so long; 0: no bound.")] = 0,
-    prompt_tokens: Annotated[int | None, typer.Option(min=1, help="That a request adds to its context.")] = None,
-    new_tokens: Annotated[int | None, typer.Option(min=1, help="Of an answer.")] = None,
-    spread: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Lengths: mean * (1 - spread .. 1 + spread).")
-    ] = None,
-    max_prompt_tokens: Annotated[int, typer.Option(min=1, help="Longer prompts are cut.")] = 1_000_000,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longer answers are not asked for.")] = 1_000_000,
+    prompt_tokens: PromptTokens = None,
+    new_tokens: NewTokens = None,
+    spread: Spread = None,
+    max_prompt_tokens: MaxPromptTokens = MAX_TOKENS,
+    max_new_tokens: MaxNewTokens = MAX_TOKENS,
     vocabulary: Annotated[int, typer.Option(min=4, help="Token ids are below it.")] = 1000,
     eos: Annotated[bool, typer.Option("--eos", help="Let answers end by themselves; send no ignore_eos.")] = False,
     max_in_flight: Annotated[int, typer.Option(min=1, max=100_000, help="More are not sent, but counted.")] = 1024,

@@ -13,6 +13,14 @@ import typer
 
 from tandem.cli.bench_serve.choices import Arrivals, WorkloadName
 from tandem.cli.bench_serve.command import load_of, write_result
+from tandem.cli.bench_serve.options import (
+    MAX_TOKENS,
+    MaxNewTokens,
+    MaxPromptTokens,
+    NewTokens,
+    PromptTokens,
+    Spread,
+)
 from tandem.core.ids import Role
 from tandem.rpc.exits import ExitCode
 
@@ -52,13 +60,11 @@ def serve(
     rate: Annotated[float, typer.Option(min=0.001, help="Requests per second; inf: all at once.")] = 4.0,
     requests: Annotated[int | None, typer.Option(min=1, max=100_000_000, help="Of a repeat; default: 1000.")] = None,
     duration_s: Annotated[float, typer.Option(min=0, help="Ask for so long; 0: no bound.")] = 0,
-    prompt_tokens: Annotated[int | None, typer.Option(min=1, help="That a request adds to its context.")] = None,
-    new_tokens: Annotated[int | None, typer.Option(min=1, help="Of an answer.")] = None,
-    spread: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Lengths: mean * (1 - spread .. 1 + spread).")
-    ] = None,
-    max_prompt_tokens: Annotated[int, typer.Option(min=1, help="Longer prompts are cut.")] = 1_000_000,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longer answers are not asked for.")] = 1_000_000,
+    prompt_tokens: PromptTokens = None,
+    new_tokens: NewTokens = None,
+    spread: Spread = None,
+    max_prompt_tokens: MaxPromptTokens = MAX_TOKENS,
+    max_new_tokens: MaxNewTokens = MAX_TOKENS,
     planner: Annotated[bool, typer.Option("--planner", help="Workers change roles by load: docs/planner.md.")] = False,
     rooms: Annotated[
         bool, typer.Option("--rooms", help="Run each request's room by the protocol's own machines; check its end.")

@@ -12,6 +12,14 @@ import typer
 
 from tandem.cli.bench_serve.choices import Arrivals, WorkloadName
 from tandem.cli.bench_serve.command import load_of
+from tandem.cli.bench_serve.options import (
+    MAX_TOKENS,
+    MaxNewTokens,
+    MaxPromptTokens,
+    NewTokens,
+    PromptTokens,
+    Spread,
+)
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.rpc.exits import ExitCode
 
@@ -58,13 +66,11 @@ def plan(
     workload: Annotated[WorkloadName, typer.Option(help="What is asked: docs/bench.md.")] = WorkloadName.RANDOM,
     trace: Annotated[Path | None, typer.Option(help="This instead: Mooncake's JSON lines, Azure's CSV.")] = None,
     arrivals: Annotated[Arrivals, typer.Option(help="How requests come, without a trace.")] = Arrivals.POISSON,
-    prompt_tokens: Annotated[int | None, typer.Option(min=1, help="That a request adds to its context.")] = None,
-    new_tokens: Annotated[int | None, typer.Option(min=1, help="Of an answer.")] = None,
-    spread: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Lengths: mean * (1 - spread .. 1 + spread).")
-    ] = None,
-    max_prompt_tokens: Annotated[int, typer.Option(min=1, help="Longer prompts are cut.")] = 1_000_000,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longer answers are not asked for.")] = 1_000_000,
+    prompt_tokens: PromptTokens = None,
+    new_tokens: NewTokens = None,
+    spread: Spread = None,
+    max_prompt_tokens: MaxPromptTokens = MAX_TOKENS,
+    max_new_tokens: MaxNewTokens = MAX_TOKENS,
     requests: Annotated[int, typer.Option(min=20, max=100_000, help="Of each run; more are surer and slower.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, max=1 << 32, help="Of the requests and of the policies' dice.")] = 0,
     processes: Annotated[int, typer.Option(min=0, max=64, help="That search; 0: one for each core.")] = 0,

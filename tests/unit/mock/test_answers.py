@@ -52,6 +52,13 @@ async def test_oracle_predicts_answers_whose_layers_are_pushed_one_by_one(
     await pair.idle()
 
 
+@pytest.mark.parametrize("says_end", [True, False])
+async def test_the_token_that_ends_the_text_may_be_left_out(start_pair, says_end: bool) -> None:
+    pair = await start_pair(vocab=3, says_end=says_end)
+    told = [token for number in range(4) for token in (await answer(pair, prompt_of(number, 9)))[0]]
+    assert set(told) == ({0, 1, 2} if says_end else {1, 2})
+
+
 async def test_prefill_says_the_first_token_before_the_kv_has_landed(start_pair, wire: Wire) -> None:
     pair = await start_pair()
     predicted = oracle_of(pair.settings).predict(PROMPT, 12, ignore_eos=True)

@@ -125,7 +125,7 @@ class Outcome:
     def of(cls, answers: Iterable[Answered], *, tokens: int = 0) -> Outcome:
         """From answers that were all streamed, with so many tokens each; or all whole, if that is 0.
 
-        A few tokens have no text of their own and so no event, and are not seen.
+        Tokens that a worker sent as one piece have one event, and count once.
         """
         answers, streamed = list(answers), bool(tokens)
         good = [one for one in answers if one.status == 200 and one.tokens >= MOST_OF_THEM * tokens]

@@ -194,6 +194,7 @@ async def _streams_of(entrant: Entrant, mode: str, streams: int, sizes: Sizes, f
     for label, share in (("p50", 0.5), ("p99", 0.99), ("max", 1.0)):
         there, here = percentile(outcome.gaps_ms, share), percentile(bare.gaps_ms, share)
         figures.add(f"{at}: gap {label}", name, mode, there, "ms")
+        figures.add(f"{at}: gap {label}, {DIRECT}", name, mode, here, "ms")
         figures.add(f"{at}: gap {label}, added", name, mode, there - here, "ms")
 
 

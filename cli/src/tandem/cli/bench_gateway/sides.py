@@ -81,6 +81,8 @@ async def tandem_side(engine: Engine, env: Mapping[str, str]) -> AsyncIterator[S
             "metadata_rows": 16_384,
             "pages": 262_144,
             "head_bytes": 8,
+            # It has no text, so that a client would see nothing for a step.
+            "says_end": "false",
         }
         command += [word for key, value in mock.items() for word in ("--engine-arg", f"{key}={value}")]
         own = {

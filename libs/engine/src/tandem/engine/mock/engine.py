@@ -236,6 +236,8 @@ class MockEngine:
             vocabulary = vocabularies.from_tokenizer(settings.tokenizer_path)
         else:
             vocabulary = vocabularies.built_in(settings.vocab)
+        if not settings.says_end:
+            vocabulary = vocabulary.without_end()
         keep = {Role.PREFILL: settings.prefix_cache, Role.DECODE: settings.keep_prefixes}.get(self._role, False)
         leases = Leases(
             settings.pages, settings.metadata_rows, settings.page_size, settings.max_running, keep_prefixes=keep

@@ -35,6 +35,7 @@ class MockSettings(Settings, env_prefix="TANDEM_MOCK_"):
     max_running: int = Field(256, ge=1, le=65_536, description="rooms that hold pages at the same time")
     max_waiting: int = Field(4_096, ge=1, le=65_536, description="rooms that may wait for a peer or for pages")
     vocab: int = Field(32_768, ge=2, le=1 << 20, description="tokens of the built-in vocabulary; token 0 ends the text")
+    says_end: bool = Field(True, description="answers may hold the token that ends the text, as any other one")
     tokenizer_path: Path | None = Field(None, description="folder with a tokenizer.json whose tokens to emit instead")
     prefill_us_per_token: float = Field(10.0, ge=0, le=1e6, description="prefill's time per prompt token")
     decode_us_per_admission: float = Field(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -37,6 +37,10 @@ class Vocabulary:
         if skip_special and self.special:
             return ["" if token in self.special else self.pieces[token] for token in tokens]
         return [self.pieces[token] for token in tokens]
+
+    def without_end(self) -> Vocabulary:
+        """The same, but the token that ends the text is never emitted, so that every one has a text."""
+        return replace(self, choices=self.choices[self.choices != self.end])
 
 
 def built_in(count: int) -> Vocabulary:

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping
 from importlib.util import find_spec
 
+import click
 import pytest
 import typer
 
@@ -14,12 +15,17 @@ from tools import settings_doc
 
 
 def parse(line: str) -> None:
-    """Raises UsageError for an option that is not there, or a value that it does not take."""
+    """Raises UsageError for a command or an option that is not there, or a value that it does not take."""
     command = typer.main.get_command(app)
     words = shlex.split(line)[1:]
     context = typer.Context(command)
     while (commands := getattr(command, "commands", None)) is not None:
-        command = commands[words.pop(0)]
+        if words and words[0] in commands:
+            command = commands[words.pop(0)]
+        elif getattr(command, "invoke_without_command", False) and not (words and words[0][0] != "-"):
+            break
+        else:
+            raise click.UsageError(f"no such command: {' '.join(words[:1]) or line}")
     command.make_context(command.name, words, parent=context).close()
 
 

@@ -130,6 +130,11 @@ def _with_systems(folder: Path) -> Iterator[Smoke]:
         verdict=True,
     )
     yield Smoke(
+        *("serve_commands", ("--rounds", "1", "--requests", "3", "--prompt-tokens", "16", "--new-tokens", "4")),
+        *(_says(r"^at most .*% apart"), lambda: "" if find_spec("sglang") else "SGLang"),
+        verdict=True,
+    )
+    yield Smoke(
         "planner_waves", ("--loads", "0.5", "--phases-s", "20"), _says(r"^\| 50% \| 20 \| \d+% \| \d+% \| 0 \|$")
     )
     yield Smoke("fuzz", ("--count", "30"), _says(r"^problems: 0$"))

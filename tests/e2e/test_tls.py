@@ -17,6 +17,7 @@ import pytest
 from tandem.cli import certs
 from tests.support.settings import environment
 from tests.support.system.asking import generate_all, metric, prompt_of
+from tests.support.system.command import tandem
 from tests.support.system.mock_oracle import tiny_oracle
 from tests.support.system.system import System, running_system
 
@@ -75,6 +76,28 @@ async def test_every_process_speaks_tls_only(system: System, folder: Path) -> No
         async with httpx.AsyncClient(trust_env=False, timeout=WAIT_S) as plain:
             with pytest.raises(httpx.TransportError):
                 await plain.get(system.url.replace("https://", "http://") + "/health")
+
+
+def test_commands_that_speak_http_believe_an_authority_that_is_named(
+    system: System, folder: Path, tmp_path: Path
+) -> None:
+    ca = str(folder / "client" / "ca.pem")
+    asked = ("generate", "hello", "--max-tokens", "2")
+    assert tandem(system, *asked, "--ca", ca).returncode == 0
+    refused = tandem(system, *asked)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "CERTIFICATE_VERIFY_FAILED" in refused.stderr
+    assert "--ca (TANDEM_CLI_CA_FILE) names the PEM file" in refused.stderr
+    few = ("--requests", "2", "--rate", "inf", "--warm-up", "1", "--prompt-tokens", "8", "--new-tokens", "2", "--json")
+    done = tandem(system, "bench", "serve", *few, TANDEM_CLI_CA_FILE=ca)
+    assert json.loads(done.stdout)["repeats"][0]["summary"]["answered"] == 2, done.stderr
+    # Too few sizes to calibrate by, which it says once it has its answers, if no one of them came in one piece.
+    few = ("--prompts", "8", "--contexts", "8", "--batches", "1", "--burst", "0")
+    calibrate = ("calibrate", str(tmp_path / "costs.json"), *few)
+    assert "can't be asked" in tandem(system, *calibrate).stderr
+    done = tandem(system, *calibrate, "--ca", ca)
+    assert done.returncode == 2
+    assert "piece" in done.stderr or "at least three lengths of prompts" in done.stderr
 
 
 def workers(system: System, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:

@@ -14,6 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from tandem.cli import completion, operate
+from tandem.cli.authorities import CaFile
 from tandem.cli.bench_serve import command as bench_serve
 from tandem.cli.board import read_state
 from tandem.cli.calibrate import command as calibrate
@@ -132,6 +133,7 @@ def generate(
     stream: Annotated[bool, typer.Option(help="Show the answer as it comes.")] = True,
     chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")] = False,
     model: Annotated[str, typer.Option(help="Model to ask; default: the first.")] = "",
+    ca: CaFile = None,
 ) -> None:
     """Asks a gateway and prints the answer."""
     from tandem.cli import settings
@@ -140,7 +142,7 @@ def generate(
     own = settings.CliSettings.load()
     if not url:
         url = _gateway_here(own.state_file) if own.state_file.exists() else own.url
-    client = GatewayClient(url, own.api_key.get_secret_value())
+    client = GatewayClient(url, own.api_key.get_secret_value(), ca or own.ca_file)
     try:
         question = Question(prompt, max_tokens, temperature, chat, model)
         client.ask(question, stream=stream, show=lambda text: print(text, end="", flush=True))

@@ -6,10 +6,12 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
 
+from tandem.cli.authorities import trust, untrusted
 from tandem.core.errors import ErrorReason, TandemError
 
 CONNECT_TIMEOUT_S = 5.0
@@ -32,12 +34,16 @@ class Question:
 class GatewayClient:
     """A gateway at a URL."""
 
-    def __init__(self, url: str, api_key: str = "") -> None:
+    def __init__(self, url: str, api_key: str = "", ca_file: Path | None = None) -> None:
+        """ca_file: see `authorities.trust`. Raises INVALID_ARGUMENT."""
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._url = url.rstrip("/")
         # Nothing of this machine's proxy settings: a gateway is near.
         timeout = httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
-        self._client = httpx.Client(base_url=self._url, headers=headers, timeout=timeout, trust_env=False)
+        believed = trust(self._url, ca_file) or False  # False: there is no TLS
+        self._client = httpx.Client(
+            base_url=self._url, headers=headers, timeout=timeout, trust_env=False, verify=believed
+        )
 
     def ask(self, question: Question, *, stream: bool, show: Callable[[str], None]) -> None:
         """Asks, and hands the answer's text to `show`, as it comes or in one piece. Raises TandemError."""
@@ -82,9 +88,8 @@ class GatewayClient:
         try:
             yield
         except httpx.HTTPError as error:
-            raise TandemError(
-                ErrorReason.NO_WORKER, f"the gateway at {self._url} can't be asked: {error or type(error).__name__}"
-            ) from error
+            why = f"{error or type(error).__name__}{untrusted(error)}"
+            raise TandemError(ErrorReason.NO_WORKER, f"the gateway at {self._url} can't be asked: {why}") from error
         except (ValueError, KeyError, IndexError) as error:
             raise TandemError(ErrorReason.PROTOCOL_VIOLATION, f"{self._url} does not answer like a gateway") from error
 

@@ -6,8 +6,9 @@ import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, SecretStr
+from pydantic import BeforeValidator, Field, SecretStr
 
 from tandem.rpc.settings import Settings
 
@@ -20,6 +21,9 @@ class CliSettings(Settings, env_prefix="TANDEM_CLI_"):
 
     url: str = Field(default="http://127.0.0.1:8000", description="gateway to talk to, where no system runs from here")
     api_key: SecretStr = Field(default=SecretStr(""), description="key to send to the gateway")
+    ca_file: Annotated[Path | None, BeforeValidator(lambda given: given or None)] = Field(
+        default=None, description="PEM file of the authorities to trust over HTTPS; empty: those of this machine"
+    )
     state_file: Path = Field(default=Path(".run", "up.json"), description="where `tandem up` says what runs")
 
 

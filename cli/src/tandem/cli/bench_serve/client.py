@@ -12,11 +12,13 @@ import ssl
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
 import httptools
 
+from tandem.cli.authorities import trust, untrusted
 from tandem.cli.bench_serve.apis import error_name
 from tandem.cli.bench_serve.choices import Api
 from tandem.cli.bench_serve.reading import AnswerReader
@@ -40,6 +42,11 @@ class Target:
     address: str = ""
     """IP address of the host; empty: not known yet."""
 
+    @property
+    def tls_name(self) -> str | None:
+        """The name that its certificate has to have; None without TLS."""
+        return self.host if self.tls else None
+
     def request(self, body: bytes) -> bytes:
         """The whole HTTP request."""
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -49,8 +56,8 @@ class Target:
         return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-def target_of(url: str, api: Api, api_key: str = "") -> Target:
-    """A server at a URL, with or without /v1 at its end. Raises INVALID_ARGUMENT."""
+def target_of(url: str, api: Api, api_key: str = "", ca_file: Path | None = None) -> Target:
+    """A server at a URL, with or without /v1 at its end. ca_file: see `authorities.trust`. Raises INVALID_ARGUMENT."""
     try:
         parts = urlsplit(url.rstrip("/").removesuffix("/v1"))
         host, port = parts.hostname, parts.port
@@ -58,7 +65,7 @@ def target_of(url: str, api: Api, api_key: str = "") -> Target:
         host = None
     if host is None or parts.scheme not in ("http", "https"):
         raise TandemError(ErrorReason.INVALID_ARGUMENT, f"{url!r} is not like http://host:port", field="url")
-    tls = ssl.create_default_context() if parts.scheme == "https" else None
+    tls = trust(url, ca_file)
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     return Target(host, port or (443 if tls else 80), parts.path.rstrip("/"), api, tls, headers)
 
@@ -71,9 +78,11 @@ async def resolved(target: Target) -> Target:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             for *_, address in await loop.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM):
                 try:
-                    transport, _ = await loop.create_connection(asyncio.Protocol, *address[:2])
+                    transport, _ = await loop.create_connection(
+                        asyncio.Protocol, *address[:2], ssl=target.tls, server_hostname=target.tls_name
+                    )
                 except OSError as error:
-                    reason = str(error)
+                    reason = f"{error}{untrusted(error)}"
                     continue
                 transport.abort()
                 return replace(target, address=str(address[0]))
@@ -92,9 +101,12 @@ async def ask(target: Target, body: bytes, timeout_s: float, clock: Clock = time
     exchange = _Exchange(target.request(body), reader, loop.create_future(), clock)
     try:
         async with asyncio.timeout(timeout_s):
-            name = target.host if target.tls else None
             await loop.create_connection(
-                lambda: exchange, target.address or target.host, target.port, ssl=target.tls, server_hostname=name
+                lambda: exchange,
+                target.address or target.host,
+                target.port,
+                ssl=target.tls,
+                server_hostname=target.tls_name,
             )
             await exchange.over
     except TimeoutError:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tandem.cli.authorities import CaFile
 from tandem.cli.bench_serve.choices import Api, Arrivals, WorkloadName
 from tandem.cli.bench_serve.options import (
     MAX_TOKENS,
@@ -63,13 +64,14 @@ def serve(
     out: Annotated[Path | None, typer.Option(help="Write the result here as JSON.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a report with plots here.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    ca: CaFile = None,
 ) -> None:
     """Sends load to an OpenAI-compatible server at times that do not wait for answers, and measures it."""
     options = dict(locals())
     from tandem.cli.bench_serve.numbers import parse_slo
 
     limits = parse_slo(slo)
-    asking, target = asking_of(url, api, model, vocabulary, eos)
+    asking, target = asking_of(url, api, model, vocabulary, eos, ca)
     load = load_of(options, 100)
     result = _measured(target, asking, load, range(seed, seed + repeats), warm_up, limits, _settings(options))
     _keep(result, out, html, as_json)
@@ -113,7 +115,10 @@ def _text(path: Path) -> str:
         raise TandemError(ErrorReason.INVALID_ARGUMENT, f"{path} can't be read: {error}", field="file") from error
 
 
-def asking_of(url: str, api: Api, model: str, vocabulary: int, eos: bool) -> tuple[Asking, Target]:
+def asking_of(
+    url: str, api: Api, model: str, vocabulary: int, eos: bool, ca_file: Path | None
+) -> tuple[Asking, Target]:
+    """What to ask, and where. ca_file: as `--ca`."""
     from tandem.cli import settings
     from tandem.cli.asking import GatewayClient
     from tandem.cli.bench_serve.apis import Asking
@@ -123,10 +128,10 @@ def asking_of(url: str, api: Api, model: str, vocabulary: int, eos: bool) -> tup
     own = settings.CliSettings.load()
     if not url:
         url = read_state(own.state_file).url if own.state_file.exists() else own.url
-    key = own.api_key.get_secret_value()
-    target = target_of(url, api, key)
+    key, ca_file = own.api_key.get_secret_value(), ca_file or own.ca_file
+    target = target_of(url, api, key, ca_file)
     if not model and api is not Api.GENERATE:
-        client = GatewayClient(url.rstrip("/").removesuffix("/v1"), key)
+        client = GatewayClient(url.rstrip("/").removesuffix("/v1"), key, ca_file)
         try:
             model = client.first_model()
         finally:
@@ -154,7 +159,7 @@ def load_of(options: dict[str, Any], requests: int) -> Load:
 
 def _settings(options: dict[str, Any]) -> dict[str, Any]:
     """What a result has to share with another to be compared; as JSON has it."""
-    left_out = ("url", "model", "out", "html", "as_json", "seed", "repeats")
+    left_out = ("url", "model", "out", "html", "as_json", "ca", "seed", "repeats")
     plain = {name: value for name, value in options.items() if name not in left_out and value is not None}
     found = {name: value.value if isinstance(value, Enum) else value for name, value in plain.items()}
     return found | {"rate": str(options["rate"])} | ({"trace": options["trace"].name} if options["trace"] else {})

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tandem.cli.authorities import CaFile
 from tandem.core.errors import ErrorReason, TandemError
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def calibrate(
     max_running: Annotated[int, typer.Option(min=1, help="Sequences that a worker runs at once.")] = 256,
     vocabulary: Annotated[int, typer.Option(min=4, help="Token ids are below it.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, max=1 << 32, help="Of the prompts; another shares nothing.")] = 0,
+    ca: CaFile = None,
 ) -> None:
     """Measures an idle system of one prefill and one decode worker, and writes what they cost."""
     import asyncio
@@ -61,7 +63,7 @@ def calibrate(
     shape = WorkerShape(
         kv_tokens, max_running, chunk_tokens, kv_bytes_per_token=kv_bytes_per_token, batch_prompts=batch_prompts
     )
-    found = fit(*asyncio.run(_probe(url, model, vocabulary, plan, seed)), shape)
+    found = fit(*asyncio.run(_probe(url, model, vocabulary, plan, seed, ca)), shape)
     made = datetime.now(UTC).isoformat(timespec="seconds")
     source = f"tandem calibrate of {url or 'the system run here'}, {made}"
     out.write_text(to_json(CostModel(found.engine, found.link, shape, source, found.gateway)), encoding="utf-8")
@@ -81,7 +83,7 @@ def _numbers(name: str, text: str) -> list[int]:
 
 
 async def _probe(
-    url: str, model: str, vocabulary: int, plan: ProbePlan, seed: int
+    url: str, model: str, vocabulary: int, plan: ProbePlan, seed: int, ca_file: Path | None
 ) -> tuple[list[PromptSample], list[BurstSample], list[StepSample]]:
     from tandem.cli.bench_serve.apis import body_of
     from tandem.cli.bench_serve.choices import Api
@@ -91,7 +93,7 @@ async def _probe(
     from tandem.cli.bench_serve.workload import Question
     from tandem.cli.calibrate.probe import probe_bursts, probe_prompts, probe_steps
 
-    asking, target = asking_of(url, Api.COMPLETIONS, model, vocabulary, eos=False)
+    asking, target = asking_of(url, Api.COMPLETIONS, model, vocabulary, eos=False, ca_file=ca_file)
     target = await resolved(target)
 
     async def send(question: Question) -> AnswerReader:

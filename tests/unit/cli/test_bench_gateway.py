@@ -26,6 +26,11 @@ def test_an_outcome_counts_what_failed_apart() -> None:
     assert (outcome.answers, outcome.failed, outcome.tokens, outcome.first_ms) == (1, 2, 3, [1000])
 
 
+def test_tokens_are_those_that_a_stream_tells_of() -> None:
+    answered = Answered(1, 200, [(2, 1), (3, 1)], told_tokens=3)
+    assert Outcome.of([answered], tokens=3).tokens == 3
+
+
 def test_jobs_and_outcomes_survive_their_lines() -> None:
     job = Job(Kind.LEAVE, requests=3, leave_after_ms=0.5)
     assert Job.of_line(job.line()) == job
@@ -62,22 +67,44 @@ def test_percentiles() -> None:
     assert percentile(range(1, 101), 1.0) == 100
 
 
+STREAM = b"".join(
+    (
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n",
+        http_worker._chunked(http_worker.GREETING),
+        http_worker.TOKEN * 2 + http_worker.LAST,
+        http_worker._chunked(http_worker.usage_event(113)) + http_worker.DONE,
+        b"0\r\n\r\n",
+    )
+)
+
+
 def stream(cut: int) -> Client:
-    """A load's connection that has read a stream of two tokens, cut in two at a byte."""
-    body = http_worker._chunked(http_worker.GREETING) + http_worker.TOKEN * 2 + http_worker.LAST + b"0\r\n\r\n"
-    answer = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + body
+    """A load's connection that has read a stream of two events with text, cut in two at a byte, that says that there
+    were 113 tokens."""
     client = Client(quickack=False)
     client.expect()
-    client.data_received(answer[:cut])
-    client.data_received(answer[cut:])
+    client.data_received(STREAM[:cut])
+    client.data_received(STREAM[cut:])
     return client
 
 
 async def test_a_load_counts_tokens_wherever_its_reads_are_cut() -> None:
-    size = len(http_worker._chunked(http_worker.GREETING) + http_worker.TOKEN * 2 + http_worker.LAST) + 54
-    for cut in range(1, size):
+    for cut in range(1, len(STREAM)):
         answered = await stream(cut).answer()
         assert sum(tokens for _, tokens in answered.reads) == 2, cut
+        assert answered.tokens == 113, cut
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", None], ids=["whole", "stream"])
+async def test_what_comes_after_a_job_was_given_up_is_nobodys(answer: bytes | None) -> None:
+    client = Client(quickack=False)
+    client.expect()
+    waiting = asyncio.ensure_future(client.answer())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    client.data_received(answer or STREAM)
 
 
 async def test_a_load_asks_anew_where_the_server_has_closed_its_connection() -> None:

@@ -112,7 +112,7 @@ async def test_the_leg_that_failed_is_blamed_whoever_says_so_first(side: Role) -
             says = now.prefill if reporter is Role.PREFILL else now.decode
             says.bring(failed(ErrorReason.ENGINE_FAILED, by_peer=reporter is not side))
             assert await now.end() is not None
-            assert now.attempt.blamed is side
+            assert now.attempt.end.blamed is side
 
 
 @pytest.mark.parametrize("reporter", PAIR)
@@ -121,7 +121,7 @@ async def test_nobody_is_blamed_for_what_lies_between_the_two(reporter: Role) ->
         says = now.prefill if reporter is Role.PREFILL else now.decode
         says.bring(failed(ErrorReason.LINK_LOST))
         assert await now.end() is not None
-        assert now.attempt.blamed is None
+        assert now.attempt.end.blamed is None
 
 
 @pytest.mark.parametrize("side", PAIR)
@@ -129,12 +129,12 @@ async def test_a_lost_or_refusing_worker_is_blamed_itself(side: Role) -> None:
     async with stage() as now:
         (now.prefill if side is Role.PREFILL else now.decode).lose(LOST)
         assert await now.end() is LOST
-        assert now.attempt.blamed is side
+        assert now.attempt.end.blamed is side
     prefill, decode = NotingWorker("p0", Role.PREFILL), NotingWorker("d0", Role.DECODE)
     (prefill if side is Role.PREFILL else decode).refuses = LOST
     attempt = Attempt(session_pb2.Submit(room=ROOM), prefill, decode, lambda _: True, FirstToken())
     assert await attempt.run() is LOST
-    assert attempt.blamed is side
+    assert attempt.end.blamed is side
 
 
 async def test_a_refused_submit_cancels_the_other_leg() -> None:
@@ -215,7 +215,7 @@ async def test_nothing_follows_an_end_in_the_middle_of_the_tokens() -> None:
         leg = now.decode.legs[ROOM]
         for token in (1, 2, 3):
             leg.on_delta(tokens(ROOM, token))
-        assert now.attempt.give_up(LOST)
+        assert now.attempt.end.give_up(LOST)
         leg.on_delta(tokens(ROOM, 4))
         assert await now.end() is LOST
         assert [list(delta.token_ids) for delta in now.got] == [[1], [2], [3]]
@@ -234,7 +234,7 @@ async def test_a_client_that_falls_behind_in_the_middle_of_its_tokens_ends_the_r
         error = await now.end()
         assert error is not None
         assert error.reason is ErrorReason.OVERLOADED
-        assert now.attempt.final
+        assert now.attempt.end.final
 
 
 async def test_the_answer_waits_for_the_prompts_log_probabilities() -> None:

@@ -20,6 +20,7 @@ class Running:
     def __init__(self, phase: RoomPhase = RoomPhase.SUBMITTED) -> None:
         self.phase = phase
         self.why: TandemError | None = None
+        self.end = self
 
     def give_up(self, error: TandemError) -> bool:
         first, self.why = self.why is None, error

@@ -235,7 +235,7 @@ async def test_its_failure_is_its_own(failure: ErrorReason, blamed: bool) -> Non
     failed = common_pb2.Failure(reason=failure.value, message="why")
     workers.unified[0].bring(finish(submit.room, session_pb2.FINISH_KIND_FAILED, failure=failed))
     await workers.unified[1].next_submit()
-    assert attempt.blamed is (Role.UNIFIED if blamed else None)
+    assert attempt.end.blamed is (Role.UNIFIED if blamed else None)
     await end(task, workers.unified[1])
 
 

@@ -1,7 +1,8 @@
 """The load, over HTTP: `python -m tandem.cli.bench_gateway.http_load`, a process of its own so that its CPU is its own.
 
 Reads one job per line of stdin and answers each with one line of JSON on stdout. It parses no more of an answer than it
-needs: where it ends, and how many tokens a read brought. With `quickack` it acknowledges each read at once, as clients
+needs: where it ends, when a read brought events with text, and how many tokens the last event says that there were: an
+event may hold several, as a worker merges what waits. With `quickack` it acknowledges each read at once, as clients
 do that have asked the kernel for it; without, as the kernel sees fit.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import sys
 import time
@@ -20,9 +22,13 @@ import uvloop
 from tandem.cli.bench_gateway.jobs import Answered, Job, Kind, Outcome, do_jobs
 
 TOKEN: Final = b'"content":"'
+COUNT: Final = b'"completion_tokens":'
+COUNTED: Final = re.compile(COUNT + rb" *(\d+)[,} ]")
 END: Final = b"0\r\n\r\n"
 GREETINGS: Final = 1
 """Events of a stream that have a content and no token: the one that names the role."""
+SEEN_BYTES: Final = 40
+"""Of the reads before, in which what is looked for may have begun: the longest is the count with its number."""
 
 
 class Client(asyncio.Protocol):
@@ -107,18 +113,25 @@ class Client(asyncio.Protocol):
             self._left -= len(data)
             if self._left <= 0:
                 self._answered.reads.append((now, 1))
-                self._done.set_result(self._answered)
+                self._whole()
             return
         seen = self._tail + data
-        tokens = seen.count(TOKEN)
-        self._tail = seen[1 - len(TOKEN) :]
+        tokens = seen.count(TOKEN) - self._tail.count(TOKEN)
+        self._tail = seen[-SEEN_BYTES:]
+        if COUNT in seen and (found := COUNTED.search(seen)):
+            self._answered.told_tokens = int(found[1])
         if tokens:
             if not self._answered.reads:
                 tokens -= GREETINGS
                 self.began.set()
             # A read with nothing but the greeting is kept too: it is the first chunk.
             self._answered.reads.append((now, tokens))
-        if seen.endswith(END) and not self._done.done():
+        if seen.endswith(END):
+            self._whole()
+
+    def _whole(self) -> None:
+        """The answer is there; its job may have been given up."""
+        if not self._done.done():
             self._done.set_result(self._answered)
 
 
@@ -161,6 +174,7 @@ class HttpLoad:
                 "temperature": 0,
                 "ignore_eos": True,
                 "stream": stream,
+                **({"stream_options": {"include_usage": True}} if stream else {}),
             }
         ).encode()
         head = (

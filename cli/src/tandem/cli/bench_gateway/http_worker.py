@@ -74,7 +74,8 @@ class Connection(asyncio.Protocol):
         self._engine = engine
         self._transport: Any = None
         self._read = b""
-        self._left = 0
+        self._left = self._tokens = 0
+        self._with_usage = False
         self._waiting: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -119,6 +120,7 @@ class Connection(asyncio.Protocol):
 
     def _generate(self, asked: dict[str, Any]) -> None:
         tokens = 1 if self._engine.prefill else int(asked.get("max_completion_tokens") or asked.get("max_tokens") or 16)
+        self._with_usage = bool((asked.get("stream_options") or {}).get("include_usage"))
         begin = self._stream if asked.get("stream") else self._whole
         if self._engine.first_s:
             self._waiting = asyncio.get_running_loop().call_later(self._engine.first_s, begin, tokens)
@@ -129,12 +131,11 @@ class Connection(asyncio.Protocol):
         self._waiting = None
         message = {"role": "assistant", "content": " word" * tokens}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "length"}
-        usage = {"prompt_tokens": 8, "completion_tokens": tokens, "total_tokens": 8 + tokens}
-        self._document({**_HEAD, "object": "chat.completion", "choices": [choice], "usage": usage})
+        self._document({**_HEAD, "object": "chat.completion", "choices": [choice], "usage": _usage(tokens)})
 
     def _stream(self, tokens: int) -> None:
         self._waiting = None
-        self._left = tokens
+        self._left = self._tokens = tokens
         self._transport.write(
             b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
             + _chunked(GREETING)
@@ -150,7 +151,8 @@ class Connection(asyncio.Protocol):
             self._transport.write(TOKEN)
         else:
             self._engine.running.pop(self, None)
-            self._transport.write(TOKEN + LAST + b"0\r\n\r\n")
+            usage = _chunked(usage_event(self._tokens)) if self._with_usage else b""
+            self._transport.write(TOKEN + LAST + usage + DONE + b"0\r\n\r\n")
 
     def _document(self, document: object) -> None:
         body = json.dumps(document).encode()
@@ -161,9 +163,21 @@ class Connection(asyncio.Protocol):
 _HEAD: Final = {"id": "chatcmpl-0123456789abcdef0123456789abcdef", "created": 1, "model": "mock"}
 
 
+def _usage(tokens: int) -> dict[str, int]:
+    return {"prompt_tokens": 8, "completion_tokens": tokens, "total_tokens": 8 + tokens}
+
+
 def _event(delta: dict[str, str], finish_reason: str | None = None) -> bytes:
-    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-    document = {**_HEAD, "object": "chat.completion.chunk", "choices": [choice]}
+    return _chunk({"choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}]})
+
+
+def usage_event(tokens: int) -> bytes:
+    """What a stream says of itself behind its last token."""
+    return _chunk({"choices": [], "usage": _usage(tokens)})
+
+
+def _chunk(rest: dict[str, Any]) -> bytes:
+    document = {**_HEAD, "object": "chat.completion.chunk", **rest}
     return b"data: " + json.dumps(document, separators=(",", ":")).encode() + b"\n\n"
 
 
@@ -173,7 +187,8 @@ def _chunked(data: bytes) -> bytes:
 
 GREETING: Final = _event({"role": "assistant", "content": ""})
 TOKEN: Final = _chunked(_event({"content": " word"}))
-LAST: Final = _chunked(_event({}, "length")) + _chunked(b"data: [DONE]\n\n")
+LAST: Final = _chunked(_event({}, "length"))
+DONE: Final = _chunked(b"data: [DONE]\n\n")
 
 
 def _length(head: bytes) -> int:

@@ -70,12 +70,15 @@ class Answered:
     asked: float = 0
     status: int = 200
     reads: list[tuple[float, int]] = field(default_factory=list)
-    """When a read brought some of the answer, and how many tokens."""
+    """When a read brought some of the answer, and how many tokens: events with text, where events are all that there is
+    to count."""
+    told_tokens: int = 0
+    """Of the whole answer, as a stream's last event says; 0 = it says nothing."""
 
     @property
     def tokens(self) -> int:
         """Tokens that came, of a stream."""
-        return sum(tokens for _, tokens in self.reads)
+        return self.told_tokens or sum(tokens for _, tokens in self.reads)
 
     @property
     def first_ms(self) -> float:
@@ -84,7 +87,8 @@ class Answered:
 
     @property
     def gaps_ms(self) -> list[float]:
-        """Between two tokens that follow each other; those of one read came at one time."""
+        """Between two tokens that follow each other; those of one read came at one time. Of events: those of one event
+        count as one."""
         times = [when for when, tokens in self.reads for _ in range(tokens)]
         return [(after - before) * 1000 for before, after in itertools.pairwise(times)]
 
@@ -125,7 +129,7 @@ class Outcome:
     def of(cls, answers: Iterable[Answered], *, tokens: int = 0) -> Outcome:
         """From answers that were all streamed, with so many tokens each; or all whole, if that is 0.
 
-        Tokens that a worker sent as one piece have one event, and count once.
+        Where a stream does not tell how many tokens it had, those that a worker sent as one piece count once.
         """
         answers, streamed = list(answers), bool(tokens)
         good = [one for one in answers if one.status == 200 and one.tokens >= MOST_OF_THEM * tokens]

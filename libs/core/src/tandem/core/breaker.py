@@ -41,7 +41,7 @@ class Event(Enum):
 
     SENT = "sent"
     WELL = "well"
-    """Its leg did what it had to."""
+    """Its leg did what it had to: all of it, as a worker that breaks off every answer begins each of them well."""
     FAILED = "failed"
     """By the worker's own fault."""
     EJECTED = "ejected"

@@ -7,15 +7,15 @@ then on prefill cannot fail the room any more.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Protocol
 
 from tandem.core.blame import blamed
-from tandem.core.errors import ErrorReason, TandemError
+from tandem.core.errors import TandemError
 from tandem.core.ids import Role, RoomId, WorkerLife
 from tandem.gateway.routing.first_token import FirstToken
+from tandem.gateway.routing.room_end import RoomEnd
 from tandem.gateway.routing.sessions import Leg
 from tandem.rpc import convert
 from tandem.v1 import session_pb2
@@ -73,18 +73,11 @@ class Attempt:
         self._deliver = deliver
         self._first_token = first_token
         first_token.new_attempt()
-        self._done: asyncio.Future[TandemError | None] = asyncio.get_running_loop().create_future()
+        self.end = RoomEnd(self._cancel_legs)
         self._awaits_prompt = submit.HasField("logprobs") and submit.logprobs.prompt
         self._last: session_pb2.Delta | None = None
         self.delivered = False
         """Whether the client may have seen more of it than a first token, so that it cannot be repeated."""
-        self.final = False
-        """Whether no further attempt can be better: decode began otherwise than the client was told, or the client
-        is too slow."""
-        self.blamed: Role | None = None
-        """The leg that failed of itself, once it has failed; None = not known, or neither."""
-        self._kv_arrived = False
-        self._when_kv_arrived: list[Callable[[], None]] = []
         self._began_early = False
         self._flows = False
         """Whether news of decode that are not the last need nothing but to be passed on."""
@@ -92,25 +85,15 @@ class Attempt:
     @property
     def phase(self) -> RoomPhase:
         """How far it is."""
-        if self._kv_arrived:
+        if self.end.kv_arrived:
             return RoomPhase.DECODING
         return RoomPhase.FIRST_TOKEN if self._began_early else RoomPhase.SUBMITTED
 
     @property
-    def complete(self) -> bool:
-        """Whether the whole answer was delivered."""
-        return self._ended and self._done.result() is None
-
-    @property
-    def failure(self) -> TandemError | None:
-        """Why it failed; None if it did not, or was cancelled."""
-        return self._done.result() if self._ended else None
-
-    @property
     def suspects(self) -> tuple[WorkerLife, ...]:
         """Workers that another attempt should do without."""
-        decode = () if self.blamed is Role.PREFILL else (self._decode.life,)
-        prefill = () if self.blamed is Role.DECODE or self.delivered else (self._prefill.life,)
+        decode = () if self.end.blamed is Role.PREFILL else (self._decode.life,)
+        prefill = () if self.end.blamed is Role.DECODE or self.delivered else (self._prefill.life,)
         return (*decode, *prefill)
 
     @property
@@ -118,38 +101,19 @@ class Attempt:
         """Whose token came last."""
         return Role.DECODE if self.delivered else Role.PREFILL
 
-    @property
-    def _ended(self) -> bool:
-        return self._done.done() and not self._done.cancelled()
-
-    def on_kv_arrived(self, hook: Callable[[], None]) -> None:
-        """Adds what is called once, when prefill has done its part."""
-        self._when_kv_arrived.append(hook)
-
-    def give_up(self, error: TandemError) -> bool:
-        """Ends both legs, from outside. False if it had ended."""
-        if self._done.done():
-            return False
-        self._fail(error)
-        return True
-
     async def run(self) -> TandemError | None:
         """Returns None when the answer is complete, else why it failed. Cancelling it ends both legs."""
-        try:
-            for role, worker, peer, leg in (
-                (Role.DECODE, self._decode, self._prefill, Leg(self._on_decode, self._on_decode_lost)),
-                (Role.PREFILL, self._prefill, self._decode, Leg(self._on_prefill, self._on_prefill_lost)),
-            ):
-                refused = role
+        for role, worker, peer, leg in (
+            (Role.DECODE, self._decode, self._prefill, Leg(self._on_decode, self._on_decode_lost)),
+            (Role.PREFILL, self._prefill, self._decode, Leg(self._on_prefill, self._on_prefill_lost)),
+        ):
+            try:
                 self._send(worker, peer, leg)
-            del self._submit  # a prompt may be long, and an answer takes long: nobody needs it any more
-            return await self._done
-        except TandemError as error:
-            self._fail(error, refused)
-            return error
-        except asyncio.CancelledError:
-            self._fail(TandemError(ErrorReason.CANCELLED, "The client has gone, or its time is over."))
-            raise
+            except TandemError as error:
+                self.end.fail(error, role)
+                return error
+        del self._submit  # a prompt may be long, and an answer takes long: nobody needs it any more
+        return await self.end.wait()
 
     def _send(self, worker: Worker, peer: Worker, leg: Leg) -> None:
         message = session_pb2.Submit()
@@ -161,65 +125,58 @@ class Attempt:
         ends = delta.HasField("finish")
         if self._flows and not ends:  # of nearly every token
             if not self._deliver(delta):
-                self._fail_slow()
+                self.end.fail_slow()
             return
-        if self._done.done():
+        if self.end.over:
             return
         if ends and delta.finish.kind == session_pb2.FINISH_KIND_FAILED:
-            self._fail(*_failure(Role.DECODE, delta))
+            self.end.fail(*_failure(Role.DECODE, delta))
             return
-        self._note_kv()
+        self.end.note_kv()
         try:
             news = self._first_token.from_decode(delta)
         except TandemError as error:
-            self.final = True
-            self._fail(error)
+            self.end.fail(error, final=True)
             return
         if ends and self._awaits_prompt:
             self._last = news
         elif news.text or news.ListFields()[1:]:  # more than the room: not all of it was said before
             self._pass_on(news)
-            self._flows = not (self._awaits_prompt or self._first_token.owes or self._done.done())
-
-    def _note_kv(self) -> None:
-        if not self._kv_arrived:
-            self._kv_arrived = True
-            for hook in self._when_kv_arrived:
-                hook()
+            self._flows = not (self._awaits_prompt or self._first_token.owes or self.end.over)
 
     def _on_prefill(self, delta: session_pb2.Delta) -> None:
-        if self._done.done():
+        if self.end.over:
             return
         early = self._first_token.from_prefill(delta)
         if early is not None:
             self._began_early = True
             if not self._deliver(early):
-                self._fail_slow()
+                self.end.fail_slow()
         if delta.prompt_logprobs and self._awaits_prompt:
             self._awaits_prompt = False
             self._pass_on(session_pb2.Delta(room=self._room, prompt_logprobs=delta.prompt_logprobs))
         if delta.finish.kind == session_pb2.FINISH_KIND_FAILED:
             self._prefill_failed(*_failure(Role.PREFILL, delta))
         elif delta.HasField("finish"):
-            self._note_kv()
+            self.end.note_kv()
             self._release_last()
 
     def _on_decode_lost(self, error: TandemError) -> None:
-        self._fail(error, Role.DECODE)
+        self.end.fail(error, Role.DECODE)
 
     def _on_prefill_lost(self, error: TandemError) -> None:
         self._prefill_failed(error, Role.PREFILL)
 
     def _prefill_failed(self, error: TandemError, blamed: Role | None) -> None:
-        if not self._kv_arrived:
-            self._fail(error, blamed)
+        if not self.end.kv_arrived:
+            self.end.fail(error, blamed)
         else:
             self._release_last()
 
     def _release_last(self) -> None:
         """Prefill has no more to say: whatever it did not bring will not come."""
         self._awaits_prompt = False
-        if self._last is not None and not self._done.done():
+        if self._last is not None and not self.end.over:
             self._pass_on(self._last)
 
     def _pass_on(self, delta: session_pb2.Delta) -> None:
@@ -227,23 +184,16 @@ class Attempt:
             self._awaits_prompt = False
         self.delivered = True
         if not self._deliver(delta):
-            self._fail_slow()
+            self.end.fail_slow()
         elif delta.HasField("finish"):
             self._prefill.forget(self._room)
-            self._done.set_result(None)
+            self.end.well()
         elif self._last is not None and not self._awaits_prompt:
             last, self._last = self._last, None
             self._pass_on(last)
 
-    def _fail_slow(self) -> None:
-        self.final = True
-        self._fail(TandemError(ErrorReason.OVERLOADED, "The client reads too slowly; the answer was given up."))
-
-    def _fail(self, error: TandemError, blamed: Role | None = None) -> None:
+    def _cancel_legs(self, error: TandemError) -> None:
         self._flows = False
-        if not self._done.done():
-            self.blamed = blamed
-            self._done.set_result(error)
         for worker in (self._decode, self._prefill):
             worker.cancel(self._room, error)
 

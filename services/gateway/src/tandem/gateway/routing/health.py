@@ -23,7 +23,7 @@ MAX_LIVES: Final = 4096
 
 
 class WatchedRoom(Protocol):
-    """What an attempt tells of its room; see tandem.gateway.routing.attempt.Attempt."""
+    """What an attempt tells of its room; see tandem.gateway.routing.room_end.RoomEnd."""
 
     blamed: Role | None
 

@@ -41,7 +41,7 @@ KV: Final = "kv"
 
 
 class ArrivingRoom(Protocol):
-    """The part of an attempt that is looked at; see tandem.gateway.routing.attempt.Attempt."""
+    """The part of an attempt that is looked at; see tandem.gateway.routing.room_end.RoomEnd."""
 
     def on_kv_arrived(self, hook: Callable[[], None]) -> None:
         """Adds what is called once prefill has done its part."""

@@ -24,6 +24,7 @@ from tandem.gateway.routing.first_token import FirstToken
 from tandem.gateway.routing.health import HealthBook
 from tandem.gateway.routing.lone_attempt import LoneAttempt
 from tandem.gateway.routing.request_trace import AttemptTrace
+from tandem.gateway.routing.room_end import RoomEnd
 from tandem.gateway.routing.rooms import RoomBook, RoomFacts
 from tandem.rpc.tracing.provider import Tracing
 from tandem.v1 import session_pb2
@@ -127,7 +128,7 @@ class RoomRuns:
         team: Team,
         deliver: Tell,
         first_token: FirstToken,
-        measuring: Callable[[Attempt | LoneAttempt], AbstractContextManager[None]],
+        measuring: Callable[[RoomEnd], AbstractContextManager[None]],
     ) -> Ran:
         """One attempt to its end; cancelling it ends all legs. measuring: is entered while it runs.
 
@@ -141,7 +142,7 @@ class RoomRuns:
         attempt = _attempt(submit, team, trace.noting(deliver), first_token)
         facts = RoomFacts(RoomId(submit.room), journey.request_id, order.number, legs, journey.deadline)
         del submit  # the attempt forgets it once it is sent
-        with self._rooms.running(facts, attempt), self._health.watching(attempt, legs), measuring(attempt):
+        with self._rooms.running(facts, attempt), self._health.watching(attempt.end, legs), measuring(attempt.end):
             failure = await _run(attempt, trace, journey.deadline)
         if failure is not None:
             log.warning("attempt %d on %s failed: %s", order.number, " and ".join(map(str, legs.values())), failure)

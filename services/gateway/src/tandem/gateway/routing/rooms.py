@@ -17,6 +17,13 @@ from tandem.gateway.routing.attempt import Legs, RoomPhase
 MAX_PAGE: Final = 1_000
 
 
+class GivenUp(Protocol):
+    """See tandem.gateway.routing.room_end.RoomEnd."""
+
+    def give_up(self, error: TandemError) -> bool:
+        """Ends every leg. False if it had ended."""
+
+
 class RunningRoom(Protocol):
     """The part of an attempt that is looked at; see tandem.gateway.routing.attempt.Attempt."""
 
@@ -24,8 +31,9 @@ class RunningRoom(Protocol):
     def phase(self) -> RoomPhase:
         """How far it is."""
 
-    def give_up(self, error: TandemError) -> bool:
-        """Ends every leg. False if it had ended."""
+    @property
+    def end(self) -> GivenUp:
+        """How it ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +120,6 @@ class RoomBook:
     def abort(self, room: RoomId) -> Entry:
         """Ends a room on every leg with CANCELLED; its client gets that. Raises UNKNOWN_ROOM."""
         entry = self.find(room)
-        if not entry.running.give_up(TandemError(ErrorReason.CANCELLED, "An operator gave the request up.")):
+        if not entry.running.end.give_up(TandemError(ErrorReason.CANCELLED, "An operator gave the request up.")):
             raise TandemError(ErrorReason.UNKNOWN_ROOM, f"room {room} has just ended")
         return entry

@@ -33,17 +33,16 @@ from tandem.core.policies import (
 from tandem.core.prompt_pages import PageMemo
 from tandem.core.retry_budget import BudgetSettings, RetryBudget
 from tandem.gateway.calls import Sequence
-from tandem.gateway.routing.attempt import Attempt
 from tandem.gateway.routing.crew import Among, Crew, layouts_fit
 from tandem.gateway.routing.decode_room import DecodeRoom
 from tandem.gateway.routing.first_token import FirstToken
 from tandem.gateway.routing.health import HealthBook
 from tandem.gateway.routing.hedge import Race
 from tandem.gateway.routing.held_pages import Holders, NobodyHolds
-from tandem.gateway.routing.lone_attempt import LoneAttempt
 from tandem.gateway.routing.pair_costs import PairCosts, prompt_of
 from tandem.gateway.routing.request_trace import CANDIDATES, HELD_TOKENS, POLICIES, RouteTrace
 from tandem.gateway.routing.resume import Told
+from tandem.gateway.routing.room_end import RoomEnd
 from tandem.gateway.routing.room_runs import Dice, Journey, Order, Ran, RoomRuns, RoutableWorker, Team, Tell, lives_of
 from tandem.gateway.routing.rooms import RoomBook
 from tandem.gateway.routing.wish import Wish
@@ -217,7 +216,7 @@ class Router:
             if failure is None:
                 return
             cause = cause or failure
-            if attempt.final:
+            if attempt.end.final:
                 raise cause
             if not failure.spec.retryable or number == self._settings.max_attempts:
                 raise failure
@@ -242,8 +241,8 @@ class Router:
                 backoff.end()
 
     async def _run(self, order: Order, choices: Choices, deliver: Tell, first_token: FirstToken) -> Ran:
-        def measuring(attempt: Attempt | LoneAttempt) -> AbstractContextManager[None]:
-            return self._measuring(attempt, choices, len(order.asked.input_ids))
+        def measuring(end: RoomEnd) -> AbstractContextManager[None]:
+            return self._measuring(end, choices, len(order.asked.input_ids))
 
         return await self._runs.run(order, _team(choices), deliver, first_token, measuring)
 
@@ -439,14 +438,14 @@ class Router:
             Role.DECODE: Choice(crew.of(decode.life), PolicyName.LEAST_COST, decode.held_tokens),
         }
 
-    def _measuring(self, attempt: Attempt | LoneAttempt, choices: Choices, tokens: int) -> AbstractContextManager[None]:
+    def _measuring(self, end: RoomEnd, choices: Choices, tokens: int) -> AbstractContextManager[None]:
         """What a room of so many tokens shows of its pair's costs, while it runs."""
         if Role.UNIFIED in choices:
             return nullcontext()
         prefill, decode = choices[Role.PREFILL], choices[Role.DECODE]
         prompt = prompt_of(tokens, decode.worker.info.layout)
         lives = (prefill.worker.life, decode.worker.life)
-        return self._costs.running(attempt, prompt, lives, (prefill.held_tokens, decode.held_tokens))
+        return self._costs.running(end, prompt, lives, (prefill.held_tokens, decode.held_tokens))
 
 
 def _team(choices: Choices) -> Team:

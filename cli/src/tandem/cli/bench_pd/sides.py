@@ -59,15 +59,20 @@ async def plain(options: SideOptions) -> AsyncIterator[str]:
         async with _tandem(options, "--ratio", "0:0", "--unified", "1") as address:
             yield address
         return
-    port = _free_port()
+    port = free_port(20_000)
+    async with running(plain_command(options, port), plain_environment(options), PLAIN_READY):
+        yield f"{LOOPBACK}:{port}"
+
+
+def plain_command(options: SideOptions, port: int) -> list[str]:
+    """What starts SGLang's own server; it says PLAIN_READY."""
     command = [settings.python(), "-m", "sglang.launch_server", "--model-path", options.model, "--device", "cpu"]
     command += ["--max-total-tokens", str(options.max_total_tokens), "--max-running-requests", "16"]
     command += ["--host", LOOPBACK, "--port", str(port), "--sleep-on-idle", "--log-level", "info"]
     for one in options.engine_args:
         key, _, value = one.partition("=")
         command += [f"--{key.replace('_', '-')}", value]
-    async with _running(command, _plain_environment(options), PLAIN_READY):
-        yield f"{LOOPBACK}:{port}"
+    return command
 
 
 @asynccontextmanager
@@ -81,11 +86,12 @@ async def _tandem(options: SideOptions, *workers: str) -> AsyncIterator[str]:
         command += [word for one in (*own, *options.engine_args) for word in ("--engine-arg", one)]
         command += [] if options.engine == "mock" else ["--device", "cpu"]
         env = {**settings.inherited(), "TANDEM_SGLANG_THREADS_PER_RANK": str(options.threads), **options.env}
-        async with _running(command, env, PD_READY):
+        async with running(command, env, PD_READY):
             yield read_state(state).url.removeprefix("http://")
 
 
-def _plain_environment(options: SideOptions) -> dict[str, str]:
+def plain_environment(options: SideOptions) -> dict[str, str]:
+    """Of that server."""
     env = {
         **settings.inherited(),
         "SGLANG_USE_CPU_ENGINE": "1",
@@ -100,8 +106,11 @@ def _plain_environment(options: SideOptions) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def _running(command: Sequence[str], env: dict[str, str], ready: str) -> AsyncIterator[None]:
-    """A child that has said that it is ready. Raises TandemError(ENGINE_FAILED) with its last lines if it does not."""
+async def running(command: Sequence[str], env: dict[str, str], ready: str) -> AsyncIterator[Child]:
+    """A child that has said that it is ready, if it is to say something.
+
+    Raises TandemError(ENGINE_FAILED) with its last lines if it does not.
+    """
     said = asyncio.Event()
 
     def listen(line: str) -> None:
@@ -109,22 +118,25 @@ async def _running(command: Sequence[str], env: dict[str, str], ready: str) -> A
             said.set()
 
     child = await Child.start(command, env, listen)
+    if not ready:
+        said.set()
     waits = [asyncio.create_task(said.wait()), asyncio.create_task(child.wait())]
     try:
         await asyncio.wait(waits, timeout=START_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
         if not said.is_set():
             tail = "\n".join(child.tail)
             raise TandemError(ErrorReason.ENGINE_FAILED, f"{' '.join(command[1:4])} did not start:\n{tail}")
-        yield
+        yield child
     finally:
         for wait in waits:
             wait.cancel()
         await child.stop(STOP_GRACE_MS)
 
 
-def _free_port() -> int:
-    """A port that is free now. SGLang derives others from it, so it is taken from below those that connections use."""
-    for port in range(20_000, 30_000, 101):
+def free_port(first: int) -> int:
+    """A port that is free now, from `first` on. SGLang derives others from it, so it is taken from below those that
+    connections use."""
+    for port in range(first, first + 3_000, 101):
         with socket.socket() as probe:
             try:
                 probe.bind((LOOPBACK, port))

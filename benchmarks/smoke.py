@@ -138,6 +138,7 @@ def _with_systems(folder: Path) -> Iterator[Smoke]:
         *(_says(r"^at most .*% apart"), lambda: "" if find_spec("sglang") else "SGLang"),
         verdict=True,
     )
+    yield Smoke("pd_peers", (), _says("."), lambda: "SGLang's own PD, and minutes to start it in")
     yield Smoke(
         "planner_waves", ("--loads", "0.5", "--phases-s", "20"), _says(r"^\| 50% \| 20 \| \d+% \| \d+% \| 0 \|$")
     )

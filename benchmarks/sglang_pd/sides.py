@@ -20,8 +20,8 @@ from tandem.engine.sglang.architectures import unneeded_modules
 from tests.support.settings import environment, python_path
 from tests.support.system.system import MODEL, ROOT, System, running_system
 
-PREFILLS: Final = 2
-DECODES: Final = 2
+PAIRS: Final = 2
+"""Prefill workers of each side, and as many decode workers."""
 MAX_TOTAL_TOKENS: Final = 32_768
 START_TIMEOUT_S: Final = 240.0
 READY_TRY_S: Final = 0.5
@@ -49,6 +49,9 @@ class Side(Protocol):
     def pid(self, worker: str) -> int:
         """Of the process that a worker is started as; its children belong to it."""
 
+    def pids(self) -> Sequence[int]:
+        """Of all that it was started as; their children belong to it."""
+
     async def answers(self) -> Mapping[str, int]:
         """How many requests each worker that is up has taken part in."""
 
@@ -73,15 +76,19 @@ class TandemSide:
         """Of the worker's process."""
         return self._system.pid(worker)
 
+    def pids(self) -> Sequence[int]:
+        """Of every service."""
+        return [row.pid for row in self._system.state.processes if row.pid]
+
     async def answers(self) -> Mapping[str, int]:
         """Rooms that were submitted to each worker's engine."""
         return {name: status.submitted for name, status in (await self._system.statuses()).items()}
 
 
 @asynccontextmanager
-async def tandem(folder: Path) -> AsyncIterator[Side]:
-    """Two prefill and two decode workers, everything else by default."""
-    options = ["--ratio", f"{PREFILLS}:{DECODES}", "--engine-arg", f"max_total_tokens={MAX_TOTAL_TOKENS}"]
+async def tandem(folder: Path, pairs: int = PAIRS) -> AsyncIterator[Side]:
+    """So many prefill and as many decode workers, everything else by default."""
+    options = ["--ratio", f"{pairs}:{pairs}", "--engine-arg", f"max_total_tokens={MAX_TOTAL_TOKENS}"]
     with running_system(folder, *options, env={"OMP_NUM_THREADS": "1"}, start_timeout_s=START_TIMEOUT_S) as system:
         yield TandemSide(system)
 
@@ -123,15 +130,20 @@ class Server:
 class SglangSide:
     """SGLang's own PD behind its router."""
 
-    def __init__(self, url: str, servers: Mapping[str, Server]) -> None:
+    def __init__(self, url: str, servers: Mapping[str, Server], router: Server) -> None:
         self.url = url
         self._servers = servers
+        self._router = router
 
     def pid(self, worker: str) -> int:
         """Of its server."""
         child = self._servers[worker].child
         assert child is not None
         return child.pid
+
+    def pids(self) -> Sequence[int]:
+        """Of the router, then of each server."""
+        return [one.child.pid for one in (self._router, *self._servers.values()) if one.child is not None]
 
     async def answers(self) -> Mapping[str, int]:
         """Requests that each server has answered that has started as far as that it says so."""
@@ -168,11 +180,13 @@ def server_command(python: str, backend: str, role: str, port: int) -> list[str]
 
 
 @asynccontextmanager
-async def sglang(folder: Path, backend: str, python: str, env: Mapping[str, str]) -> AsyncIterator[Side]:
-    """The same shape of SGLang's own, each server under a supervisor, ready to answer."""
-    names = [*(f"prefill-{n}" for n in range(PREFILLS)), *(f"decode-{n}" for n in range(DECODES))]
-    ports = {name: BASE_PORT + PORT_STEP * number for number, name in enumerate(names)}
-    front = BASE_PORT + PORT_STEP * len(names)
+async def sglang(
+    folder: Path, backend: str, python: str, env: Mapping[str, str], pairs: int = PAIRS, base_port: int = BASE_PORT
+) -> AsyncIterator[Side]:
+    """The same shape of SGLang's own, each server under a supervisor, ready to answer. base_port: the lowest taken."""
+    names = [f"{role}-{number}" for role in ("prefill", "decode") for number in range(pairs)]
+    ports = {name: base_port + PORT_STEP * number for number, name in enumerate(names)}
+    front = base_port + PORT_STEP * len(names)
     servers = {
         name: Server(
             name, server_command(python, backend, name.partition("-")[0], port), env, (folder / f"{name}.log").open("w")
@@ -188,7 +202,7 @@ async def sglang(folder: Path, backend: str, python: str, env: Mapping[str, str]
         tasks.append(asyncio.create_task(router.supervise()))
         url = f"http://{LOOPBACK}:{front}"
         await _wait_ready(url)
-        yield SglangSide(url, servers)
+        yield SglangSide(url, servers, router)
     finally:
         for task in tasks:
             task.cancel()

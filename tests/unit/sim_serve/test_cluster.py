@@ -63,7 +63,7 @@ def test_who_comes_in_the_middle_of_a_step_waits_for_its_end() -> None:
 def test_prefill_stalls_nobody_but_in_a_unified_engine() -> None:
     asks = [Ask(0.0, ((1, 1),), 50), Ask(0.0105, ((2, 2000),), 2)]
     apart = Cluster(ClusterPlan(costs=COSTS, link=NO_LINK)).run(asks)
-    together = Cluster(ClusterPlan(unified=1, costs=COSTS)).run(asks)
+    together = Cluster(ClusterPlan(0, 0, 1, COSTS)).run(asks)
     assert max(apart.longest_gap_s) == pytest.approx(0.001, abs=0.001)
     assert max(together.longest_gap_s) == pytest.approx(0.021, abs=1e-6)
     assert together.gaps.quantile_s(1) == pytest.approx(0.021, rel=0.01)
@@ -120,10 +120,45 @@ def test_least_load_keeps_the_tail_shorter_than_dice_do() -> None:
     assert tail(PolicyName.LEAST_LOAD) < 0.7 * tail(PolicyName.RANDOM)
 
 
-def test_nobody_decodes_without_workers() -> None:
+@pytest.mark.parametrize("sizes", [(1, 0, 0), (1, 0, 1), (0, 0, 0)])
+def test_nobody_decodes_without_workers(sizes: tuple[int, int, int]) -> None:
     with pytest.raises(TandemError) as refused:
-        Cluster(ClusterPlan(prefill=1, decode=0))
+        Cluster(ClusterPlan(*sizes))
     assert refused.value.reason is ErrorReason.INVALID_ARGUMENT
+
+
+def test_beside_pairs_short_prompts_need_no_link_and_long_ones_stop_no_answer() -> None:
+    """A prompt of 100 tokens takes 1 ms and its steps 1 ms each; one of 4000 40 ms, and as long on the link."""
+    link = LinkCosts(gbytes_per_s=0.1, us_per_chunk=0)
+    shape = WorkerShape(kv_bytes_per_token=1000, max_running=2)
+    plan = ClusterPlan(1, 1, 1, COSTS, link, shape, unified_max_prompt_tokens=100)
+    lengths = [(100, 40), (4000, 2), (101, 2)]
+    run = Cluster(plan).run(Ask(0.01 * n, ((n, prompt),), new) for n, (prompt, new) in enumerate(lengths))
+    gaps = dict(zip(run.prompt_tokens, run.longest_gap_s, strict=True))
+    assert gaps[100] == pytest.approx(0.001), "nothing was moved, and no prompt came between"
+    assert gaps[4000] == pytest.approx(0.04 + 0.001)
+    assert gaps[101] > 0.001, "longer than short: over the link"
+
+
+def test_where_unified_workers_have_no_place_short_prompts_go_to_pairs_and_none_is_late() -> None:
+    shape = WorkerShape(kv_bytes_per_token=1000, max_running=2)
+    plan = ClusterPlan(1, 1, 1, COSTS, LinkCosts(0.1, us_per_chunk=0), shape, unified_max_prompt_tokens=100)
+    run = Cluster(plan).run(Ask(0.005 * n, ((n, 100),), 200) for n in range(3))
+    assert [round(gap, 4) for gap in sorted(run.longest_gap_s)] == [0.001, 0.002, 0.002]
+    assert set(run.busy) == {"prefill", "decode", "unified"}
+
+
+def test_by_cost_a_prompt_does_not_wait_behind_a_long_one() -> None:
+    """Rooms do not tell how much waits, tokens do: 200 ms for the first prompt."""
+    lengths = [20_000, 3000, *[400] * 6]
+
+    def longest_wait_s(policy: PolicyName) -> float:
+        plan = ClusterPlan(2, 2, costs=COSTS, link=NO_LINK, policies=dict.fromkeys(Role, policy))
+        run = Cluster(plan).run(Ask(0.001 * n, ((n, tokens),), 2) for n, tokens in enumerate(lengths))
+        return max(ttft for ttft, tokens in zip(run.ttft_s, run.prompt_tokens, strict=True) if tokens == 400)
+
+    assert longest_wait_s(PolicyName.LEAST_COST) < 0.06
+    assert longest_wait_s(PolicyName.LEAST_LOAD) > 0.15
 
 
 LENGTHS = st.lists(st.tuples(st.floats(0, 0.3), st.integers(1, 400), st.integers(1, 40)), max_size=40)
@@ -139,10 +174,18 @@ def played(plan: ClusterPlan, lengths: list[tuple[float, int, int]]) -> tuple[Cl
 
 
 @settings(max_examples=150, deadline=None)
-@given(LENGTHS, st.integers(0, 2), st.integers(448, 900), st.integers(1, 6), st.integers(1, 500), st.integers(0, 500))
-def test_whatever_comes_everything_ends_and_nothing_is_kept(lengths, unified, kv_tokens, running, chunk, cache) -> None:
+@given(
+    *(LENGTHS, st.sampled_from([(2, 2, 0), (0, 0, 2), (1, 2, 1)]), st.sampled_from(PolicyName)),
+    *(st.integers(448, 900), st.integers(1, 6), st.integers(1, 500), st.integers(0, 500)),
+)
+def test_whatever_comes_everything_ends_and_nothing_is_kept(
+    lengths, sizes, policy, kv_tokens, running, chunk, cache
+) -> None:
     shape = WorkerShape(kv_tokens, running, chunk, cache, kv_bytes_per_token=10_000)
-    plan = ClusterPlan(2, 2, unified, COSTS, LinkCosts(1, 50), shape)
+    policies = dict.fromkeys(Role, policy)
+    plan = ClusterPlan(
+        *sizes, COSTS, LinkCosts(1, 50), shape, unified_shape=shape, unified_max_prompt_tokens=200, policies=policies
+    )
     cluster, run = played(plan, lengths)
     assert len(run.e2e_s) == len(lengths)
     assert run.refused == {}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from tandem.cli.sim_serve.costs import EngineCosts, GatewayCosts, LinkCosts, Wor
 from tandem.cli.sim_serve.gaps import Gaps
 from tandem.cli.sim_serve.jobs import Ask
 from tandem.cli.sim_serve.model_file import SCHEMA, CostModel, read_model, to_json
+from tandem.cli.sim_serve.progress import Teller
 from tandem.cli.sim_serve.report import summary_of
 from tandem.core.errors import ErrorReason, TandemError
 
@@ -129,3 +132,24 @@ def test_the_report_has_the_gaps_that_clients_see() -> None:
     assert uneven is not None
     assert uneven.p90 - even.p90 == pytest.approx(1, rel=0.05)
     assert uneven.mean == pytest.approx(even.mean, rel=0.01)
+
+
+def test_a_long_run_says_how_far_it_is_and_a_first_sigint_ends_it_with_what_there_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tandem.cli.sim_serve.progress.EVERY", 10)
+    asks = [Ask(0.01 * number, ((number, 20),), 2) for number in range(100)]
+
+    def interrupted() -> Iterator[Ask]:
+        for number, ask in enumerate(asks):
+            if number == 25:
+                signal.raise_signal(signal.SIGINT)
+            yield ask
+
+    before = signal.getsignal(signal.SIGINT)
+    run = Cluster(ClusterPlan()).run(Teller(100, aloud=True).each(interrupted()))
+    assert run.totals.answered == 25
+    assert signal.getsignal(signal.SIGINT) is before
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[0] for line in lines] == ["10", "20"]
+    assert "of 100 requests asked" in lines[0]

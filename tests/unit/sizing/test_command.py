@@ -147,7 +147,8 @@ def test_what_no_set_up_can_serve_is_said_and_ends_with_1(model: str) -> None:
         (("--workers", "65"), "1..64"),
         (("--workers", "many"), "whole number, 1..64"),
         (("--page-sizes", "16,0"), "1..65536"),
-        (("--policies", "cache_aware"), "goes by what caches hold"),
+        (("--policies", "cache_aware"), "share too little for a cache"),
+        (("--policies", "consistent_hash", "--workload", "rag"), "no request of this load is of a session"),
         (("--slo", "ttft=soon"), "not like ttft=1s"),
         (("--gpu", "abacus"), "there are A100-80"),
         (("--tp", "3"), "does not share 32 heads"),
@@ -160,10 +161,24 @@ def test_what_is_not_allowed_is_named(model: str, options: tuple[str, ...], says
     assert says in str(said.exception)
 
 
+GATEWAYS = {
+    "least_load": {},
+    "prefix_hash": {"TANDEM_GATEWAY_PREFILL_POLICY": "prefix_hash"},
+    "round_robin": {"TANDEM_GATEWAY_UNIFIED_POLICY": "round_robin"},
+    "cache_aware": {
+        "TANDEM_GATEWAY_PREFILL_POLICY": "cache_aware",
+        "TANDEM_GATEWAY_UNIFIED_POLICY": "cache_aware",
+        "TANDEM_GATEWAY_UNIFIED_MAX_PROMPT_TOKENS": "512",
+    },
+    "least_cost": {"TANDEM_GATEWAY_PREFILL_POLICY": "least_cost", "TANDEM_GATEWAY_DECODE_POLICY": "least_cost"},
+}
+"""What is set at the gateway, by the policy of a set-up."""
 SETUPS = [
     Setup(Candidate(Arrangement(2, 3), PolicyName.LEAST_LOAD, 16), "Qwen/Qwen3-8B", 1, 256, 8192),
     Setup(Candidate(Arrangement(1, 2), PolicyName.PREFIX_HASH, 64), "/models/with a space", 2, 128, 4096),
     Setup(Candidate(Arrangement(unified=4), PolicyName.ROUND_ROBIN, 1), "Qwen/Qwen3-8B", 1, 256, 8192),
+    Setup(Candidate(Arrangement(2, 1, 1), PolicyName.CACHE_AWARE, 16, 512), "Qwen/Qwen3-8B", 1, 256, 8192),
+    Setup(Candidate(Arrangement(2, 1), PolicyName.LEAST_COST, 16), "Qwen/Qwen3-8B", 1, 256, 8192),
 ]
 
 
@@ -195,9 +210,8 @@ def test_the_line_of_tandem_up_sets_the_winner_up(setup: Setup, monkeypatch: pyt
         }
         assert load_settings(sent, monkeypatch) > 0
     assert all(one.env["TANDEM_SGLANG_MAX_RUNNING"] == str(setup.max_running) for one in found.workers)
-    named = {name: value for name, value in found.gateway.env.items() if name.endswith("_POLICY")}
-    role, policy = "UNIFIED" if counts.unified else "PREFILL", setup.candidate.policy
-    assert named == ({} if policy is PolicyName.LEAST_LOAD else {f"TANDEM_GATEWAY_{role}_POLICY": policy.value})
+    named = {name: value for name, value in found.gateway.env.items() if name.endswith(("_POLICY", "PROMPT_TOKENS"))}
+    assert named == GATEWAYS[str(setup.candidate.policy.value)]
 
 
 class InPlace(list[Any]):

@@ -17,9 +17,20 @@ from tandem.cli.bench_serve.workload import Shape
 from tandem.cli.sim_serve.costs import EngineCosts, LinkCosts, WorkerShape
 from tandem.cli.sim_serve.jobs import Ask
 from tandem.cli.sim_serve.model_file import CostModel
-from tandem.cli.sizing.candidates import Arrangement, Candidate, arrangements, simulated_policy
+from tandem.cli.sizing.candidates import Arrangement, Candidate, Kind, arrangements, policy_for, usual_policies
 from tandem.cli.sizing.capacity import capacity_of
-from tandem.cli.sizing.goodput import Finding, Part, Question, Served, bound_of, highest_rate, with_part
+from tandem.cli.sizing.goodput import (
+    STEP,
+    Finding,
+    Part,
+    Question,
+    Served,
+    bound_of,
+    highest_rate,
+    serve,
+    with_part,
+)
+from tandem.cli.sizing.mixtures import mixtures
 from tandem.cli.sizing.sample import Sample, sample_of, sample_of_asks
 from tandem.cli.sizing.search import Item, Outcome, Space, frontier, search, winner
 from tandem.core.affinity import key_of_text
@@ -206,8 +217,105 @@ def test_a_sample_keeps_its_order_at_every_rate_and_a_trace_begins_anew_with_oth
     assert [ask.at_s for ask in at_once.asks] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("name", ["cache_aware", "least_cost", "consistent_hash"])
-def test_policies_that_the_simulator_can_not_tell_apart_are_refused(name: str) -> None:
-    with pytest.raises(TandemError, match=name):
-        simulated_policy(name)
-    assert simulated_policy("round_robin") is PolicyName.ROUND_ROBIN
+def test_policies_that_a_load_gives_nothing_to_go_by_are_refused() -> None:
+    for name, load in (("cache_aware", {"sessions": True}), ("consistent_hash", {"shared": True})):
+        with pytest.raises(TandemError, match=name):
+            policy_for(name, **{"shared": False, "sessions": False, **load})
+        assert policy_for(name, shared=True, sessions=True).value == name
+        assert PolicyName(name) in usual_policies(shared=True, sessions=True)
+        assert PolicyName(name) not in usual_policies(shared=False, sessions=False)
+
+
+def conversations() -> Sample:
+    """A common beginning, then turns of sixteen conversations, of which a worker's cache holds four."""
+    dice, turns, asks = random.Random(2), [0] * 16, list[Ask]()
+    for number in range(300):
+        one = dice.randrange(16)
+        pieces = ((1000, 100), *((100 * one + turn, 100) for turn in range(turns[one] + 1)))
+        asks.append(Ask(float(number), pieces, 2, key_of_text(str(one)), key_of_text("all")))
+        turns[one] = (turns[one] + 1) % 8
+    return sample_of_asks(asks)
+
+
+def test_the_policy_that_finds_what_caches_hold_wins_where_that_matters() -> None:
+    """All begin alike, so that the first tokens tell nothing; a session or what is held does."""
+    asks = question(conversations(), "ttft=10ms", shape=WorkerShape(kv_tokens=8000, max_running=64))
+    policies = [LEAST_LOAD, PolicyName.PREFIX_HASH, PolicyName.CACHE_AWARE, PolicyName.CONSISTENT_HASH]
+    outcome = search(asks, Space([3], policies, [16], deep=1))
+    best = winner(outcome.findings)
+    assert best is not None
+    assert best.candidate.policy in (PolicyName.CACHE_AWARE, PolicyName.CONSISTENT_HASH)
+    plain = max(one.goodput_per_s for one in outcome.variants if one.candidate.policy is LEAST_LOAD)
+    assert best.goodput_per_s > 1.2 * plain
+
+
+def test_policies_and_page_sizes_are_tried_for_the_best_splits_only_and_not_each_with_each() -> None:
+    asks = question(asked(800, 21, 40), "ttft=100ms")
+    policies = [LEAST_LOAD, PolicyName.ROUND_ROBIN, PolicyName.LEAST_COST]
+    outcome = search(asks, Space([5], policies, [16, 1, 64], deep=1))
+    varied = [one.candidate for one in outcome.variants if one.above_per_s]
+    pairs_, unified = ([one for one in varied if bool(one.arrangement.unified) is alone] for alone in (False, True))
+    assert len({one.arrangement for one in pairs_}) == 1
+    assert len(pairs_) == 2 + 2
+    assert len(unified) == 1 + 2, "nothing to compare costs of"
+    assert len({one.policy for one in varied if one.page_tokens != 16}) <= 2
+
+
+def mixed_load() -> Sample:
+    """Many short prompts with long answers, some long ones with short answers."""
+    dice = random.Random(4)
+    rows = [(2000, 2) if dice.random() < 0.15 else (40, 60) for _ in range(300)]
+    return sample_of_asks([Ask(float(n), ((n, prompt),), new) for n, (prompt, new) in enumerate(rows)])
+
+
+def test_unified_workers_beside_pairs_win_where_a_split_leaves_a_role_idle() -> None:
+    """Prefill needs 1.4 of four workers, decode 2.6: those that get the short prompts take what is left over."""
+    outcome = search(question(mixed_load(), "ttft=200ms,itl=8ms"), replace(space(4), mixed=True))
+    tried = {one.candidate.arrangement for one in outcome.variants if one.kind is Kind.MIXED}
+    assert {one.workers for one in tried} == {4}
+    better = {one.candidate.arrangement for one in outcome.findings if one.kind is Kind.MIXED}
+    assert better
+    assert set(outcome.beaten) == tried - better
+    best, plain = (
+        winner(outcome.findings),
+        max(one.goodput_per_s for one in outcome.findings if one.kind is not Kind.MIXED),
+    )
+    assert best is not None
+    assert best.kind is Kind.MIXED
+    assert 1.1 * plain < best.goodput_per_s <= best.bound_per_s
+
+
+def test_a_mixture_gives_its_unified_workers_their_part_of_the_work() -> None:
+    asks = question(mixed_load())
+    parent = finding(Arrangement(2, 2), 10.0)
+    found = list(mixtures(asks, [parent, finding(Arrangement(unified=4), 20.0)]))
+    assert {str(one.arrangement) for one in found} == {"1:2 + 1 unified", "2:1 + 1 unified", "1:1 + 2 unified"}
+    assert {one.short_tokens for one in found} == {256, 2000}, "the short ones are less than their part"
+    assert not list(mixtures(asks, [finding(Arrangement(1, 1), 10.0)])), "a pair is the least"
+
+
+@pytest.mark.parametrize(
+    ("pages", "expected"), [(0.5, Part.PAGES), (0.41, Part.PAGES), (0.39, Part.DECODE), (0.0, Part.DECODE)]
+)
+def test_room_binds_where_it_saves_nearly_as_much_as_the_best_relief(
+    pages: float, expected: Part, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A faster engine gives room back sooner, so that both help where room binds: four fifths are enough to say so."""
+    gains = {Part.PREFILL: 0.3, Part.DECODE: 0.5, Part.PAGES: pages, Part.PLACES: 0.1, Part.LINK: 0.0}
+    monkeypatch.setattr("tandem.cli.sizing.goodput._gains", lambda *_: iter([dict.fromkeys(gains, 0.009), gains]))
+    assert with_part(question(asked(10, 2)), finding(Arrangement(1, 1), 10.0)).part is expected
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 1.0])
+def test_the_goodput_is_the_highest_rate_at_which_the_share_keeps_the_slo(share: float) -> None:
+    dice, times = random.Random(1), accumulate(random.Random(2).expovariate(1) for _ in range(200))
+    sample = sample_of_asks([Ask(at_s, ((n, dice.randrange(100, 1500)),), 3) for n, at_s in enumerate(times)])
+    asks, candidate = replace(question(sample, "ttft=14ms"), share=share), Candidate(Arrangement(1, 1), LEAST_LOAD, 16)
+    found = highest_rate(asks, candidate)
+    if share == 1:
+        assert found.served is None, "a prompt of 1500 tokens takes 15 ms by itself"
+        return
+    assert found.served is not None
+    assert found.served.kept_share >= share
+    assert serve(asks, candidate, found.failed_per_s).kept_share < share
+    assert found.failed_per_s == pytest.approx(found.goodput_per_s * STEP)

@@ -37,6 +37,8 @@ class Question:
 
     pieces: tuple[Piece, ...]
     new_tokens: int
+    session: tuple[int, int, int] | None = None
+    """Of the conversation that it is a turn of; None: of none."""
 
     @property
     def prompt_tokens(self) -> int:
@@ -82,17 +84,19 @@ def shaped(name: WorkloadName, prompt_tokens: int | None, new_tokens: int | None
 def synthetic(shape: Shape, seed: int, dice: np.random.Generator) -> Iterator[Question]:
     """Questions without an end. Equal seeds and dice: equal questions; another seed shares nothing with them."""
     fresh, system = 0, (Piece((seed, _SYSTEM, 0), shape.system_tokens),) if shape.system_tokens else ()
-    open_: list[tuple[int, tuple[Piece, ...]]] = [(0, system)] * shape.conversations
+    open_: list[tuple[Piece | None, int, tuple[Piece, ...]]] = [(None, 0, system)] * shape.conversations
     while True:
         chosen = int(dice.integers(len(open_)))
-        turn, before = open_[chosen]
+        began, turn, before = open_[chosen]
         said = Piece((seed, _FRESH, fresh), _around(shape.turn_tokens, shape.spread, dice))
         new_tokens = _around(shape.new_tokens, shape.spread, dice)
         pieces = (*before, *_documents(shape, seed, dice), said)
-        yield Question(pieces, new_tokens)
+        began = began or said
+        yield Question(pieces, new_tokens, began.key if shape.turns > 1 else None)
         answer = Piece((seed, _FRESH, fresh + 1), new_tokens)
         fresh += 2
-        open_[chosen] = (turn + 1, (*pieces, answer)) if turn + 1 < shape.turns else (0, system)
+        goes_on = turn + 1 < shape.turns
+        open_[chosen] = (began, turn + 1, (*pieces, answer)) if goes_on else (None, 0, system)
 
 
 def _documents(shape: Shape, seed: int, dice: np.random.Generator) -> Iterator[Piece]:
@@ -127,7 +131,7 @@ def clipped(question: Question, max_prompt_tokens: int, max_new_tokens: int) -> 
         if left:
             pieces.append(Piece(piece.key, min(piece.tokens, left)))
             left -= pieces[-1].tokens
-    return Question(tuple(pieces), min(question.new_tokens, max_new_tokens))
+    return replace(question, pieces=tuple(pieces), new_tokens=min(question.new_tokens, max_new_tokens))
 
 
 def token_ids(piece: Piece, vocabulary: int) -> list[int]:

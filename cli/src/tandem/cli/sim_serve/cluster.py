@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -20,25 +20,32 @@ from tandem.cli.sim_serve.record import Record, Totals
 from tandem.cli.sim_serve.setting import Setting
 from tandem.cli.sim_serve.steering import Steering, Steersman
 from tandem.cli.sim_serve.workers import DecodeWorker, PrefillWorker, UnifiedWorker
+from tandem.core.candidates import Candidates
 from tandem.core.decode_space import Crew as PagedCrew
 from tandem.core.decode_space import DecodeSpace
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.core.ids import Role
+from tandem.core.ids import ALONE, PAIR, Role
+from tandem.core.pair_book import PairBook
+from tandem.core.pair_cost import Prompt
+from tandem.core.placement import DEFAULT_UNIFIED_MAX_PROMPT_TOKENS, Team, teams_for
 from tandem.core.planner.advice import Advice
 from tandem.core.policies import PolicyName
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterPlan:
-    """What a cluster is made of: pairs of pools, or unified workers."""
+    """What a cluster is made of: pairs of pools, unified workers, or both."""
 
     prefill: int = 1
     decode: int = 1
     unified: int = 0
-    """Then there are no others."""
     costs: EngineCosts = field(default_factory=EngineCosts)
     link: LinkCosts = field(default_factory=LinkCosts)
     shape: WorkerShape = field(default_factory=WorkerShape)
+    unified_shape: WorkerShape | None = None
+    """Of unified workers; None: that of the others."""
+    unified_max_prompt_tokens: int = DEFAULT_UNIFIED_MAX_PROMPT_TOKENS
+    """Longest prompt that goes to a unified worker where there are pairs as well."""
     gateway: GatewayCosts = field(default_factory=GatewayCosts)
     policies: Mapping[Role, PolicyName] = field(default_factory=lambda: dict.fromkeys(Role, PolicyName.LEAST_LOAD))
     """Of each role that there is."""
@@ -85,19 +92,22 @@ class Cluster:
 
     def __init__(self, plan: ClusterPlan) -> None:
         """Raises INVALID_ARGUMENT if there is nobody to compute or to decode."""
-        if not plan.unified and not (plan.prefill and plan.decode):
+        if bool(plan.prefill) != bool(plan.decode) or not (plan.unified or plan.prefill):
             raise TandemError(ErrorReason.INVALID_ARGUMENT, "a cluster has prefill and decode workers, or unified ones")
         self._plan = plan
         self._agenda = Agenda()
         self._gaps = Gaps()
         setting = Setting(self._agenda, plan.costs, plan.link, plan.shape, self._gaps, self._done)
-        pairs = not plan.unified
-        self._unified = _crew(plan, Role.UNIFIED, plan.unified, partial(UnifiedWorker, setting))
-        self._prefills = _crew(plan, Role.PREFILL, plan.prefill * pairs, partial(PrefillWorker, setting))
-        self._decodes = _crew(plan, Role.DECODE, plan.decode * pairs, partial(DecodeWorker, setting))
+        alone = replace(setting, shape=plan.unified_shape or plan.shape)
+        self._unified = _crew(plan, Role.UNIFIED, plan.unified, alone, UnifiedWorker)
+        self._prefills = _crew(plan, Role.PREFILL, plan.prefill, setting, PrefillWorker)
+        self._decodes = _crew(plan, Role.DECODE, plan.decode, setting, DecodeWorker)
+        by_cost = {plan.policies[role] for role in PAIR} == {PolicyName.LEAST_COST}
+        self._book = PairBook(lambda: self._agenda.now) if by_cost else None
         crews: Mapping[Role, PagedCrew] = {Role.UNIFIED: self._unified, Role.DECODE: self._decodes}
         self._space = DecodeSpace(lambda role, _: crews[role], plan.keeping.decode_commit)
-        largest = whole_pages(plan.shape.kv_tokens, plan.shape.page_tokens)
+        shapes = [plan.shape] * bool(plan.decode) + [alone.shape] * bool(plan.unified)
+        largest = max(whole_pages(one.kv_tokens, one.page_tokens) for one in shapes)
         self._door = Door(self._agenda, plan.keeping, self._space, largest, self._enter)
         self._protocol = Protocol(plan.rooms) if plan.rooms else None
         self._record = Record()
@@ -167,13 +177,36 @@ class Cluster:
         self._await(asks)
 
     def _enter(self, job: Job) -> None:
-        """A request has its place in the gateway, and is sent to its workers."""
-        if self._plan.unified:
-            worker = self._seated(Role.UNIFIED, self._unified, job)
-            worker.rooms.enter()
-            worker.room.reserve(job, partial(worker.submit, job))
-            return
-        decode, prefill = self._seated(Role.DECODE, self._decodes, job), self._prefills.choose(job.ask)
+        """A request has its place in the gateway, and is sent to its workers: those of the first team with room."""
+        for team in self._teams(job.ask):
+            if self._alone(job) if team == ALONE else self._pair(job):
+                return
+        raise AssertionError("a request that has its place has room on some worker")
+
+    def _teams(self, ask: Ask) -> Sequence[Team]:
+        if not (self._plan.unified and self._plan.decode):
+            return (PAIR, ALONE)
+        fresh, short = ask.prompt_tokens - self._unified.most_held(ask), self._plan.unified_max_prompt_tokens
+        return teams_for(fresh, short, unified_has_place=self._unified.has_place)
+
+    def _alone(self, job: Job) -> bool:
+        """Whether a unified worker has room for it, which then gets it."""
+        among = self._roomy(Role.UNIFIED, self._unified, job)
+        if not among:
+            return False
+        worker = self._unified.choose(job.ask, among)
+        self._sit(job, worker)
+        worker.rooms.enter()
+        worker.room.reserve(job, partial(worker.submit, job))
+        return True
+
+    def _pair(self, job: Job) -> bool:
+        """Whether there is a pair whose decode worker has room for it, which then gets it."""
+        among = self._roomy(Role.DECODE, self._decodes, job)
+        if not among or not len(self._prefills):
+            return False
+        prefill, decode = self._cheapest(job, among) if self._book else self._each_by_itself(job, among)
+        self._sit(job, decode)
         job.target = decode
         if self._protocol is not None:
             job.room = self._protocol.open(job.ask.at_s + job.ask.client.timeout_s)
@@ -181,14 +214,35 @@ class Cluster:
         prefill.rooms.enter()
         # As in Tandem: decode offers its pages, and only then prefill computes.
         decode.room.reserve(job, partial(prefill.submit, job))
+        return True
 
-    def _seated(self, role: Role, crew: Crew[Worker], job: Job) -> Worker:
-        """A worker with room for an answer, which is kept for it now."""
+    def _each_by_itself(self, job: Job, among: Candidates) -> tuple[PrefillWorker, DecodeWorker]:
+        decode = self._decodes.choose(job.ask, among)
+        return self._prefills.choose(job.ask, self._prefills.among()), decode
+
+    def _cheapest(self, job: Job, among: Candidates) -> tuple[PrefillWorker, DecodeWorker]:
+        """The pair that costs a prompt least; its links are taken for as fast as links that were not used yet."""
+        assert self._book is not None, "pairs go by cost"
+        shape, held = self._plan.shape, self._prefills.held(job.ask)
+        prompt = Prompt(job.prompt_tokens, shape.page_tokens, shape.kv_bytes_per_token)
+        bits = self._prefills.draw()
+        found = self._book.cheapest(prompt, self._prefills.among(), among, held, lambda *_: True, bits)
+        assert found is not None, "all fit each other"
+        prefill, decode = found
+        job.underway = self._book.begin(prompt, (prefill.life, decode.life), (prefill.held_tokens, decode.held_tokens))
+        return self._prefills.of(prefill.life), self._decodes.of(decode.life)
+
+    def _roomy(self, role: Role, crew: Crew[Any], job: Job) -> Candidates:
+        """Those of a crew with room for an answer."""
         assert job.ticket is not None, "it has a place"
         (seat,) = job.ticket.ask.seats
-        worker = crew.choose(job.ask, self._space.roomy(job.ticket.ask.pool, role, seat))
+        return crew.among(self._space.roomy(job.ticket.ask.pool, role, seat))
+
+    def _sit(self, job: Job, worker: Member) -> None:
+        """Room for its answer is kept on that worker now."""
+        assert job.ticket is not None, "it has a place"
+        (seat,) = job.ticket.ask.seats
         self._space.sit(seat, worker.rooms.life)
-        return worker
 
     def _done(self, job: Job) -> None:
         self._done_s = self._agenda.now
@@ -214,5 +268,7 @@ class Cluster:
         return max(0.0, (self._ended_s if rooms.left_s is None else rooms.left_s) - rooms.joined_s)
 
 
-def _crew(plan: ClusterPlan, role: Role, count: int, make: Callable[[Rooms], Worker]) -> Crew[Worker]:
-    return Crew(role, plan.policies[role], count, make, plan.shape, plan.seed)
+def _crew(
+    plan: ClusterPlan, role: Role, count: int, setting: Setting, make: Callable[[Setting, Rooms], Worker]
+) -> Crew[Worker]:
+    return Crew(role, plan.policies[role], count, partial(make, setting), setting.shape, plan.seed)

@@ -22,9 +22,17 @@ from tandem.cli.bench_serve.options import (
     Spread,
 )
 from tandem.core.ids import Role
+from tandem.core.placement import DEFAULT_UNIFIED_MAX_PROMPT_TOKENS
 from tandem.rpc.exits import ExitCode
 
 NO_LIMIT: Final = 1 << 40
+Unified = Annotated[
+    int, typer.Option(min=0, max=10_000, help="Unified workers: beside those two where they are said, else alone.")
+]
+ShortPrompt = Annotated[int, typer.Option(min=0, help="Beside pairs, longest prompt that goes to them first.")]
+Progress = Annotated[
+    bool, typer.Option("--progress", help="Say on stderr how far it is. Ctrl-C ends it early, with a report.")
+]
 
 if TYPE_CHECKING:
     from tandem.cli.bench_serve.document import Result
@@ -37,9 +45,10 @@ def register(sim: typer.Typer) -> None:
 
 
 def serve(
-    prefill: Annotated[int, typer.Option(min=0, max=10_000, help="Prefill workers.")] = 1,
-    decode: Annotated[int, typer.Option(min=0, max=10_000, help="Decode workers.")] = 1,
-    unified: Annotated[int, typer.Option(min=0, max=10_000, help="Unified workers in place of both.")] = 0,
+    prefill: Annotated[int | None, typer.Option(min=0, max=10_000, help="Prefill workers; default: 1.")] = None,
+    decode: Annotated[int | None, typer.Option(min=0, max=10_000, help="Decode workers; default: 1.")] = None,
+    unified: Unified = 0,
+    unified_max_prompt_tokens: ShortPrompt = DEFAULT_UNIFIED_MAX_PROMPT_TOKENS,
     costs: Annotated[Path | None, typer.Option(help="What engines and links cost; default: as the mock.")] = None,
     prefill_policy: Annotated[str, typer.Option(help="How a prefill worker is chosen.")] = "least_load",
     decode_policy: Annotated[str, typer.Option(help="How a decode or unified worker is chosen.")] = "least_load",
@@ -69,6 +78,7 @@ def serve(
     rooms: Annotated[
         bool, typer.Option("--rooms", help="Run each request's room by the protocol's own machines; check its end.")
     ] = False,
+    progress: Progress = False,
     repeats: Annotated[int, typer.Option(min=1, max=1000, help="Of everything, each with a seed of its own.")] = 1,
     seed: Annotated[int, typer.Option(min=0, max=1 << 32, help="Of the first repeat.")] = 0,
     slo: Annotated[str, typer.Option(help="Limits of goodput, e.g. ttft=1s,itl=50ms; tpot, e2e too.")] = "",
@@ -82,6 +92,7 @@ def serve(
     from tandem.cli.bench_serve.run import MAX_REQUESTS, streamed
     from tandem.cli.sim_serve.clients import ANYBODY, read_clients, sender
     from tandem.cli.sim_serve.cluster import Cluster
+    from tandem.cli.sim_serve.progress import Teller
     from tandem.cli.sim_serve.report import ask_of, result_of_runs
 
     limits, plan, load = (
@@ -92,8 +103,9 @@ def serve(
     clients = read_clients(tenants) if tenants else (ANYBODY,)
     began, runs = time.process_time(), []
     for number in range(seed, seed + repeats):
-        client = sender(clients, number)
-        runs.append((number, Cluster(plan).run(ask_of(one, client()) for one in streamed(load, number)[0])))
+        client, teller = sender(clients, number), Teller(load.requests, aloud=progress)
+        asks = (ask_of(one, client()) for one in streamed(load, number)[0])
+        runs.append((number, Cluster(plan).run(teller.each(asks))))
     took_s = time.process_time() - began
     where = {"url": f"simulated: {_size(plan)}", "api": "sim", "model": options["costs"].name if costs else "mock"}
     made = datetime.now(UTC).isoformat(timespec="seconds")
@@ -118,7 +130,8 @@ def _plan(options: dict[str, Any]) -> ClusterPlan:
         Role.DECODE: policy_named(options["decode_policy"]),
         Role.UNIFIED: policy_named(options["decode_policy"]),
     }
-    sizes = {name: options[name] for name in ("prefill", "decode", "unified")}
+    unsaid = 0 if options["unified"] else 1
+    prefill, decode = (unsaid if options[name] is None else options[name] for name in ("prefill", "decode"))
     limits = QueueLimits(
         options["max_concurrent"] or NO_LIMIT,
         options["max_queued"],
@@ -126,7 +139,10 @@ def _plan(options: dict[str, Any]) -> ClusterPlan:
         options["queue_patience_ms"] / 1000,
     )
     return ClusterPlan(
-        **sizes,
+        prefill=prefill,
+        decode=decode,
+        unified=options["unified"],
+        unified_max_prompt_tokens=options["unified_max_prompt_tokens"],
         costs=model.engine,
         link=model.link,
         shape=model.shape,
@@ -150,10 +166,12 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
         "prefill",
         "decode",
         "unified",
+        "unified_max_prompt_tokens",
         "costs",
         "trace",
         "tenants",
         "rooms",
+        "progress",
     )
     plain = {name: value for name, value in options.items() if name not in left_out and value is not None}
     found = {name: value.value if isinstance(value, Enum) else value for name, value in plain.items()}
@@ -161,7 +179,8 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _size(plan: ClusterPlan) -> str:
-    return f"{plan.unified} unified" if plan.unified else f"{plan.prefill} prefill, {plan.decode} decode"
+    sizes = {"prefill": plan.prefill, "decode": plan.decode, "unified": plan.unified}
+    return ", ".join(f"{count} {name}" for name, count in sizes.items() if count)
 
 
 def _show(result: Result, runs: list[Run], took_s: float, as_json: bool) -> None:

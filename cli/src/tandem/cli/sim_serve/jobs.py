@@ -9,6 +9,7 @@ from tandem.cli.sim_serve.clients import ANYBODY, Client
 from tandem.cli.sim_serve.protocol import RoomRun
 from tandem.core.affinity import NO_KEY, AffinityKey
 from tandem.core.fair_queue import Ticket
+from tandem.core.pair_book import Underway
 
 Pieces = tuple[tuple[int, int], ...]
 """A prompt as (key, tokens) of its pieces: equal first pieces are equal beginnings."""
@@ -58,6 +59,8 @@ class Job:
     """Its place in the gateway, once it has asked for one."""
     room: RoomRun | None = None
     """Its machines, where they are run."""
+    underway: Underway | None = None
+    """What the gateway measures of it, where it chooses pairs by cost."""
     joined_step: int = 0
     """Of decode's batch, when it came into it."""
     longest_gap_s: float = 0.0

@@ -12,19 +12,32 @@ from numpy.typing import NDArray
 from tandem.cli.bench_serve.document import COLUMNS, QUANTILES, Result
 from tandem.cli.bench_serve.load import Planned
 from tandem.cli.bench_serve.numbers import Slo, Spread, Summary, flat, spread
+from tandem.cli.bench_serve.workload import Piece
 from tandem.cli.sim_serve.clients import ANYBODY, Client
 from tandem.cli.sim_serve.cluster import Run
 from tandem.cli.sim_serve.gaps import Gaps
 from tandem.cli.sim_serve.jobs import Ask
-from tandem.core.affinity import key_of_text
+from tandem.core.affinity import NO_KEY, AffinityKey, key_of_text
+from tandem.core.policies import DEFAULT_PREFIX_TOKENS
 
 
 def ask_of(planned: Planned, client: Client = ANYBODY) -> Ask:
-    """What a client of `tandem bench serve` asks, as the model takes it. Its prompt's first piece is what policies by
-    prefix go by."""
+    """What a client of `tandem bench serve` asks, as the model takes it, if it named the session as well."""
     at_s, question = planned
     pieces = tuple((hash(piece.key), piece.tokens) for piece in question.pieces)
-    return Ask(at_s, pieces, question.new_tokens, prefix=key_of_text(str(question.pieces[0].key)), client=client)
+    session = key_of_text(str(question.session)) if question.session else NO_KEY
+    return Ask(at_s, pieces, question.new_tokens, session, _beginning(question.pieces), client)
+
+
+def _beginning(pieces: Sequence[Piece]) -> AffinityKey:
+    """The key of a prompt's first tokens, of as many as by default in the gateway."""
+    left, first = DEFAULT_PREFIX_TOKENS, list[tuple[tuple[int, int, int], int]]()
+    for piece in pieces:
+        if left <= 0:
+            break
+        first.append((piece.key, min(piece.tokens, left)))
+        left -= piece.tokens
+    return key_of_text(str(first))
 
 
 def result_of_runs(

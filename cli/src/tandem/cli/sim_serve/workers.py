@@ -24,7 +24,7 @@ class PrefillWorker:
         self.busy_s = 0.0
         self._set = setting
         self._queue = PromptQueue(setting.costs, setting.shape)
-        self._cache = PrefixCache(setting.shape.cache_tokens, setting.shape.page_tokens)
+        self._cache = PrefixCache(setting.shape.cache_tokens, setting.shape.page_tokens, rooms.held)
         self._sends_until_s = 0.0
         self._computing = False
 
@@ -75,6 +75,8 @@ class PrefillWorker:
 
     def _landed(self, job: Job) -> None:
         self.rooms.leave()
+        if job.underway is not None:
+            job.underway.arrived()
         assert job.target is not None
         job.target.land(job)
 
@@ -128,7 +130,7 @@ class UnifiedWorker:
         self.decoder = Decoder(setting, self._ended, self._prefill_first)
         self._set = setting
         self._queue = PromptQueue(setting.costs, setting.shape)
-        self._cache = PrefixCache(setting.shape.cache_tokens, setting.shape.page_tokens)
+        self._cache = PrefixCache(setting.shape.cache_tokens, setting.shape.page_tokens, rooms.held)
         self._computing = False
 
     def sight(self) -> WorkerSight:

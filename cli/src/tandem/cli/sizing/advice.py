@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from tandem.cli.sizing.candidates import Candidate
+from tandem.cli.sizing.candidates import Candidate, Kind
+from tandem.core.ids import Role
+from tandem.core.placement import DEFAULT_UNIFIED_MAX_PROMPT_TOKENS
 from tandem.core.policies import PolicyName
 
 
@@ -35,10 +37,17 @@ class Setup:
 
     @property
     def gateway(self) -> dict[str, str]:
-        """Variables of the gateway: the policy, where it is not the default."""
-        role = "UNIFIED" if self.candidate.arrangement.unified else "PREFILL"
-        policy = self.candidate.policy
-        return {} if policy is PolicyName.LEAST_LOAD else {f"TANDEM_GATEWAY_{role}_POLICY": policy.value}
+        """Variables of the gateway: policies, and what a short prompt is, where they are not the defaults."""
+        counts, one = self.candidate.arrangement, self.candidate
+        there = {Role.PREFILL: counts.prefill, Role.DECODE: counts.decode, Role.UNIFIED: counts.unified}
+        found = {
+            f"TANDEM_GATEWAY_{role.name}_POLICY": policy.value
+            for role, policy in one.policies.items()
+            if there[role] and policy is not PolicyName.LEAST_LOAD
+        }
+        if counts.kind is Kind.MIXED and one.short_tokens != DEFAULT_UNIFIED_MAX_PROMPT_TOKENS:
+            found["TANDEM_GATEWAY_UNIFIED_MAX_PROMPT_TOKENS"] = str(one.short_tokens)
+        return found
 
 
 def up_line(setup: Setup) -> str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Final
 
 from tandem.cli.sim_serve.cluster import ClusterPlan
 from tandem.cli.sim_serve.model_file import CostModel
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import Role
-from tandem.core.policies import BY_HELD_PAGES, PolicyName, policy_named
+from tandem.core.placement import DEFAULT_UNIFIED_MAX_PROMPT_TOKENS
+from tandem.core.policies import PolicyName, policy_named
 
 CACHE_SHARE: Final = 0.5
 """Of a worker's pages, for prompts that are over, where prompts share beginnings. A prefill worker needs the others for
@@ -19,7 +21,7 @@ prompts that wait to be moved, a unified one for answers."""
 
 @dataclass(frozen=True, slots=True, order=True)
 class Arrangement:
-    """Workers: pairs of pools, or unified ones."""
+    """Workers: pairs of pools, unified ones, or both."""
 
     prefill: int = 0
     decode: int = 0
@@ -30,8 +32,24 @@ class Arrangement:
         """All of them."""
         return self.prefill + self.decode + self.unified
 
+    @property
+    def kind(self) -> Kind:
+        """What it is made of."""
+        if not self.unified:
+            return Kind.PAIRS
+        return Kind.MIXED if self.decode else Kind.UNIFIED
+
     def __str__(self) -> str:
-        return f"{self.unified} unified" if self.unified else f"{self.prefill}:{self.decode}"
+        pairs = f"{self.prefill}:{self.decode}" if self.decode else ""
+        return " + ".join([pairs] * bool(pairs) + [f"{self.unified} unified"] * bool(self.unified))
+
+
+class Kind(Enum):
+    """Of what a cluster is."""
+
+    PAIRS = "pairs"
+    UNIFIED = "unified"
+    MIXED = "mixed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +58,28 @@ class Candidate:
 
     arrangement: Arrangement
     policy: PolicyName
-    """Of the workers that compute prompts; decode workers are chosen by the least load."""
+    """Of the workers that compute prompts; decode workers are chosen by the least load, or with them by cost."""
     page_tokens: int
+    short_tokens: int = DEFAULT_UNIFIED_MAX_PROMPT_TOKENS
+    """Longest prompt that goes to unified workers first, where there are pairs as well."""
+
+    @property
+    def policies(self) -> Mapping[Role, PolicyName]:
+        """Of each role."""
+        by_cost = self.policy is PolicyName.LEAST_COST
+        return {
+            Role.PREFILL: self.policy,
+            Role.DECODE: PolicyName.LEAST_COST if by_cost else PolicyName.LEAST_LOAD,
+            Role.UNIFIED: PolicyName.LEAST_LOAD if by_cost else self.policy,
+        }
 
     def plan(self, model: CostModel, *, shared: bool, seed: int) -> ClusterPlan:
         """For the simulator. shared: prompts have beginnings in common, so that workers keep them."""
         shape, counts = replace(model.shape, page_tokens=self.page_tokens), self.arrangement
+        alone = shape
         if shared and not shape.cache_tokens:
-            kept = round(shape.kv_tokens * CACHE_SHARE)
-            room = shape.kv_tokens - kept if counts.unified else shape.kv_tokens
-            shape = replace(shape, cache_tokens=kept, kv_tokens=room)
-        policies = {Role.PREFILL: self.policy, Role.DECODE: PolicyName.LEAST_LOAD, Role.UNIFIED: self.policy}
+            shape = replace(shape, cache_tokens=round(shape.kv_tokens * CACHE_SHARE))
+            alone = replace(shape, kv_tokens=shape.kv_tokens - shape.cache_tokens)
         return ClusterPlan(
             prefill=counts.prefill,
             decode=counts.decode,
@@ -58,8 +87,10 @@ class Candidate:
             costs=model.engine,
             link=model.link,
             shape=shape,
+            unified_shape=alone,
+            unified_max_prompt_tokens=self.short_tokens,
             gateway=model.gateway,
-            policies=policies,
+            policies=self.policies,
             seed=seed,
         )
 
@@ -71,13 +102,21 @@ def arrangements(workers: Sequence[int]) -> Iterator[Arrangement]:
         yield Arrangement(unified=count)
 
 
-def simulated_policy(name: str) -> PolicyName:
-    """Raises INVALID_ARGUMENT for what there is not, and for what the simulator can't tell from another."""
+def usual_policies(*, shared: bool, sessions: bool) -> list[PolicyName]:
+    """Those worth a try. shared: prompts have beginnings in common. sessions: they are turns of conversations."""
+    names = [PolicyName.LEAST_LOAD, PolicyName.ROUND_ROBIN, PolicyName.LEAST_COST]
+    names += [PolicyName.PREFIX_HASH, PolicyName.CACHE_AWARE] if shared else []
+    return names + ([PolicyName.CONSISTENT_HASH] if shared and sessions else [])
+
+
+def policy_for(name: str, *, shared: bool, sessions: bool) -> PolicyName:
+    """Raises INVALID_ARGUMENT for what there is not, and for what this load gives nothing to go by."""
     policy = policy_named(name)
-    if policy in BY_HELD_PAGES or policy is PolicyName.CONSISTENT_HASH:
-        raise TandemError(
-            ErrorReason.INVALID_ARGUMENT,
-            f"--policies {name}: it goes by what caches hold, or by sessions, which the simulator does not tell it",
-            field="policies",
-        )
+    lacks = ""
+    if policy is PolicyName.CONSISTENT_HASH and not sessions:
+        lacks = "no request of this load is of a session"
+    elif policy is PolicyName.CACHE_AWARE and not shared:
+        lacks = "its prompts share too little for a cache"
+    if lacks:
+        raise TandemError(ErrorReason.INVALID_ARGUMENT, f"--policies {name}: {lacks}", field="policies")
     return policy

@@ -34,6 +34,14 @@ class Capacity:
         """Requests per second of workers that do both."""
         return _rate(workers, self.prefill_s + self.decode_s)
 
+    def mixed(self, prefill: int, decode: int, unified: int) -> float:
+        """Requests per second of pairs with unified workers beside them, whoever gets which request."""
+        return min(
+            _rate(prefill + decode + unified, self.prefill_s + self.decode_s),
+            _rate(prefill + unified, self.prefill_s),
+            _rate(decode + unified, self.decode_s),
+        )
+
 
 def _rate(workers: int, seconds: float) -> float:
     return workers / seconds if seconds else float("inf")

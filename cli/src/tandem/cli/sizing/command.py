@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
@@ -25,6 +26,7 @@ from tandem.rpc.exits import ExitCode
 
 if TYPE_CHECKING:
     from tandem.cli.sim_serve.model_file import CostModel
+    from tandem.cli.sizing.goodput import Question
     from tandem.cli.sizing.report import Report
     from tandem.cli.sizing.sample import Sample
     from tandem.cli.sizing.search import Space
@@ -50,10 +52,14 @@ def plan(
         typer.Option(min=0, help="Requests per second to serve, with as few workers as can; 0: as many as can be."),
     ] = 0,
     policies: Annotated[
-        str, typer.Option(help="To try; default: least_load, round_robin, and prefix_hash where prompts begin alike.")
+        str,
+        typer.Option(
+            help="To try, the first with every split; default: those that this load gives something to go by."
+        ),
     ] = "",
     page_sizes: Annotated[str, typer.Option(help="Tokens per KV page, to try.")] = "16,1,64",
     deep: Annotated[int, typer.Option(min=1, max=MAX_WORKERS, help="Best splits to try all of these with.")] = 3,
+    mixed: Annotated[bool, typer.Option(help="Try unified workers beside pairs, too.")] = True,
     calibrated: Annotated[
         Path | None, typer.Option(help="Measured costs in place of a datasheet's: a file of `tandem calibrate`.")
     ] = None,
@@ -91,9 +97,10 @@ def plan(
 
     limits, sample = parse_slo(slo), _sample(options)
     question = Question(_costs(options, sample), sample, limits, share, seed)
-    space = _space(options, shared=question.shared)
+    space, began = _space(options, question), time.monotonic()
     with workforce(processes or available_cores()) as each:
         outcome = search(question, space, each)
+    took_s = time.monotonic() - began
     title = f"{model or 'a model'} on {gpu or 'what was measured'}, {tp} GPU{'s' * (tp > 1)} a worker"
     found = Report(title, question, outcome, _settings(options), tp, gpu_price_per_hour, rate)
     report = _with_lines(found, options)
@@ -101,7 +108,7 @@ def plan(
     if as_json:
         print(json.dumps(document(report), indent=2))
     else:
-        show(report)
+        show(report, took_s)
     raise typer.Exit(ExitCode.OK if report.best else ExitCode.FAILED)
 
 
@@ -152,19 +159,19 @@ def _costs(options: dict[str, Any], sample: Sample) -> CostModel:
     return costs_of(worker, sample.longest_tokens)
 
 
-def _space(options: dict[str, Any], *, shared: bool) -> Space:
-    from tandem.cli.sizing.candidates import simulated_policy
+def _space(options: dict[str, Any], question: Question) -> Space:
+    from tandem.cli.sizing.candidates import policy_for, usual_policies
     from tandem.cli.sizing.search import Space
 
-    usual = "least_load,round_robin" + (",prefix_hash" if shared else "")
-    names = (options["policies"] or usual).split(",")
+    load = {"shared": question.shared, "sessions": question.sessions}
+    names = [name.strip() for name in options["policies"].split(",") if name.strip()]
     first, _, last = options["workers"].partition("-")
     low, high = _whole("workers", first, MAX_WORKERS), _whole("workers", last or first, MAX_WORKERS)
     if low > high:
         raise _bad("workers", f"--workers {options['workers']!r} is not like 8 or 2-8")
     pages = [_whole("page_sizes", text, 65_536) for text in options["page_sizes"].split(",")]
-    policies = dict.fromkeys(simulated_policy(name.strip()) for name in names)
-    return Space(range(low, high + 1), list(policies), list(dict.fromkeys(pages)), options["deep"])
+    policies = list(dict.fromkeys(policy_for(name, **load) for name in names)) or usual_policies(**load)
+    return Space(range(low, high + 1), policies, list(dict.fromkeys(pages)), options["deep"], options["mixed"])
 
 
 def _whole(name: str, text: str, most: int) -> int:

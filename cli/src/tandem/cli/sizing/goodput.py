@@ -18,7 +18,7 @@ from tandem.cli.sim_serve.cluster import Cluster
 from tandem.cli.sim_serve.costs import EngineCosts
 from tandem.cli.sim_serve.model_file import CostModel
 from tandem.cli.sim_serve.report import kept_of
-from tandem.cli.sizing.candidates import Arrangement, Candidate
+from tandem.cli.sizing.candidates import Arrangement, Candidate, Kind
 from tandem.cli.sizing.capacity import Capacity, capacity_of
 from tandem.cli.sizing.sample import Sample
 
@@ -72,6 +72,11 @@ class Question:
         """Whether prompts have enough in common to keep it."""
         return self.sample.held_share >= SHARED_FROM
 
+    @property
+    def sessions(self) -> bool:
+        """Whether requests are turns of conversations."""
+        return any(ask.session for ask in self.sample.asks)
+
 
 @dataclass(frozen=True, slots=True)
 class Served:
@@ -109,6 +114,11 @@ class Finding:
         return self.served.rate_per_s if self.served else 0.0
 
     @property
+    def kind(self) -> Kind:
+        """What its cluster is made of."""
+        return self.candidate.arrangement.kind
+
+    @property
     def workers(self) -> int:
         """Of every role."""
         return self.candidate.arrangement.workers
@@ -121,7 +131,12 @@ class Finding:
 
 def bound_of(capacity: Capacity, one: Arrangement) -> float:
     """Requests per second that workers can't go beyond, whatever the SLO."""
-    return capacity.unified(one.unified) if one.unified else capacity.pairs(one.prefill, one.decode)
+    match one.kind:
+        case Kind.UNIFIED:
+            return capacity.unified(one.unified)
+        case Kind.MIXED:
+            return capacity.mixed(one.prefill, one.decode, one.unified)
+    return capacity.pairs(one.prefill, one.decode)
 
 
 def serve(question: Question, candidate: Candidate, rate_per_s: float) -> Served:
@@ -173,7 +188,7 @@ def _gains(question: Question, finding: Finding) -> Iterator[Mapping[Part, float
     """By part, what its relief saves: of the requests at rates that are too high; or, where a run is too short to show
     what is too high, of the bound."""
     arrangement = finding.candidate.arrangement
-    models = dict(relieved(question.model, linked=not arrangement.unified))
+    models = dict(relieved(question.model, linked=arrangement.kind is not Kind.UNIFIED))
     for rate_per_s in (max(finding.failed_per_s, BEYOND * finding.goodput_per_s), finding.failed_per_s):
         plain = serve(question, finding.candidate, rate_per_s).kept_share
         if plain >= question.share:

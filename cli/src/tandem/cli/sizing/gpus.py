@@ -3,6 +3,10 @@
 All figures are of NVIDIA's datasheets: memory, memory bandwidth, BFLOAT16 of the tensor cores without sparsity, and
 what a GPU exchanges with others of its machine, both directions together. Where a sheet prints its arithmetic "with
 sparsity" only, half of it is taken, as the sheet's footnote says.
+
+They were held against NVIDIA's own transcript of these sheets, which names each document: TensorRT-LLM,
+`auto_parallel/cluster_info.py` at commit 16d2467. It has links in one direction, and of H200 the arithmetic with
+sparsity. The sheets themselves were not at hand.
 """
 
 from __future__ import annotations
@@ -27,15 +31,17 @@ class GpuSheet:
 
 
 _SHEETS: Final = (
-    # "NVIDIA A100 Tensor Core GPU", column A100 80GB SXM: 80 GB HBM2e, 2,039 GB/s, 312 TFLOPS, NVLink 600 GB/s.
+    # nvidia-a100-datasheet-us-nvidia-1758950-r4-web, A100 80GB SXM: 80 GB, 2,039 GB/s, 312 TFLOPS, NVLink 600 GB/s.
     GpuSheet("A100-80", 80, 2039, 312, 600),
-    # "NVIDIA H100 Tensor Core GPU", column H100 SXM: 80 GB, 3.35 TB/s, 1,979 TFLOPS with sparsity, NVLink 900 GB/s.
+    # nvidia-tensor-core-gpu-datasheet, H100 SXM: 80 GB, 3.35 TB/s, 1,979 TFLOPS with sparsity, NVLink 900 GB/s.
     GpuSheet("H100", 80, 3350, 989.5, 900),
-    # "NVIDIA H200 Tensor Core GPU", column H200 SXM: 141 GB, 4.8 TB/s, 1,979 TFLOPS with sparsity, NVLink 900 GB/s.
+    # hpc-datasheet-sc23-h200-datasheet-3002446, H200 SXM: 141 GB, 4.8 TB/s, 1,979 TFLOPS with sparsity, NVLink
+    # 900 GB/s.
     GpuSheet("H200", 141, 4800, 989.5, 900),
-    # "NVIDIA L40S": 48 GB GDDR6, 864 GB/s, 362.05 TFLOPS (733 with sparsity), PCIe Gen4 x16 64 GB/s.
+    # l40s-datasheet-28413: 48 GB, 864 GB/s, 362.05 TFLOPS (733 with sparsity), PCIe Gen4 x16 64 GB/s.
     GpuSheet("L40S", 48, 864, 362.05, 64),
-    # "NVIDIA L4 Tensor Core GPU": 24 GB, 300 GB/s, 242 TFLOPS with sparsity, PCIe Gen4 x16 64 GB/s.
+    # l4-datasheet-2595652: 24 GB, 300 GB/s, 242 TFLOPS with sparsity (the transcript has 120 without), PCIe Gen4 x16
+    # 64 GB/s.
     GpuSheet("L4", 24, 300, 121, 64),
 )
 GPUS: Final = {sheet.name: sheet for sheet in _SHEETS}

@@ -9,8 +9,10 @@ from typing import Any, Final
 
 from tandem.cli.bench_serve.html import STYLE
 from tandem.cli.bench_serve.plots import Series, chart
+from tandem.cli.sizing.candidates import Kind
 from tandem.cli.sizing.goodput import Finding, Question
 from tandem.cli.sizing.search import Outcome, frontier, winner
+from tandem.core.policies import PolicyName
 
 SCHEMA: Final = "tandem.plan/1"
 COLUMNS: Final = (
@@ -71,8 +73,10 @@ def notes(report: Report) -> Iterator[str]:
         reached = max((one.goodput_per_s for one in findings), default=0.0)
         least = f"{report.wanted_per_s:g} requests/s" if reached else "the SLO, at any rate"
         yield f"Nothing that was tried keeps {least}. The most was {reached:,.2f} requests/s."
-    elif report.best.candidate.arrangement.unified:
+    elif report.best.candidate.arrangement.kind is Kind.UNIFIED:
         yield "Unified workers win: disaggregation does not pay for this load and this SLO."
+    elif report.best.candidate.policy is PolicyName.CONSISTENT_HASH:
+        yield "The winner needs clients that name their sessions: X-Session-Id, docs/routing.md."
 
 
 def document(report: Report) -> dict[str, Any]:
@@ -92,6 +96,7 @@ def document(report: Report) -> dict[str, Any]:
         "findings": [_row(report, one) | {"frontier": one in on_it} for one in report.outcome.findings],
         "variants": [_row(report, one) for one in report.outcome.variants],
         "skipped": [{"arrangement": str(one), "bound_per_s": bound} for one, bound in report.outcome.skipped],
+        "beaten": [str(one) for one in report.outcome.beaten],
         "winner": _row(report, best) if best else None,
         "lines": dict(report.lines or {}),
         "notes": list(notes(report)),
@@ -104,6 +109,7 @@ def _row(report: Report, one: Finding) -> dict[str, Any]:
         "workers": one.workers,
         "policy": one.candidate.policy.value,
         "page_tokens": one.candidate.page_tokens,
+        "short_tokens": one.candidate.short_tokens if one.kind is Kind.MIXED else None,
         "goodput_per_s": one.goodput_per_s if one.served or not one.above_per_s else None,
         "above_per_s": one.above_per_s,
         "per_worker_per_s": one.per_worker,
@@ -164,10 +170,9 @@ def _html_row(report: Report, one: Finding, on_frontier: bool, wins: bool) -> st
 
 def _plots(report: Report) -> Iterator[str]:
     findings, on_it = report.outcome.findings, report.frontier
-    pairs = [one for one in findings if not one.candidate.arrangement.unified]
-    both = [one for one in findings if one.candidate.arrangement.unified]
-    series = [Series("frontier", *_points(on_it)), Series("split", *_points(pairs), dots=True)]
-    series.append(Series("unified", *_points(both), dots=True))
+    series = [Series("frontier", *_points(on_it))]
+    for kind in Kind:
+        series.append(Series(kind.value, *_points(one for one in findings if one.kind is kind), dots=True))
     yield chart("Goodput by workers", "workers", "requests/s", series)
     yield from _splits(report, (report.best or on_it[-1]).workers) if on_it else ()
 
@@ -177,8 +182,8 @@ def _splits(report: Report, workers: int) -> Iterator[str]:
     outcome = report.outcome
     tried = [(one.candidate.arrangement, one.bound_per_s, one.goodput_per_s) for one in outcome.findings]
     bounds = [(one, bound) for one, bound, _ in tried] + list(outcome.skipped)
-    above = sorted((one.prefill, bound) for one, bound in bounds if one.workers == workers and not one.unified)
-    found = [(one.prefill, goodput) for one, _, goodput in tried if one.workers == workers and not one.unified]
+    above = sorted((one.prefill, bound) for one, bound in bounds if one.workers == workers and one.kind is Kind.PAIRS)
+    found = [(one.prefill, goodput) for one, _, goodput in tried if one.workers == workers and one.kind is Kind.PAIRS]
     series = [
         Series("bound", [x for x, _ in above], [y for _, y in above]),
         Series("goodput", [x for x, _ in found], [y for _, y in found], dots=True),

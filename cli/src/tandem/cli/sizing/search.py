@@ -1,21 +1,26 @@
 """The search among all that could be set up. Pure.
 
-All splits are tried with the first policy and the first page size; the best of them, and unified workers, with all.
-What its bound says can't be better than what as few workers have reached already is not tried. Nothing depends on how
-fast the machine is that searches, or on how many processes it does.
+All splits are tried with the first policy and the first page size; the best of them, and unified workers, with every
+policy; each of these with every page size, with the policy that was best for it; and from the best splits on, unified
+workers beside them. What its bound says can't be better than what as few workers have reached already is not tried.
+Nothing depends on how fast the machine is that searches, or on how many processes it does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
-from tandem.cli.sizing.candidates import Arrangement, Candidate, arrangements
+from tandem.cli.sizing.candidates import Arrangement, Candidate, Kind, arrangements
 from tandem.cli.sizing.capacity import Capacity, capacity_of
 from tandem.cli.sizing.goodput import STEP, Finding, Question, bound_of, highest_rate, with_part
+from tandem.cli.sizing.mixtures import mixtures
 from tandem.core.policies import PolicyName
+
+MOST_ROUNDS: Final = 4
+"""Steps from a split into mixtures."""
 
 Item = TypeVar("Item")
 
@@ -36,7 +41,9 @@ class Space:
     policies: Sequence[PolicyName]
     page_tokens: Sequence[int]
     deep: int = 3
-    """Splits of each number of workers that are tried with every policy and page size."""
+    """Splits of each number of workers that are tried with every policy and page size, and mixed with unified ones."""
+    mixed: bool = False
+    """Whether unified workers are tried beside pairs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,8 @@ class Outcome:
     """Everything that was tried."""
     skipped: Sequence[tuple[Arrangement, float]]
     """What was not, with its bound."""
+    beaten: Sequence[Arrangement] = ()
+    """Mixtures that were, and are not better than what as few workers reach otherwise."""
 
 
 def search(question: Question, space: Space, each: Each = map) -> Outcome:
@@ -58,9 +67,20 @@ def search(question: Question, space: Space, each: Each = map) -> Outcome:
     tried = list(each(measure, [_plain(one, space) for one in first]))
     hopeful = [one for one in rest if bound_of(capacity, one) > _reached(tried, one.workers)]
     tried += each(measure, [_plain(one, space) for one in hopeful])
-    tried += each(partial(_better, question), list(_variants(tried, space)))
-    findings = list(each(partial(with_part, question), _best_of_each(tried)))
-    return Outcome(findings, tried, [(one, bound_of(capacity, one)) for one in rest if one not in hopeful])
+    better = partial(_better, question)
+    likely = _likely(tried, space)
+    tried += each(better, list(_policies(likely, space)))
+    tried += each(better, list(_pages(_best_of_each(tried), likely, space)))
+    for _ in range(MOST_ROUNDS if space.mixed else 0):
+        mixed = list(each(better, list(_mixtures(question, tried, space))))
+        tried += mixed
+        if not any(one.served for one in mixed):
+            break
+    best = _best_of_each(tried)
+    beaten = [one for one in best if one.kind is Kind.MIXED and not one.served]
+    findings = list(each(partial(with_part, question), [one for one in best if one not in beaten]))
+    skipped = [(one, bound_of(capacity, one)) for one in rest if one not in hopeful]
+    return Outcome(findings, tried, skipped, [one.candidate.arrangement for one in beaten])
 
 
 def frontier(findings: Iterable[Finding]) -> list[Finding]:
@@ -86,7 +106,7 @@ def _waves(capacity: Capacity, workers: Sequence[int]) -> tuple[list[Arrangement
     everything = sorted(arrangements(workers), key=lambda one: (one.workers, -bound_of(capacity, one), one))
     first = list[Arrangement]()
     for count in workers:
-        splits = [one for one in everything if one.workers == count and not one.unified]
+        splits = [one for one in everything if one.workers == count and one.kind is Kind.PAIRS]
         first += [*splits[:1], Arrangement(unified=count)]
     return first, [one for one in everything if one not in first]
 
@@ -103,16 +123,48 @@ def _better(question: Question, known: tuple[Candidate, float]) -> Finding:
     return highest_rate(question, *known)
 
 
-def _variants(tried: Sequence[Finding], space: Space) -> Iterator[tuple[Candidate, float]]:
-    """The best splits of each number of workers, and unified ones, in all ways but the first; and what that reaches."""
+def _likely(tried: Sequence[Finding], space: Space) -> list[Finding]:
+    """The best splits of each number of workers, and unified ones."""
+    found = list[Finding]()
     for count in space.workers:
         these = [one for one in tried if one.workers == count and one.served]
-        splits = [one for one in these if not one.candidate.arrangement.unified]
-        splits.sort(key=lambda one: -one.goodput_per_s)
-        for one in (*splits[: space.deep], *(one for one in these if one.candidate.arrangement.unified)):
-            ways = [(policy, tokens) for policy in space.policies for tokens in space.page_tokens]
-            for policy, tokens in ways[1:]:
-                yield Candidate(one.candidate.arrangement, policy, tokens), one.goodput_per_s
+        found += [*_best_splits(these, space.deep), *(one for one in these if one.kind is Kind.UNIFIED)]
+    return found
+
+
+def _policies(likely: Sequence[Finding], space: Space) -> Iterator[tuple[Candidate, float]]:
+    """These with every policy but the first, and what that one reaches."""
+    for one in likely:
+        for policy in space.policies[1:]:
+            # Without pairs there is nothing that it could compare.
+            if policy is not PolicyName.LEAST_COST or one.kind is not Kind.UNIFIED:
+                yield replace(one.candidate, policy=policy), one.goodput_per_s
+
+
+def _pages(best: Sequence[Finding], likely: Sequence[Finding], space: Space) -> Iterator[tuple[Candidate, float]]:
+    """The same arrangements, each with the best of its policies and every page size but the first."""
+    arrangements = {one.candidate.arrangement for one in likely}
+    for one in best:
+        if one.candidate.arrangement in arrangements:
+            for tokens in space.page_tokens[1:]:
+                yield replace(one.candidate, page_tokens=tokens), one.goodput_per_s
+
+
+def _mixtures(question: Question, tried: Sequence[Finding], space: Space) -> Iterator[tuple[Candidate, float]]:
+    """Of each number of workers, what is one step from its best splits and mixtures and was not tried yet; and the most
+    that was reached with as few."""
+    known, best = {one.candidate.arrangement for one in tried}, _best_of_each(tried)
+    for count in space.workers:
+        these = [one for one in best if one.workers == count and one.served]
+        parents = [*_best_splits(these, space.deep), *(one for one in these if one.kind is Kind.MIXED)]
+        for candidate in mixtures(question, parents):
+            if candidate.arrangement not in known:
+                yield candidate, _reached(tried, count)
+
+
+def _best_splits(findings: Sequence[Finding], most: int) -> list[Finding]:
+    splits = [one for one in findings if one.kind is Kind.PAIRS]
+    return sorted(splits, key=lambda one: -one.goodput_per_s)[:most]
 
 
 def _best_of_each(tried: Iterable[Finding]) -> list[Finding]:

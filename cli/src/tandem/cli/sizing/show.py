@@ -45,8 +45,8 @@ def _bar() -> Progress:
     return Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
 
 
-def show(report: Report) -> None:
-    """Prints the table, what to know of it, and how to start the winner."""
+def show(report: Report, took_s: float) -> None:
+    """Prints the table, what to know of it, and how to start the winner. took_s: the search."""
     console, best, on_it = Console(width=140), report.best, report.frontier
     priced = bool(report.price_per_gpu_hour)
     table = Table(box=None, padding=(0, 2, 0, 0))
@@ -62,7 +62,13 @@ def show(report: Report) -> None:
     if report.outcome.skipped:
         rest = ", ".join(f"{one} ({bound:,.1f}/s)" for one, bound in report.outcome.skipped)
         console.print(f"\nNot tried, as their bounds are too low: {rest}", highlight=False, markup=False)
+    if report.outcome.beaten:
+        rest = ", ".join(map(str, report.outcome.beaten))
+        console.print(f"\nTried, and not better than others as few: {rest}", highlight=False, markup=False)
     console.print()
+    requests = len(report.question.sample.asks)
+    tried = f"Tried {len(report.outcome.variants)} set-ups in {took_s:,.0f} s"
+    console.print(f"{tried}, each at one rate or more with {requests:,} requests.", highlight=False, markup=False)
     for text in notes(report):
         console.print(text, highlight=False, markup=False)
     for name, text in (report.lines or {}).items():

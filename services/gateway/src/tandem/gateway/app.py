@@ -19,6 +19,7 @@ from tandem.core.errors import TandemError
 from tandem.core.fair_queue import QueueLimits
 from tandem.core.ids import Role
 from tandem.core.outliers import OutlierSettings
+from tandem.core.pair_book import PairBook
 from tandem.core.policies import PolicyName, policy_named
 from tandem.core.retry_budget import BudgetSettings
 from tandem.core.share import WHOLE
@@ -39,7 +40,7 @@ from tandem.gateway.operate.cluster_traces import ClusterTraces
 from tandem.gateway.routing.decode_room import DecodeRoom
 from tandem.gateway.routing.health import HealthBook
 from tandem.gateway.routing.held_pages import HeldPages
-from tandem.gateway.routing.pair_costs import PairCosts
+from tandem.gateway.routing.pair_costs import saw_status
 from tandem.gateway.routing.pool import PoolSettings, SessionPool
 from tandem.gateway.routing.rooms import RoomBook
 from tandem.gateway.routing.router import Router, RouterSettings
@@ -116,13 +117,13 @@ class Gateway:
         self._bootstrap = connect(settings.bootstrap_address)
         gateway_id = f"gateway-{secrets.token_hex(8)}"
         self._tracing = Tracing("gateway", gateway_id, trace or TraceSettings.load())
-        held, costs = HeldPages(settings.held_pages, rng), PairCosts(clock.monotonic)
+        held, costs = HeldPages(settings.held_pages, rng), PairBook(clock.monotonic)
         self._pool = SessionPool(
             PoolSettings(gateway_id, settings.session_outbox, STATUS_INTERVAL_MS),
             connect,
             rng=rng,
             held=held,
-            on_status=costs.saw_status,
+            on_status=partial(saw_status, costs),
             on_others=lambda life, pages: self._decode_room.space.told(life, pages),
         )
         self._watcher = ClusterWatcher(self._bootstrap, rng=rng, callbacks=self._told(roster))
@@ -220,7 +221,7 @@ class Gateway:
         return scrape, Responses(store, siblings), boards
 
     def _build_router(
-        self, counted: GatewayMetrics, clock: SystemClock, rooms: RoomBook, held: HeldPages, costs: PairCosts
+        self, counted: GatewayMetrics, clock: SystemClock, rooms: RoomBook, held: HeldPages, costs: PairBook
     ) -> Router:
         settings = self._settings
         return Router(

@@ -20,6 +20,7 @@ from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import ALONE, Role, WorkerLife
 from tandem.core.kv_index import NOTHING_HELD
 from tandem.core.page_ledger import Seat
+from tandem.core.pair_book import PairBook
 from tandem.core.placement import DEFAULT_UNIFIED_MAX_PROMPT_TOKENS, teams_for
 from tandem.core.policies import (
     BY_HELD_PAGES,
@@ -39,7 +40,7 @@ from tandem.gateway.routing.first_token import FirstToken
 from tandem.gateway.routing.health import HealthBook
 from tandem.gateway.routing.hedge import Race
 from tandem.gateway.routing.held_pages import Holders, NobodyHolds
-from tandem.gateway.routing.pair_costs import PairCosts, prompt_of
+from tandem.gateway.routing.pair_costs import prompt_of, running
 from tandem.gateway.routing.request_trace import CANDIDATES, HELD_TOKENS, POLICIES, RouteTrace
 from tandem.gateway.routing.resume import Told
 from tandem.gateway.routing.room_end import RoomEnd
@@ -141,7 +142,7 @@ class Router:
         health: HealthBook | None = None,
         holders: Holders | None = None,
         on_held: Callable[[Role, int], None] = lambda *_: None,
-        costs: PairCosts | None = None,
+        costs: PairBook | None = None,
         room: DecodeRoom | None = None,
     ) -> None:
         """on_no_budget: hears of each failed attempt that the retry budget leaves as it is. on_hedge: whether the
@@ -165,7 +166,7 @@ class Router:
         self._runs = RoomRuns(tracing, self._dice, rooms or RoomBook(), self._health)
         self._holders = holders or NobodyHolds()
         self._on_held = on_held
-        self._costs = costs or PairCosts()
+        self._costs = costs or PairBook(time.monotonic)
         self._room = room or DecodeRoom()
         self._space = self._room.space
         self._holders.serve(self.policies)
@@ -445,7 +446,7 @@ class Router:
         prefill, decode = choices[Role.PREFILL], choices[Role.DECODE]
         prompt = prompt_of(tokens, decode.worker.info.layout)
         lives = (prefill.worker.life, decode.worker.life)
-        return self._costs.running(end, prompt, lives, (prefill.held_tokens, decode.held_tokens))
+        return running(self._costs, end, prompt, lives, (prefill.held_tokens, decode.held_tokens))
 
 
 def _team(choices: Choices) -> Team:

@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from typing import Final
 
 from tandem.cli.bench_serve.numbers import Summary, parse_slo
+from tandem.cli.planner.costs import costs_by
 from tandem.cli.sim_serve.cluster import Cluster, ClusterPlan
 from tandem.cli.sim_serve.costs import EngineCosts, WorkerShape
 from tandem.cli.sim_serve.door import Doorkeeping
 from tandem.cli.sim_serve.jobs import Ask
+from tandem.cli.sim_serve.model_file import CostModel
 from tandem.cli.sim_serve.report import summary_of
 from tandem.cli.sim_serve.steering import Steering
 from tandem.core.fair_queue import QueueLimits
@@ -47,6 +49,12 @@ def played(load: float, phase_s: float, phases: int, seed: int, steering: Steeri
     return summary_of(run, parse_slo(SLO)), len(run.changes)
 
 
+STEERED: Final = {
+    "planner, measured": Steering(),
+    "planner, by costs": Steering(costs=costs_by(CostModel(COSTS, shape=SHAPE))),
+}
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -55,15 +63,15 @@ def main() -> None:
     parser.add_argument("--phases", type=int, default=4)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    print(f"| load | phase s | within {SLO}: 3 + 3 as they are | with a planner | changes |\n|---|---|---|---|---|")
+    names = "".join(f" {name} | changes |" for name in STEERED)
+    print(f"| load | phase s | within {SLO}: 3 + 3 as they are |{names}\n|---|---|---|{'---|---|' * len(STEERED)}")
     for load in options.loads:
         for phase_s in options.phases_s:
             at = (load, phase_s, options.phases, options.seed)
-            (alone, _), (steered, changes) = played(*at, None), played(*at, Steering())
-            print(
-                f"| {load:.0%} | {phase_s:.0f} | {alone.slo_share:.0%} | {steered.slo_share:.0%} | {changes} |",
-                flush=True,
-            )
+            alone, _ = played(*at, None)
+            found = [played(*at, steering) for steering in STEERED.values()]
+            cells = "".join(f" {summary.slo_share:.0%} | {changes} |" for summary, changes in found)
+            print(f"| {load:.0%} | {phase_s:.0f} | {alone.slo_share:.0%} |{cells}", flush=True)
 
 
 if __name__ == "__main__":

@@ -140,7 +140,9 @@ def _with_systems(folder: Path) -> Iterator[Smoke]:
     )
     yield Smoke("pd_peers", (), _says("."), lambda: "SGLang's own PD, and minutes to start it in")
     yield Smoke(
-        "planner_waves", ("--loads", "0.5", "--phases-s", "20"), _says(r"^\| 50% \| 20 \| \d+% \| \d+% \| 0 \|$")
+        "planner_waves",
+        ("--loads", "0.5", "--phases-s", "20"),
+        _says(r"^\| 50% \| 20 \| \d+% \| \d+% \| 0 \| \d+% \| 0 \|$"),
     )
     yield Smoke("fuzz", ("--count", "30"), _says(r"^problems: 0$"))
     cell = ("--providers", "cma", "--victims", "decode-0", "--faults", "SIGKILL", "--moments", "mid-decode")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from tandem.bootstrap.bootstrap_metrics import BootstrapMetrics
+from tandem.cli.planner.planner_metrics import PlannerMetrics
 from tandem.core.ids import Role
 from tandem.core.kv_index import KvIndex
 from tandem.engine.worker.worker_metrics import WorkerMetrics
@@ -15,7 +16,7 @@ from tandem.rpc.metrics import Family, Kind, Metrics
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 DOCUMENT: Final = ROOT / "docs" / "metrics.md"
-SERVICES: Final = ("gateway", "bootstrap", "prefill", "decode", "unified")
+SERVICES: Final = ("gateway", "bootstrap", "prefill", "decode", "unified", "planner")
 SECTIONS: Final = {
     SERVICES: "Every service",
     ("gateway",): "Gateway",
@@ -25,11 +26,14 @@ SECTIONS: Final = {
     ("prefill",): "Prefill only",
     ("decode",): "Decode only",
     ("unified",): "Unified only",
+    ("planner",): "Planner",
 }
 """Title by the services that have a metric, in the order of the document."""
 UNITS: Final = ("seconds", "bytes")
 """What a name ends with; everything else is a number of what the name says."""
 LABELS: Final = {
+    "bound": "what keeps a change back: [planner.md](planner.md)",
+    "change": "`move`, `add` or `remove`",
     "class": "class of priority: `high`, `normal` or `low`",
     "code": "HTTP status; of `tandem_rpc_calls_total`: name of the gRPC status",
     "direction": "`sent` or `received`",
@@ -46,7 +50,7 @@ LABELS: Final = {
     "rank": "`dp0.pp0.tp0`",
     "reason": "of an error: as in [errors.md](errors.md); of leaving: `deregistered`, `expired` or `replaced`",
     "role": "`prefill`, `decode` or `unified`",
-    "service": "`gateway`, `bootstrap`, `prefill`, `decode` or `unified`",
+    "service": "`gateway`, `bootstrap`, `prefill`, `decode`, `unified` or `planner`",
     "state": "see the metric; of rooms: as in [ARCHITECTURE.md](../ARCHITECTURE.md#the-room-machines), in lower case",
     "version": "version of Tandem",
     "won": "`true` or `false`",
@@ -65,6 +69,7 @@ port of their own.
 | prefill | the same | `TANDEM_PREFILL_METRICS_ADDRESS` |
 | decode | the same | `TANDEM_DECODE_METRICS_ADDRESS` |
 | unified | the same | `TANDEM_UNIFIED_METRICS_ADDRESS` |
+| planner | the same | `TANDEM_PLANNER_METRICS_ADDRESS` |
 
 These are the defaults; an empty address turns it off. `tandem up` writes the addresses to its state file, as `metrics`
 of each process. Metrics hold no prompts, answers or secrets, but names of workers. Who can reach a port can read them.
@@ -99,6 +104,7 @@ def families() -> dict[str, list[Family]]:
         "prefill": WorkerMetrics(Role.PREFILL).metrics.families,
         "decode": WorkerMetrics(Role.DECODE).metrics.families,
         "unified": WorkerMetrics(Role.UNIFIED).metrics.families,
+        "planner": PlannerMetrics().metrics.families,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +11,11 @@ import httpx
 import pytest
 
 from tandem.cli.cluster import members_of_gateway
+from tandem.core.planner.advice import KEEP_QUIET
 from tandem.rpc.credentials import PLAIN
+from tandem.rpc.run import ANNOUNCEMENT
 from tests.support.metrics import files, promql, scrapes
+from tests.support.settings import environment
 from tests.support.system.asking import body, generate, prompt_of
 from tests.support.system.system import System, running_system
 
@@ -41,6 +45,30 @@ async def use(system: System) -> None:
     await system.wait_idle()
 
 
+async def told_by_planner(system: System) -> str:
+    """What a planner tells once it has looked."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tandem.cli", "planner", "--admin", system.state.admin),
+        env=environment(TANDEM_PLANNER_LOG_LEVEL="DEBUG"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    assert process.stdout is not None
+    address, looked = "", False
+    async with asyncio.timeout(120):
+        while not (address and looked):
+            line = (await process.stdout.readline()).decode()
+            assert line, "it ended"
+            address = line.split()[-1] if line.startswith(f"{ANNOUNCEMENT} metrics") else address
+            looked = looked or KEEP_QUIET.reason in line
+        async with httpx.AsyncClient(trust_env=False) as client:
+            told = (await client.get(f"http://{address}/metrics")).text
+        process.terminate()
+        await process.stdout.read()
+        assert await process.wait() == 0
+    return told
+
+
 @pytest.fixture(scope="module")
 def texts(system: System, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What each process tells after it was used, and a unified worker of a system of its own: beside the pair it would
@@ -48,11 +76,12 @@ def texts(system: System, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
     async def asked(alone: System) -> dict[str, str]:
         await use(system)
+        planner = await told_by_planner(system)
         async with alone.client() as client:
             await generate(client, SHORT, 4)
         await alone.wait_idle()
         told = await scrapes.scrape(alone)
-        return {"unified-0": told["unified-0"], **await scrapes.scrape(system)}
+        return {"unified-0": told["unified-0"], "planner": planner, **await scrapes.scrape(system)}
 
     options = ("--engine", "mock", "--ratio", "0:0", "--unified", "1")
     with running_system(tmp_path_factory.mktemp("alone"), *options) as alone:

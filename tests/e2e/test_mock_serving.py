@@ -120,7 +120,7 @@ async def test_every_listening_socket_is_expected_and_on_loopback(pair: System) 
     allowed = {Listener("bootstrap", state.bootstrap), Listener("gateway", state.admin)}
     allowed |= {Listener("gateway", state.url.removeprefix("http://"))}
     allowed |= {Listener(name, member.info.address) for name, member in members.items()}
-    allowed |= {Listener(row.name, row.metrics) for row in state.processes}
+    allowed |= {Listener(row.name, row.metrics) for row in state.processes} | {Listener("up", state.up)}
     links = {Listener("prefill-0", rank.kv_link_address) for rank in members["prefill-0"].info.ranks}
     found = set(listeners(pair))
     assert allowed | links <= found

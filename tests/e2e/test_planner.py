@@ -6,11 +6,15 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 
-from tandem.core.ids import WorkerId
+from tandem.cli.switching import switch_here
+from tandem.core.errors import TandemError
+from tandem.core.ids import Role, WorkerId
+from tandem.rpc.credentials import PLAIN
 from tandem.rpc.run import ANNOUNCEMENT
 from tests.support.system.asking import generate, prompt_of
 from tests.support.system.system import System, environment, running_system
@@ -39,11 +43,11 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 
 
 @contextlib.asynccontextmanager
-async def planner(system: System, *options: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """The process; what it prints and logs comes from its stdout."""
+async def planner(system: System, *options: str, **env: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """The process; what it prints and logs comes from its stdout. env: besides, or instead of, what is quick."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tandem.cli", "planner", "--admin", system.state.admin, *options),
-        env=environment(**QUICK),
+        env=environment(**{**QUICK, **env}),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
@@ -76,6 +80,8 @@ async def prompts_come(system: System) -> AsyncIterator[asyncio.Semaphore]:
         asking = [asyncio.create_task(_ask(client, number, answers)) for number in range(CLIENTS)]
         try:
             yield answers
+            ended = [task for task in asking if task.done()]
+            assert not ended, f"some got no answer: {ended}"
         finally:
             for task in asking:
                 task.cancel()
@@ -117,3 +123,43 @@ async def test_the_command_runs_once_for_a_worker_that_is_drained(system: System
             rest = (await process.stdout.read()).decode()
     assert "hook" not in rest
     assert "a worker:" not in rest
+
+
+SWITCH = f"sh -c '{sys.executable} -m tandem.cli switch $PLANNER_WORKER $PLANNER_GETS'"
+
+
+async def test_a_worker_of_a_running_system_changes_its_role_and_no_answer_is_lost(tmp_path: Path) -> None:
+    """Decode keeps its last worker, so there are two changes, one after the other, while requests go on."""
+    slow = ("--engine-arg", "prefill_us_per_token=500")
+    with running_system(tmp_path, "--engine", "mock", "--ratio", "1:3", *slow) as system:
+        here = {"TANDEM_CLI_STATE_FILE": str(tmp_path / "state.json"), "TANDEM_PLANNER_PATIENCE_S": "120"}
+        async with prompts_come(system) as answers, planner(system, "--apply", SWITCH, **here):
+            view = await system.wait_view(
+                lambda view: sorted(view.workers) == ["decode-0", "prefill-0", "prefill-1", "prefill-2"], 240
+            )
+            assert not any(info.draining for info in view.workers.values())
+            async with asyncio.timeout(240):
+                for _ in range(4 * CLIENTS):
+                    await answers.acquire()
+                while not all([(await system.statuses())[f"prefill-{each}"].rooms_succeeded for each in range(3)]):
+                    await answers.acquire()
+        rows = {row.name: row.kind for row in system.state.processes}
+        assert rows == {
+            **{f"prefill-{each}": "prefill" for each in range(3)},
+            "decode-0": "decode",
+            "bootstrap": "bootstrap",
+            "gateway": "gateway",
+        }
+
+
+async def test_who_would_be_missed_is_not_switched(system: System) -> None:
+    """As one command, and what it refuses."""
+    state_file = system.folder / "state.json"
+    for worker_id, role, said in (
+        ("prefill-0", Role.DECODE, "nobody would serve without prefill-0"),
+        ("decode-0", Role.DECODE, "is a decode worker already"),
+        ("decode-9", Role.PREFILL, "there is no worker 'decode-9'"),
+    ):
+        with pytest.raises(TandemError, match=said):
+            await switch_here(state_file, PLAIN, worker_id, role, 60)
+    assert {row.name for row in system.state.processes} >= {"prefill-0", "decode-0", "decode-1"}

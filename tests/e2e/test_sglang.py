@@ -116,7 +116,7 @@ async def test_every_listening_socket_is_expected_and_on_loopback(pair: System) 
     named = {Listener("bootstrap", state.bootstrap), Listener("gateway", state.admin)}
     named |= {Listener("gateway", state.url.removeprefix("http://"))}
     named |= {Listener(name, member.info.address) for name, member in members.items()}
-    named |= {Listener(row.name, row.metrics) for row in state.processes}
+    named |= {Listener(row.name, row.metrics) for row in state.processes} | {Listener("up", state.up)}
     named |= {Listener("prefill-0", rank.kv_link_address) for rank in members["prefill-0"].info.ranks}
     found = set(listeners(pair))
     assert named <= found

@@ -17,6 +17,7 @@ from tandem.cli.board import Board, Stage
 from tandem.cli.child import Child
 from tandem.cli.plan import Kind, ProcessPlan
 from tandem.cli.supervisor import ProcessFailed, RestartPolicy, Supervisor
+from tandem.core.errors import TandemError
 from tandem.rpc.backoff import BackoffPolicy
 from tests.support.settings import environment
 from tests.support.system.system import STOP_TIMEOUT_S, launch, running_system
@@ -115,6 +116,39 @@ async def test_a_worker_that_dies_again_and_again_is_given_up(board: Board) -> N
 async def test_a_worker_that_never_listens_is_not_started_again(board: Board) -> None:
     with pytest.raises(ProcessFailed, match="exit code 3"):
         await supervisor("raise SystemExit(3)", board).start(environment())
+
+
+SLOT = (
+    "import os, signal, sys; signal.signal(signal.SIGTERM, lambda *_: (print(os.environ['NAME'], 'drains', flush=True),"
+    " sys.exit(0))); sys.exit(3) if os.environ['NAME'] == 'broken' else 0;"
+    " print('listening', os.environ['NAME'], '127.0.0.1:1', flush=True); signal.pause()"
+)
+"""A worker under the name in its environment."""
+
+
+async def test_another_worker_takes_the_place_of_one_that_has_drained(board: Board) -> None:
+    lines: list[tuple[str, str]] = []
+    command = [sys.executable, "-c", SLOT]
+    plan = ProcessPlan("decode-0", Kind.DECODE, {"NAME": "decode-0"})
+    one = Supervisor(plan, board, lambda *line: lines.append(line), drain_ms=60_000, policy=FAST, command=command)
+    await one.start(environment())
+    keeping = asyncio.create_task(one.keep())
+    before = board.row("decode-0").pid
+    async with asyncio.timeout(60):
+        await one.become(ProcessPlan("prefill-3", Kind.PREFILL, {"NAME": "prefill-3"}))
+    assert lines == [("decode-0", "decode-0 drains")]
+    row = board.row("prefill-3")
+    assert (row.kind, row.stage, row.restarts) == ("prefill", Stage.REGISTERED, 0)
+    assert row.pid not in (0, before)
+    assert [each.name for each in board.rows] == ["prefill-3", "gateway"]
+    with pytest.raises(ProcessFailed, match="exit code 3"):
+        async with asyncio.timeout(60):
+            await one.become(ProcessPlan("decode-7", Kind.DECODE, {"NAME": "broken"}))
+    with pytest.raises(ProcessFailed, match="exit code 3 after 2 restarts"):
+        async with asyncio.timeout(60):
+            await keeping
+    with pytest.raises(TandemError, match="does not serve now"):
+        await one.become(plan)
 
 
 async def test_a_worker_that_ignores_sigterm_is_killed_with_its_children(board: Board) -> None:

@@ -244,7 +244,25 @@ async def test_the_cluster_in_numbers() -> None:
     ]
     assert [(count.phase, count.rooms) for count in second.rooms] == [(admin_pb2.ROOM_PHASE_DECODING, 1)]
     assert (second.requests, second.errors, second.first_tokens, second.completion_tokens) == (1, 1, 1, 1)
+    assert (second.asked, second.waiting) == (1, 0), "what is refused for what it says is not asked"
     assert (second.prefill_policy, second.decode_policy) == ("least_load", "least_load")
+
+
+async def test_who_waits_for_a_turn_is_among_the_numbers() -> None:
+    async with cluster(decode=[first_then_wait()], max_concurrent=1) as now:
+        stub = admin_pb2_grpc.AdminServiceStub(now.admin)
+        asking = [asyncio.create_task(now.http.post("/v1/completions", json=PROMPT)) for _ in range(3)]
+        call = stub.WatchCluster(admin_pb2.WatchClusterRequest(interval_ms=200))
+        async with asyncio.timeout(20):
+            while (seen := await call.read()).waiting < 2:
+                pass
+        call.cancel()
+        for one in asking:
+            one.cancel()
+        await asyncio.wait(asking)
+    assert (seen.waiting, seen.asked, seen.first_tokens) == (2, 3, 1)
+    assert seen.prompt_tokens > 0
+    assert seen.prompt_tokens % 3 == 0
 
 
 async def test_watchers_and_their_pace_are_bounded() -> None:

@@ -13,6 +13,7 @@ from tandem.cli.plan import (
     Machine,
     ProviderChoice,
     UpOptions,
+    in_role,
     make_plan,
     parse_ratio,
 )
@@ -195,11 +196,26 @@ def test_the_mock_takes_engine_args_as_its_settings(laptop: Machine) -> None:
 
 
 @pytest.mark.parametrize("engine", EngineChoice)
-def test_decode_alone_is_told_to_keep_prefixes(laptop: Machine, engine: EngineChoice) -> None:
+def test_a_worker_that_is_or_may_become_decode_is_told_to_keep_prefixes(laptop: Machine, engine: EngineChoice) -> None:
     variable = f"TANDEM_{engine.name}_KEEP_PREFIXES"
     for keep in (True, False):
         workers = make_plan(UpOptions(engine=engine, keep_prefixes=keep), laptop, {}).workers
-        assert {one.name for one in workers if one.env.get(variable) == "true"} == ({"decode-0"} if keep else set())
+        assert {one.name for one in workers if one.env.get(variable) == "true"} == (
+            {"decode-0", "prefill-0"} if keep else set()
+        )
+
+
+def test_a_worker_in_another_role_keeps_its_devices_its_engine_and_its_settings(laptop: Machine) -> None:
+    options = UpOptions(engine=EngineChoice.MOCK, decode=2, env=("decode-1:TANDEM_DECODE_MAX_SUBMITS=7", "X=1"))
+    plan = make_plan(options, laptop, {})
+    before = next(one for one in plan.workers if one.name == "decode-1")
+    after = in_role(before, Kind.PREFILL, "prefill-1")
+    assert (after.name, after.kind) == ("prefill-1", Kind.PREFILL)
+    assert (after.env["TANDEM_PREFILL_MAX_SUBMITS"], after.env["X"]) == ("7", "1")
+    planned = next(one for one in plan.workers if one.name == "prefill-0").env
+    assert after.env.keys() - planned.keys() == {"TANDEM_PREFILL_MAX_SUBMITS"}
+    assert {name for name, value in planned.items() if after.env[name] != value} == {"TANDEM_PREFILL_WORKER_ID"}
+    assert in_role(after, Kind.DECODE, "decode-1") == before
 
 
 def test_env_goes_to_one_process_or_to_all_and_wins(laptop: Machine) -> None:

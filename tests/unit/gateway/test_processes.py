@@ -85,11 +85,15 @@ def test_scrapes_become_one_that_prometheus_reads() -> None:
 def test_numbers_of_those_that_are_gone_still_count() -> None:
     first = admin_pb2.WatchClusterResponse(
         requests=3,
+        asked=5,
+        waiting=2,
         rooms=[admin_pb2.PhaseCount(phase=admin_pb2.ROOM_PHASE_DECODING, rooms=2)],
         workers=[admin_pb2.WorkerNumbers(in_flight=2, up=True, known=True, pages_total=9, breaker=1)],
     )
     second = admin_pb2.WatchClusterResponse(
         requests=4,
+        asked=6,
+        waiting=3,
         rooms=[admin_pb2.PhaseCount(phase=admin_pb2.ROOM_PHASE_DECODING, rooms=1)],
         workers=[admin_pb2.WorkerNumbers(in_flight=1, up=False, breaker=2)],
     )
@@ -97,7 +101,8 @@ def test_numbers_of_those_that_are_gone_still_count() -> None:
     both = merging.numbers(7, [first, second], gone)
     merging.counted(gone, first)
     one = merging.numbers(8, [second], gone)
-    assert (both.requests, one.requests) == (7, 7)
+    assert (both.requests, one.requests, both.asked, one.asked) == (7, 7, 11, 11)
+    assert (both.waiting, one.waiting) == (5, 3), "who waits with a process goes with it"
     assert both.rooms[0].rooms == 3
     [worker] = both.workers
     assert (worker.in_flight, worker.up, worker.pages_total, worker.breaker) == (3, False, 9, 2)

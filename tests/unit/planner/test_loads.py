@@ -13,9 +13,9 @@ def worker(role: Role, name: str = "one", **facts: int) -> WorkerSight:
     return WorkerSight(WorkerId(name), role, 10, **facts)
 
 
-@pytest.mark.parametrize(("running", "waiting", "load"), [(0, 0, 0.0), (1, 0, 1.0), (2, 2, 1.0), (1, 7, 2.0)])
-def test_prefill_is_busy_or_has_prompts_that_wait(running: int, waiting: int, load: float) -> None:
-    assert load_of(worker(Role.PREFILL, running=running, waiting=waiting), Comfort(prompts=4)) == load
+@pytest.mark.parametrize(("running", "waiting", "load"), [(0, 0, 0.0), (1, 0, 1.0), (0, 1, 1.0), (1, 7, 1.0)])
+def test_prefill_with_any_prompt_is_busy(running: int, waiting: int, load: float) -> None:
+    assert load_of(worker(Role.PREFILL, running=running, waiting=waiting), Comfort()) == load
 
 
 def test_decode_is_as_full_as_its_batch_or_its_pages_and_what_waits_is_not_its() -> None:
@@ -29,6 +29,16 @@ def test_who_drains_is_not_there() -> None:
     seen = snapshot(1.0, [worker(Role.DECODE, running=5), worker(Role.DECODE, draining=True)], Comfort())
     assert (seen.roles[Role.DECODE].workers, seen.roles[Role.DECODE].pressure) == (1, 0.5)
     assert set(seen.roles) == {Role.DECODE}
+
+
+def test_what_waits_with_workers_is_the_backlog_of_the_role_that_it_waits_for() -> None:
+    """Decode has a sequence from the beginning on; while prefill has it too, it is prefill's."""
+    prefills = [worker(Role.PREFILL, running=1, waiting=6), worker(Role.PREFILL)]
+    decodes = [worker(Role.DECODE, running=10, waiting=9), worker(Role.DECODE, running=10, waiting=2)]
+    roles = snapshot(1.0, [*prefills, *decodes], Comfort()).roles
+    assert roles[Role.PREFILL].backlog == 6
+    assert roles[Role.DECODE].backlog == 31 - 7 - 20
+    assert snapshot(1.0, [*prefills, decodes[0], worker(Role.DECODE)], Comfort()).roles[Role.DECODE].backlog == 0
 
 
 def test_the_highest_number_leaves() -> None:

@@ -37,6 +37,7 @@ class Cluster:
     drained: dict[str, bool] = field(default_factory=dict)
     busy: int = 0
     """Rooms of a worker that drains."""
+    asked: int = 0
     hooked: asyncio.Queue[Mapping[str, str]] = field(default_factory=asyncio.Queue)
     fails: bool = False
     now: float = 0.0
@@ -55,12 +56,15 @@ class Cluster:
             worker(name, draining=self.drained.get(name, False), running=self.busy if self.drained.get(name) else 0)
             for name in ("decode-9", "decode-10", "decode-2")
         )
-        return admin_pb2.WatchClusterResponse(workers=[*decodes, worker("prefill-0", running=1, waiting=30)])
+        prefill = worker("prefill-0", running=1, waiting=30)
+        asked, begun = self.asked, self.asked // 2
+        return admin_pb2.WatchClusterResponse(workers=[*decodes, prefill], asked=asked, first_tokens=begun)
 
     async def tell(self, pilot: Pilot, looks: int) -> None:
         for _ in range(looks):
             await pilot.take(self.message(), self.now)
             self.now += 1
+            self.asked += 4
             # What the pilot has begun goes on until it waits.
             for _ in range(5):
                 await asyncio.sleep(0)
@@ -142,3 +146,5 @@ async def test_the_command_gets_its_variables_and_its_end_is_seen(tmp_path: Path
 def test_thresholds_that_are_not_apart_are_refused() -> None:
     with pytest.raises(ValueError, match="below high"):
         PlannerSettings(low=0.8, high=0.8)
+    with pytest.raises(ValueError, match="at most full"):
+        PlannerSettings(high=1.1)

@@ -198,6 +198,24 @@ def undrain(
 
 
 @app.command()
+def switch(
+    worker_id: Annotated[str, typer.Argument(help="The worker that ends.", autocompletion=completion.worker_ids)],
+    role: Annotated[operate.RoleChoice, typer.Argument(help="Of the one that starts in its place.")],
+    timeout_s: Annotated[float, typer.Option(min=1, max=86_400, help="Time to wait for that.")] = 600,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Puts a worker of another role in a worker's place, in the system run here; requests that run finish before."""
+    from tandem.cli import settings
+    from tandem.cli.switching import switch_here
+    from tandem.core.ids import Role
+    from tandem.rpc.credentials import Credentials, TlsSettings
+
+    credentials, state_file = Credentials.from_settings(TlsSettings.load()), settings.CliSettings.load().state_file
+    name = asyncio.run(switch_here(state_file, credentials, worker_id, Role(role.value), timeout_s))
+    print(json.dumps({"before": worker_id, "after": name}, indent=2) if as_json else f"{worker_id} -> {name}")
+
+
+@app.command()
 def certs(
     folder: Annotated[Path, typer.Argument(help="Where to write them, in a folder for each service.")],
     name: Annotated[

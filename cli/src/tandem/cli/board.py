@@ -65,6 +65,8 @@ class State:
     """host:port of BootstrapService."""
     ready: bool
     processes: tuple[Row, ...]
+    up: str = ""
+    """host:port of SystemService, of `tandem up` itself."""
 
     def row(self, name: str) -> Row:
         """One process. Raises KeyError."""
@@ -85,6 +87,8 @@ class Board:
         """host:port of AdminService, once it listens."""
         self.url = ""
         """Of the gateway, once it listens."""
+        self.up = ""
+        """host:port of SystemService, once it listens."""
 
     def watch(self, watcher: Callable[[Row], None]) -> None:
         """Calls it with every row that changes, from now on."""
@@ -110,6 +114,12 @@ class Board:
             for watcher in self._watchers:
                 watcher(row)
 
+    def replace(self, name: str, plan: ProcessPlan) -> None:
+        """Another process takes the place of one."""
+        there = [Row(plan.name, plan.kind.value) if row.name == name else row for row in self.rows]
+        self._rows = {row.name: row for row in there}
+        self._write()
+
     def set_ready(self, ready: bool) -> None:
         """The gateway answers, or not."""
         self._ready = ready
@@ -123,7 +133,7 @@ class Board:
     def state(self) -> State:
         """Everything, as the state file holds it."""
         bootstrap = self._rows["bootstrap"].address
-        return State(os.getpid(), self._model, self.url, self.admin, bootstrap, self._ready, self.rows)
+        return State(os.getpid(), self._model, self.url, self.admin, bootstrap, self._ready, self.rows, self.up)
 
     def _write(self) -> None:
         if self._path is None:

@@ -105,7 +105,11 @@ class LiveDisplay:
             self._live = None
 
     def _print(self, name: str, text: Text) -> None:
-        self._console.print(Text(f"{name:<{self._width}} | ", style=self._colours[name]).append_text(text))
+        self._console.print(Text(f"{name:<{self._width}} | ", style=self._colour(name)).append_text(text))
+
+    def _colour(self, name: str) -> str:
+        """Of a process, which may have come later."""
+        return self._colours.setdefault(name, _COLOURS[len(self._colours) % len(_COLOURS)])
 
     def _table(self) -> Table:
         table = Table(box=None, padding=(0, 2, 0, 0))
@@ -113,7 +117,7 @@ class LiveDisplay:
             table.add_column(title, header_style="dim", no_wrap=True)
         for row in self._board.rows:
             table.add_row(
-                Text(row.name, style=self._colours[row.name]),
+                Text(row.name, style=self._colour(row.name)),
                 Text(_stage_text(row), style=_STAGE_STYLES.get(row.stage, "")),
                 row.address,
                 str(row.pid or ""),
@@ -127,10 +131,13 @@ class LogFiles:
     def __init__(self, folder: Path, names: list[str]) -> None:
         """Raises OSError."""
         folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
         self._files: dict[str, TextIO] = {name: (folder / f"{name}.log").open("w") for name in names}
 
     def line(self, name: str, text: str) -> None:
-        """Writes a line."""
+        """Writes a line. Raises OSError."""
+        if name not in self._files:
+            self._files[name] = (self._folder / f"{name}.log").open("a")
         self._files[name].write(f"{text}\n")
         self._files[name].flush()
 

@@ -143,6 +143,13 @@ class SystemPlan:
         return (self.bootstrap, *self.workers, self.gateway)
 
 
+def in_role(plan: ProcessPlan, kind: Kind, name: str) -> ProcessPlan:
+    """A worker's plan for another role, under another name: on the same devices, with the same settings."""
+    own, other = f"TANDEM_{plan.kind.name}_", f"TANDEM_{kind.name}_"
+    env = {other + key.removeprefix(own) if key.startswith(own) else key: value for key, value in plan.env.items()}
+    return ProcessPlan(name, kind, env | {f"{other}WORKER_ID": name})
+
+
 def parse_ratio(text: str) -> tuple[int, int]:
     """ "2:3" as (2, 3); "0:0" is no pair at all. Raises INVALID_ARGUMENT."""
     match = re.fullmatch(r"(\d{1,3}):(\d{1,3})", text.strip())
@@ -225,7 +232,8 @@ def _worker(
         env |= _mock_environment(options)
     else:
         env |= _sglang_environment(options, gpus, share, threads)
-    if options.keep_prefixes and plain.kind is Kind.DECODE:
+    if options.keep_prefixes:
+        # Only decode goes by it, which any worker may come to be.
         env[f"TANDEM_{options.engine.name}_KEEP_PREFIXES"] = "true"
     return ProcessPlan(plain.name, plain.kind, {**env, **plain.env})
 

@@ -13,6 +13,7 @@ from tandem.cli.board import Board, Stage
 from tandem.cli.child import Child
 from tandem.cli.plan import WORKERS, Kind, ProcessPlan
 from tandem.cli.settings import python
+from tandem.core.errors import ErrorReason, TandemError
 from tandem.rpc.backoff import Backoff, BackoffPolicy
 
 KILL_GRACE_MS: Final = 5_000
@@ -39,6 +40,14 @@ class ProcessFailed(Exception):
         self.name = name
 
 
+@dataclass(frozen=True, slots=True)
+class _Successor:
+    """What takes the place of a process that is to end."""
+
+    plan: ProcessPlan
+    listens: asyncio.Future[None]
+
+
 class Supervisor:
     """One process. `start`, then `keep` until `stop`."""
 
@@ -59,12 +68,14 @@ class Supervisor:
         self._board = board
         self._on_line = on_line
         self._drain_ms = drain_ms
-        self._command = list(command) or [python(), "-m", f"tandem.{plan.kind.value}"]
+        self._command = list(command)
         self._policy = policy or RestartPolicy()
         self._backoff = Backoff(self._policy.backoff, random.Random())
+        self._inherited: Mapping[str, str] = {}
         self._env: dict[str, str] = {}
         self._child: Child | None = None
         self._serving = False
+        self._successor: _Successor | None = None
         self._stopping = asyncio.Event()
         self._restarts = 0
         self._row_restarts = 0
@@ -74,7 +85,7 @@ class Supervisor:
 
         Raises ProcessFailed if it ends before.
         """
-        self._env = {**env, **self.plan.env}
+        self._inherited, self._env = env, {**env, **self.plan.env}
         return await self._launch()
 
     async def keep(self) -> None:
@@ -83,9 +94,14 @@ class Supervisor:
             assert self._child is not None, "started before"
             born = time.monotonic()
             code = await self._child.wait()
+            self._serving = False
             if self._stopping.is_set():
                 return
-            if time.monotonic() - born > self._policy.stable_s:
+            if self._successor is not None:
+                if await self._succeeded(self._successor):
+                    continue
+                code = await self._child.wait()
+            elif time.monotonic() - born > self._policy.stable_s:
                 self._restarts = 0
                 self._backoff.reset()
             while not await self._restarted(code):
@@ -93,6 +109,33 @@ class Supervisor:
                 code = await self._child.wait()
                 if self._stopping.is_set():
                     return
+
+    async def become(self, plan: ProcessPlan) -> None:
+        """Lets the process drain and end, and another take its place; returns once that one listens. Only while it is
+        kept. Raises INVALID_ARGUMENT if it does not serve now, ProcessFailed if the other one does not start."""
+        if not self._serving or self._successor is not None or self._stopping.is_set():
+            raise TandemError(ErrorReason.INVALID_ARGUMENT, f"{self.plan.name} does not serve now", field="worker_id")
+        assert self._child is not None, "it serves"
+        self._successor = successor = _Successor(plan, asyncio.get_running_loop().create_future())
+        self._board.set(self.plan.name, stage=Stage.STOPPING, detail=f"{plan.name} takes its place")
+        await self._child.stop(self._drain_ms + KILL_GRACE_MS)
+        await successor.listens
+
+    async def _succeeded(self, successor: _Successor) -> bool:
+        """The process has ended, and the one that takes its place is started; whether it listens."""
+        self._successor = None
+        self._board.replace(self.plan.name, successor.plan)
+        self.plan, self._env = successor.plan, {**self._inherited, **successor.plan.env}
+        self._restarts = self._row_restarts = 0
+        try:
+            await self._launch()
+        except ProcessFailed as failed:
+            if not successor.listens.done():
+                successor.listens.set_exception(failed)
+            return False
+        if not successor.listens.done():
+            successor.listens.set_result(None)
+        return True
 
     async def _restarted(self, code: int) -> bool:
         """One restart; whether the process listens again. Raises ProcessFailed when it is enough."""
@@ -121,7 +164,8 @@ class Supervisor:
         name = self.plan.name
         self._serving = False
         self._board.set(name, stage=Stage.STARTING, detail="")
-        self._child = child = await Child.start(self._command, self._env, self._line)
+        command = self._command or [python(), "-m", f"tandem.{self.plan.kind.value}"]
+        self._child = child = await Child.start(command, self._env, self._line)
         self._board.set(name, pid=child.pid)
         if self._stopping.is_set():
             child.kill()

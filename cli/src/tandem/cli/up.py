@@ -9,21 +9,25 @@ import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Final
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tandem.cli.board import Board, Stage
+from tandem.cli.board import UP, Board, Stage
 from tandem.cli.display import Display, LogFiles, make_display, welcome
-from tandem.cli.plan import LOOPBACK, WORKERS, Kind, SystemPlan
+from tandem.cli.plan import LOOPBACK, WORKERS, Kind, SystemPlan, in_role
 from tandem.cli.supervisor import ProcessFailed, Supervisor
+from tandem.cli.switching import SERVICE_NAME, SystemServicer
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import can_serve
 from tandem.rpc.client import open_channel
 from tandem.rpc.credentials import Credentials, TlsSettings
 from tandem.rpc.exits import ExitCode
+from tandem.rpc.server import GrpcServer
+from tandem.v1 import system_pb2_grpc
 
 BOOTSTRAP_DRAIN_MS: Final = 2_000
 REWATCH_S: Final = 0.2
@@ -96,6 +100,10 @@ class _System:
         self._bootstrap = supervise(0, BOOTSTRAP_DRAIN_MS)
         self._workers = [supervise(1 + index) for index in range(len(plan.workers))]
         self._gateway = supervise(-1)
+        self._server = GrpcServer(credentials=self._credentials)
+        self._server.add(
+            system_pb2_grpc.add_SystemServiceServicer_to_server, SystemServicer(self._switch), SERVICE_NAME
+        )
         self._asked = asyncio.Event()
         self._asked_at = 0.0
 
@@ -111,6 +119,8 @@ class _System:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
+        self._board.up = self._server.bind(f"{LOOPBACK}:0")
+        await self._server.start()
         asked = asyncio.ensure_future(self._asked.wait())
         living = asyncio.create_task(self._live())
         try:
@@ -192,9 +202,31 @@ class _System:
         found = await self._gateway.start(env)
         self._board.admin, self._board.url = found["admin"], found["url"]
 
+    async def _switch(self, name: str, kind: Kind) -> str:
+        """Puts a worker of a kind in the place of another; returns its name. Raises TandemError."""
+        process = next((one for one in self._workers if one.plan.name == name), None)
+        if process is None:
+            there = ", ".join(one.plan.name for one in self._workers)
+            raise TandemError(
+                ErrorReason.UNKNOWN_WORKER, f"there is no worker {name!r} in this system; there are {there}"
+            )
+        if process.plan.kind is kind:
+            raise TandemError(ErrorReason.INVALID_ARGUMENT, f"{name} is a {kind.value} worker already", field="role")
+        others = [row.kind for row in self._board.rows if row.stage in UP and row.name != name]
+        if not can_serve(lambda role: [other for other in others if other == role.value]):
+            raise TandemError(ErrorReason.INVALID_ARGUMENT, f"nobody would serve without {name}", field="worker_id")
+        taken = {row.name for row in self._board.rows}
+        free = next(f"{kind.value}-{number}" for number in count() if f"{kind.value}-{number}" not in taken)
+        try:
+            await process.become(in_role(process.plan, kind, free))
+        except ProcessFailed as failed:
+            raise TandemError(ErrorReason.INTERNAL, str(failed)) from failed
+        return free
+
     async def _stop(self, living: asyncio.Task[None]) -> None:
         """The gateway first, so that its requests end while there are workers; bootstrap last."""
         self._board.set_ready(False)
+        await self._server.stop(0)
         for process in self._all:
             process.restart_no_more()
         await self._gateway.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,20 +19,26 @@ def planner(
         typer.Option(metavar="COMMAND", help="Make changes with it, too: docs/planner.md. Default: recommend only."),
     ] = "",
     metrics: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where to answer /metrics; port 0: any.")] = "",
+    costs: Annotated[
+        str, typer.Option(metavar="FILE", help="Of `tandem calibrate` or `tandem plan --costs`; default: measured.")
+    ] = "",
     admin: Annotated[
         str, typer.Option(help="host:port of a gateway's AdminService; default: of the system run here.")
     ] = "",
 ) -> None:
     """Watches how full the workers of each role are, and says when one should move, come or go."""
+    from tandem.cli.planner.costs import costs_by
     from tandem.cli.planner.service import serve
     from tandem.cli.planner.settings import PlannerSettings
     from tandem.cli.services import admin_address
     from tandem.cli.settings import CliSettings
+    from tandem.cli.sim_serve.model_file import read_model
     from tandem.rpc.credentials import TlsSettings
     from tandem.rpc.run import run_service
 
-    given = {name: value for name, value in (("apply", apply), ("metrics_address", metrics)) if value}
+    given = {name: value for name, value in (("apply", apply), ("metrics_address", metrics), ("costs", costs)) if value}
     settings, tls = PlannerSettings.load(**given), TlsSettings.load()
     address = admin_address(admin or settings.admin_address, CliSettings.load().state_file)
     own = settings.model_copy(update={"admin_address": address})
-    raise typer.Exit(run_service(lambda stop: serve(own, tls, stop)))
+    by = costs_by(read_model(Path(settings.costs))) if settings.costs else None
+    raise typer.Exit(run_service(lambda stop: serve(own, tls, stop, by)))

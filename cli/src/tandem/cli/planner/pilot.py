@@ -9,11 +9,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from tandem.cli.planner.hook import variables
 from tandem.cli.planner.planner_metrics import PlannerMetrics
 from tandem.cli.planner.settings import PlannerSettings
-from tandem.cli.planner.sights import idle, sights
+from tandem.cli.planner.sights import idle, sights, traffic
 from tandem.core.errors import TandemError
 from tandem.core.ids import Role, WorkerId
 from tandem.core.planner.advice import Advice, Change
-from tandem.core.planner.loads import leaver, snapshot
+from tandem.core.planner.demand import Costs, Demands
+from tandem.core.planner.loads import leaver
 from tandem.core.planner.steering import Planner
 from tandem.rpc.tasks import TaskSupervisor
 from tandem.v1 import admin_pb2
@@ -30,15 +31,24 @@ class Pilot:
     """One per process, on one loop."""
 
     def __init__(
-        self, settings: PlannerSettings, metrics: PlannerMetrics, tasks: TaskSupervisor, drain: Drain, hook: Hook | None
+        self,
+        settings: PlannerSettings,
+        metrics: PlannerMetrics,
+        tasks: TaskSupervisor,
+        drain: Drain,
+        hook: Hook | None,
+        costs: Costs | None = None,
     ) -> None:
-        """hook: None = changes are only recommended."""
+        """hook: None = changes are only recommended. costs: None = what a request takes is measured."""
         self._set = settings
         self._metrics = metrics
         self._tasks = tasks
         self._drain = drain
         self._hook = hook
+        self._demands = Demands(settings.outlook, settings.comfort, costs)
         self._planner = Planner(settings.rules)
+        self._making = False
+        """A change is under way."""
         self._latest = admin_pb2.WatchClusterResponse()
         self._news = asyncio.Condition()
 
@@ -47,9 +57,9 @@ class Pilot:
         async with self._news:
             self._latest = message
             self._news.notify_all()
-        seen = snapshot(now, there := sights(message), self._set.comfort)
-        advice = self._planner.look(seen)
-        self._metrics.saw(seen, self._planner)
+        seen = self._demands.look(now, there := sights(message), traffic(message))
+        advice = self._planner.look(seen, making=self._making)
+        self._metrics.saw(seen, self._planner, advice)
         log.debug("%s", advice.reason)
         if advice.change is Change.KEEP:
             return
@@ -60,6 +70,7 @@ class Pilot:
         log.info("%s, to have %s: %s; pressures: %s", _said(advice), workers, advice.reason, figures)
         if self._hook is not None:
             leaves = leaver(there, advice.gives) if advice.gives else None
+            self._making = True
             self._tasks.spawn(self._make(self._hook, advice, wanted, leaves), "change")
 
     async def _make(self, hook: Hook, advice: Advice, wanted: Mapping[Role, int], leaves: WorkerId | None) -> None:
@@ -74,8 +85,10 @@ class Pilot:
             if leaves is not None:
                 await self._give_back(leaves)
             self._planner.failed()
-            return
-        self._metrics.applied(well=True)
+        else:
+            self._metrics.applied(well=True)
+        finally:
+            self._making = False
 
     async def _until_idle(self, worker_id: WorkerId) -> None:
         """Until a worker that drains has nothing left, or its time is over."""

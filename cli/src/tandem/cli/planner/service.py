@@ -16,6 +16,7 @@ from tandem.cli.planner.settings import PlannerSettings
 from tandem.cli.top import watch
 from tandem.core.errors import TandemError
 from tandem.core.ids import WorkerId
+from tandem.core.planner.demand import Costs
 from tandem.rpc import logs
 from tandem.rpc.backoff import Backoff, BackoffPolicy
 from tandem.rpc.credentials import Credentials, TlsSettings
@@ -28,8 +29,9 @@ from tandem.rpc.tasks import TaskSupervisor
 log = logging.getLogger(__name__)
 
 
-async def serve(settings: PlannerSettings, tls: TlsSettings, stop: Stop) -> int:
-    """Runs until asked to stop; returns the exit code. settings: with an address of AdminService."""
+async def serve(settings: PlannerSettings, tls: TlsSettings, stop: Stop, costs: Costs | None = None) -> int:
+    """Runs until asked to stop; returns the exit code. settings: with an address of AdminService. costs: of a request;
+    None = they are measured."""
     logs.setup("planner", level=settings.log_level, log_format=settings.log_format)
     log.info("settings:\n%s\n%s", settings.describe(), tls.describe())
     credentials, metrics = Credentials.from_settings(tls), PlannerMetrics()
@@ -45,7 +47,7 @@ async def serve(settings: PlannerSettings, tls: TlsSettings, stop: Stop) -> int:
         announce("metrics", await listener.start())
     tasks = TaskSupervisor(on_crash=lambda name, _: stop.request(f"{name} crashed", ExitCode.FAILED))
     hook = partial(run_hook, settings.apply, timeout_s=settings.apply_timeout_s) if settings.apply else None
-    pilot = Pilot(settings, metrics, tasks, drain, hook)
+    pilot = Pilot(settings, metrics, tasks, drain, hook, costs)
     tasks.spawn(measure_lag(metrics.lag.observe), "event loop lag")
     tasks.spawn(_follow(settings, credentials, metrics, pilot), "cluster")
     await stop.wait()

@@ -8,6 +8,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from tandem.core.planner.demand import Outlook
 from tandem.core.planner.loads import Comfort
 from tandem.core.planner.steering import Rules
 from tandem.rpc.logs import LogFormat
@@ -25,10 +26,21 @@ class PlannerSettings(Settings, env_prefix="TANDEM_PLANNER_"):
     )
     apply: str = Field(default="", description="command that makes a change; empty: changes are only recommended")
     interval_ms: int = Field(default=1000, ge=200, le=60_000, description="time between two looks")
-    high: float = Field(default=0.8, gt=0, le=10, description="a role is hot at this demand per worker, or more")
+    costs: str = Field(
+        default="",
+        description="file of costs, of `tandem calibrate` or `tandem plan --costs`; empty: what one takes is measured",
+    )
+    full: float = Field(default=1.0, gt=0, le=10, description="a role is short at this demand per worker, or more")
+    high: float = Field(
+        default=0.8, gt=0, le=10, description="and hot at this; one that is below it without a worker could give it"
+    )
     low: float = Field(default=0.5, ge=0, le=10, description="and spare at this, or less, without one of its workers")
     smooth_s: float = Field(default=15, gt=0, le=3600, description="in which the mean of demand forgets")
-    hold_s: float = Field(default=60, ge=0, le=86_400, description="how long a role is hot, or spare, before a change")
+    clear_s: float = Field(default=120, gt=0, le=86_400, description="in which what waits should be gone")
+    hold_s: float = Field(default=60, ge=0, le=86_400, description="how long a role is so before a change")
+    ease_s: float = Field(
+        default=1800, ge=0, le=86_400, description="and before a worker moves to a role that is hot and not short"
+    )
     rest_s: float = Field(default=30, ge=0, le=86_400, description="after a change")
     move_s: float = Field(default=30, ge=0, le=86_400, description="for which a worker that moves serves nobody")
     patience_s: float = Field(default=300, ge=1, le=86_400, description="in which a change is made, or is given up")
@@ -37,7 +49,6 @@ class PlannerSettings(Settings, env_prefix="TANDEM_PLANNER_"):
     )
     least: int = Field(default=1, ge=1, le=256, description="workers that each role keeps")
     most: int = Field(default=0, ge=0, le=256, description="workers in all; 0: none is added or removed")
-    prompts: int = Field(default=4, ge=1, le=65_536, description="with which a prefill worker is full")
     sequences: int = Field(
         default=0, ge=0, le=65_536, description="with which a worker that decodes is full; 0: as many as it runs"
     )
@@ -54,16 +65,19 @@ class PlannerSettings(Settings, env_prefix="TANDEM_PLANNER_"):
     def _thresholds_are_apart(self) -> Self:
         if self.low >= self.high:
             raise ValueError(f"low, {self.low}, has to be below high, {self.high}")
+        if self.high > self.full:
+            raise ValueError(f"high, {self.high}, has to be at most full, {self.full}")
         return self
 
     @property
     def rules(self) -> Rules:
         """How it decides."""
         return Rules(
+            self.full,
             self.high,
             self.low,
-            self.smooth_s,
             self.hold_s,
+            self.ease_s,
             self.rest_s,
             self.move_s,
             self.patience_s,
@@ -75,7 +89,12 @@ class PlannerSettings(Settings, env_prefix="TANDEM_PLANNER_"):
     @property
     def comfort(self) -> Comfort:
         """When workers are full."""
-        return Comfort(self.prompts, self.sequences)
+        return Comfort(self.sequences)
+
+    @property
+    def outlook(self) -> Outlook:
+        """Over which times it looks."""
+        return Outlook(self.smooth_s, self.clear_s)
 
 
 def with_own(variables: Mapping[str, str]) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from tandem.core.ids import Role, WorkerId
+from tandem.core.planner.demand import Traffic
 from tandem.core.planner.loads import WorkerSight
 from tandem.v1 import admin_pb2, common_pb2
 
@@ -18,6 +19,13 @@ _ROLES: Final = {
 def sights(message: admin_pb2.WatchClusterResponse) -> list[WorkerSight]:
     """The workers that the gateway reaches, and that have said something of themselves."""
     return [_sight(one) for one in message.workers if one.up and one.known and one.role in _ROLES]
+
+
+def traffic(message: admin_pb2.WatchClusterResponse) -> Traffic:
+    """What the gateway has counted."""
+    return Traffic(
+        message.asked, message.prompt_tokens, message.first_tokens, message.completion_tokens, message.waiting
+    )
 
 
 def idle(message: admin_pb2.WatchClusterResponse, worker_id: WorkerId) -> bool:

@@ -29,6 +29,7 @@ from tandem.core.pair_book import PairBook
 from tandem.core.pair_cost import Prompt
 from tandem.core.placement import DEFAULT_UNIFIED_MAX_PROMPT_TOKENS, Team, teams_for
 from tandem.core.planner.advice import Advice
+from tandem.core.planner.demand import Traffic
 from tandem.core.policies import PolicyName
 
 
@@ -87,6 +88,19 @@ class Run:
     """Where rooms are run."""
 
 
+@dataclass(slots=True)
+class _Tally:
+    """Requests so far."""
+
+    asked: int = 0
+    prompt_tokens: int = 0
+    """Of those."""
+    entered: int = 0
+    """That have got their place."""
+    answer_tokens: int = 0
+    """Of answers that are whole."""
+
+
 class Cluster:
     """Runs once."""
 
@@ -112,6 +126,7 @@ class Cluster:
         self._protocol = Protocol(plan.rooms) if plan.rooms else None
         self._record = Record()
         self._coming = True
+        self._tally = _Tally()
         self._done_s = 0.0
         self._steersman = self._steered(plan.steering) if plan.steering else None
 
@@ -158,9 +173,18 @@ class Cluster:
             steering,
             self._agenda,
             crews,
+            self._traffic,
             self._resized,
             lambda: self._coming or not self._door.idle,
         )
+
+    def _traffic(self) -> Traffic:
+        """As the gateway would have counted it."""
+        tally = self._tally
+        prompts = sum(one.rooms.count for one in self._prefills.workers)
+        prompts += sum(one.rooms.count - len(one.decoder) for one in self._unified.workers)
+        begun = tally.entered - prompts
+        return Traffic(tally.asked, tally.prompt_tokens, begun, tally.answer_tokens, self._door.waiting)
 
     def _resized(self) -> None:
         self._space.changed()
@@ -173,11 +197,14 @@ class Cluster:
             self._agenda.at(ask.at_s + self._plan.gateway.us_per_request * 1e-6, partial(self._come, ask, asks))
 
     def _come(self, ask: Ask, asks: Iterator[Ask]) -> None:
+        self._tally.asked += 1
+        self._tally.prompt_tokens += ask.prompt_tokens
         self._door.knock(Job(ask, ask.prompt_tokens))
         self._await(asks)
 
     def _enter(self, job: Job) -> None:
         """A request has its place in the gateway, and is sent to its workers: those of the first team with room."""
+        self._tally.entered += 1
         for team in self._teams(job.ask):
             if self._alone(job) if team == ALONE else self._pair(job):
                 return
@@ -246,6 +273,7 @@ class Cluster:
 
     def _done(self, job: Job) -> None:
         self._done_s = self._agenda.now
+        self._tally.answer_tokens += job.ask.new_tokens
         if self._door.left(job):
             self._record.add(job)
 

@@ -116,6 +116,7 @@ def serve(
 
 
 def _plan(options: dict[str, Any]) -> ClusterPlan:
+    from tandem.cli.planner.costs import costs_by
     from tandem.cli.sim.sides import Machines
     from tandem.cli.sim_serve.cluster import ClusterPlan
     from tandem.cli.sim_serve.door import Doorkeeping
@@ -151,7 +152,7 @@ def _plan(options: dict[str, Any]) -> ClusterPlan:
         rooms=Machines() if options["rooms"] else None,
         keeping=Doorkeeping(limits, options["decode_commit"]),
         seed=options["seed"],
-        steering=Steering() if options["planner"] else None,
+        steering=Steering(costs=costs_by(model)) if options["planner"] else None,
     )
 
 

@@ -56,6 +56,11 @@ class Door:
         """Whether nobody has a place and nobody waits."""
         return not (self._queue.used or self._queue.waiting or self._waiting)
 
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for their turn."""
+        return self._queue.waiting
+
     def look_again(self) -> None:
         """More may fit than before."""
         self._let_in(self._queue.pump(self._agenda.now))

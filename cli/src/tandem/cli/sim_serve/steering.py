@@ -1,4 +1,4 @@
-"""A planner that acts on the simulated cluster: it sees what workers would say of themselves, and no more."""
+"""A planner that acts on the simulated cluster: it sees what gateway and workers would say, and no more."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from tandem.cli.sim_serve.agenda import Agenda
 from tandem.cli.sim_serve.crew import Crew
 from tandem.core.ids import Role
 from tandem.core.planner.advice import Advice, Change
-from tandem.core.planner.loads import Comfort, leaver, snapshot
+from tandem.core.planner.demand import Costs, Demands, Outlook, Traffic
+from tandem.core.planner.loads import Comfort, leaver
 from tandem.core.planner.steering import Planner, Rules
 
 
@@ -22,6 +23,9 @@ class Steering:
     rules: Rules = field(default_factory=Rules)
     """A worker that starts in its role takes its `move_s`."""
     comfort: Comfort = field(default_factory=Comfort)
+    outlook: Outlook = field(default_factory=Outlook)
+    costs: Costs | None = None
+    """What a request takes of a worker; None: it is measured."""
     look_s: float = 1.0
     """Between two looks."""
 
@@ -34,16 +38,21 @@ class Steersman:
         steering: Steering,
         agenda: Agenda,
         crews: Mapping[Role, Crew[Any]],
+        traffic: Callable[[], Traffic],
         resized: Callable[[], None],
         goes_on: Callable[[], bool],
     ) -> None:
-        """resized: told when workers have come or gone. goes_on: whether there is still something to do."""
+        """traffic: what the gateway has counted.
+
+        resized: told when workers have come or gone. goes_on: whether there is still something to do."""
         self.changes: list[tuple[float, Advice]] = []
         self._set = steering
         self._agenda = agenda
         self._crews = crews
+        self._traffic = traffic
         self._resized = resized
         self._goes_on = goes_on
+        self._demands = Demands(steering.outlook, steering.comfort, steering.costs)
         self._planner = Planner(steering.rules)
 
     def look(self) -> None:
@@ -52,7 +61,7 @@ class Steersman:
             return
         now = self._agenda.now
         sights = [worker.sight() for crew in self._crews.values() for worker in crew.serving]
-        advice = self._planner.look(snapshot(now, sights, self._set.comfort))
+        advice = self._planner.look(self._demands.look(now, sights, self._traffic()))
         if advice.change is not Change.KEEP:
             self.changes.append((now, advice))
             ready = partial(self._start, advice.gets) if advice.gets is not None else _nothing

@@ -592,6 +592,9 @@ class WatchClusterResponse(_message.Message):
     PREFILL_POLICY_FIELD_NUMBER: _builtins.int
     DECODE_POLICY_FIELD_NUMBER: _builtins.int
     UNIFIED_POLICY_FIELD_NUMBER: _builtins.int
+    ASKED_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
     at_ms: _builtins.int
     """The gateway's monotonic clock, in milliseconds; of use only against other messages of the same stream."""
     requests: _builtins.int
@@ -612,6 +615,12 @@ class WatchClusterResponse(_message.Message):
     """How decode workers are chosen."""
     unified_policy: _builtins.str
     """How unified workers are chosen."""
+    asked: _builtins.int
+    """Requests to generate whose prompts were read, those too that wait or were refused their turn. Set by the gateway."""
+    prompt_tokens: _builtins.int
+    """Tokens of their prompts. Set by the gateway."""
+    waiting: _builtins.int
+    """Requests that wait now: for their turn, or with their turn for a worker with room. Set by the gateway."""
     @_builtins.property
     def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerNumbers]:
         """The workers in the gateway's view, in order of worker_id."""
@@ -635,10 +644,13 @@ class WatchClusterResponse(_message.Message):
         prefill_policy: _builtins.str = ...,
         decode_policy: _builtins.str = ...,
         unified_policy: _builtins.str = ...,
+        asked: _builtins.int = ...,
+        prompt_tokens: _builtins.int = ...,
+        waiting: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ms", b"at_ms", "completion_tokens", b"completion_tokens", "decode_policy", b"decode_policy", "errors", b"errors", "first_tokens", b"first_tokens", "first_tokens_ms", b"first_tokens_ms", "prefill_policy", b"prefill_policy", "requests", b"requests", "retries", b"retries", "rooms", b"rooms", "unified_policy", b"unified_policy", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asked", b"asked", "at_ms", b"at_ms", "completion_tokens", b"completion_tokens", "decode_policy", b"decode_policy", "errors", b"errors", "first_tokens", b"first_tokens", "first_tokens_ms", b"first_tokens_ms", "prefill_policy", b"prefill_policy", "prompt_tokens", b"prompt_tokens", "requests", b"requests", "retries", b"retries", "rooms", b"rooms", "unified_policy", b"unified_policy", "waiting", b"waiting", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,6 +26,7 @@ CHANGES: Final = frozenset(
         "/tandem.v1.PrefillService/Abort",
         "/tandem.v1.DecodeService/Abort",
         "/tandem.v1.UnifiedService/Abort",
+        "/tandem.v1.SystemService/SwitchWorker",
     }
 )
 """Methods that change something and that no service calls: they are for operators."""

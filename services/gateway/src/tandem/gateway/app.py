@@ -141,7 +141,7 @@ class Gateway:
         router = self._build_router(counted, clock, rooms, held, costs)
         self._admin = GrpcServer(credentials=credentials, on_call=metrics.count_rpc, spans=self._tracing)
         traces = ClusterTraces(self._pool, self._tracing, connect)
-        servicer = AdminServicer(self._pool, router, self._bootstrap, rooms, counted, traces)
+        servicer = AdminServicer(self._pool, router, self._bootstrap, rooms, counted, traces, self._waiting)
         self._admin.add(admin_pb2_grpc.add_AdminServiceServicer_to_server, servicer, "tandem.v1.AdminService")
         add_trace_service(self._admin, self._tracing)
         add_control(self._admin, Controlled("gateway", (settings, tls)))
@@ -200,6 +200,10 @@ class Gateway:
         await self._bootstrap.close()
         await self._tokenizers.close()
         await self._tracing.close()
+
+    def _waiting(self) -> int:
+        """Requests that no worker has yet."""
+        return sum(self._room.waiting().values()) + self._decode_room.space.standing.total()
 
     def _told(self, roster: Roster) -> WatchCallbacks:
         """Who hears of each change of the cluster."""

@@ -21,6 +21,25 @@ class Change(Enum):
     """One worker less."""
 
 
+class Bound(Enum):
+    """What keeps a change back."""
+
+    HOLD = "hold"
+    """What would lead to it has not lasted long enough."""
+    EASE = "ease"
+    """A role is hot and keeps up: that has not lasted long enough, or nobody has a worker to spare."""
+    NOBODY = "nobody"
+    """Nobody could give a worker without lacking it."""
+    LEAST = "least"
+    """All others have as few workers as they may have."""
+    MOST = "most"
+    """Nobody could give a worker, and there are as many as there may be."""
+    CHANGE = "change"
+    """The one before is being made."""
+    REST = "rest"
+    """The one before has just been made, or has failed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Advice:
     """One answer."""
@@ -33,7 +52,9 @@ class Advice:
     gets: Role | None = None
     """Gains one: of MOVE and ADD."""
     pressures: Mapping[Role, float] | None = None
-    """What led to it: demand per worker of each role, smoothed."""
+    """What led to it: demand per worker of each role."""
+    held_by: Bound | None = None
+    """Of KEEP: what keeps a change back; None: none is wanted."""
 
     @property
     def steps(self) -> tuple[tuple[Role, int], ...]:

@@ -1,4 +1,4 @@
-"""How much of its workers each role needs, from what the workers say of themselves."""
+"""How full the workers of each role are, by what they say of themselves."""
 
 from __future__ import annotations
 
@@ -31,8 +31,6 @@ class WorkerSight:
 class Comfort:
     """What a worker does well at the same time; with as much of it, it is full."""
 
-    prompts: int = 4
-    """Of a prefill worker: one is computed, the others wait for it. At least 1."""
     sequences: int = 0
     """Of a worker that decodes; 0 = as many as it runs."""
 
@@ -44,9 +42,11 @@ class RoleLoad:
     workers: int
     """That take rooms."""
     demand: float
-    """How many of them the load would fill, at least 0; more than `workers` if some of it waits."""
+    """How many of them the load would fill, at least 0."""
     running: int = 0
     waiting: int = 0
+    backlog: int = 0
+    """Requests that wait for a worker of the role, and are with one."""
 
     @property
     def pressure(self) -> float:
@@ -70,13 +70,20 @@ def snapshot(at_s: float, sights: Iterable[WorkerSight], comfort: Comfort) -> Sn
     for sight in sights:
         if not sight.draining:
             by_role.setdefault(sight.role, []).append(sight)
-    return Snapshot(at_s, {role: _load(workers, comfort) for role, workers in by_role.items()})
+    prompts = sum(one.running + one.waiting for one in by_role.get(Role.PREFILL, ()))
+    return Snapshot(at_s, {role: _load(role, workers, prompts, comfort) for role, workers in by_role.items()})
 
 
-def _load(workers: Sequence[WorkerSight], comfort: Comfort) -> RoleLoad:
+def _load(role: Role, workers: Sequence[WorkerSight], prompts: int, comfort: Comfort) -> RoleLoad:
+    """prompts: that prefill has; decode has them, too, as sequences that wait."""
     demand = sum(load_of(worker, comfort) for worker in workers)
     running, waiting = sum(one.running for one in workers), sum(one.waiting for one in workers)
-    return RoleLoad(len(workers), demand, running, waiting)
+    backlog = 0
+    if role is Role.PREFILL:
+        backlog = sum(max(0, one.running + one.waiting - 1) for one in workers)
+    elif role is Role.DECODE:
+        backlog = max(0, running + waiting - prompts - sum(one.max_running for one in workers))
+    return RoleLoad(len(workers), demand, running, waiting, backlog)
 
 
 def load_of(worker: WorkerSight, comfort: Comfort) -> float:
@@ -87,8 +94,7 @@ def load_of(worker: WorkerSight, comfort: Comfort) -> float:
     pages, or for prefill, is not its load but the other one's.
     """
     if worker.role is Role.PREFILL:
-        prompts = worker.running + worker.waiting
-        return max(1.0, prompts / comfort.prompts) if prompts else 0.0
+        return 1.0 if worker.running + worker.waiting else 0.0
     batch = worker.running + (worker.waiting if worker.role is Role.UNIFIED else 0)
     held = worker.pages_held / worker.pages if worker.pages else 0.0
     return max(batch / (comfort.sequences or worker.max_running), held)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -38,13 +38,15 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         rooms: RoomBook,
         metrics: GatewayMetrics,
         traces: ClusterTraces,
+        waiting: Callable[[], int] = lambda: 0,
     ) -> None:
-        """bootstrap: stays the caller's. rooms: the router's."""
+        """bootstrap: stays the caller's. rooms: the router's. waiting: requests that no worker has yet."""
         self._pool = pool
         self._router = router
         self._rooms = rooms
         self._metrics = metrics
         self._traces = traces
+        self._waiting = waiting
         self._watchers = Watchers()
         self._bootstrap: Any = bootstrap_pb2_grpc.BootstrapServiceStub(bootstrap)
 
@@ -143,7 +145,9 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     def _numbers(self, at_ms: int) -> admin_pb2.WatchClusterResponse:
         totals = cluster_view.totals_of(self._metrics)
         phases, policies = self._rooms.phases(), self._router.policies
-        return cluster_view.cluster_numbers(at_ms, self._pool.view, self._reach, phases, totals, policies)
+        return cluster_view.cluster_numbers(
+            at_ms, self._pool.view, self._reach, phases, totals, policies, self._waiting()
+        )
 
     def _reach(self, worker_id: WorkerId) -> cluster_view.Reach:
         member = self._pool.member_of(worker_id)

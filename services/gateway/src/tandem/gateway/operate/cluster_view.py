@@ -53,6 +53,9 @@ class Totals:
     first_tokens_ms: float = 0
     """Sum of the times to them."""
     completion_tokens: int = 0
+    asked: int = 0
+    """Requests to generate whose prompts were read."""
+    prompt_tokens: int = 0
 
 
 def totals_of(metrics: GatewayMetrics) -> Totals:
@@ -64,6 +67,8 @@ def totals_of(metrics: GatewayMetrics) -> Totals:
         first_tokens=int(_sum(metrics.ttft, "_count")),
         first_tokens_ms=1000 * _sum(metrics.ttft, "_sum"),
         completion_tokens=int(metrics.tokens.total("kind", "completion")),
+        asked=int(_sum(metrics.prepared, "_count")),
+        prompt_tokens=int(metrics.tokens.total("kind", "prompt")),
     )
 
 
@@ -89,8 +94,9 @@ def cluster_numbers(
     phases: Counter[RoomPhase],
     totals: Totals,
     policies: Mapping[Role, PolicyName],
+    waiting: int = 0,
 ) -> admin_pb2.WatchClusterResponse:
-    """One message of WatchCluster."""
+    """One message of WatchCluster. waiting: requests that no worker has yet."""
     return admin_pb2.WatchClusterResponse(
         at_ms=at_ms,
         workers=[_worker_numbers(info, reach(worker_id)) for worker_id, info in view.workers.items()],
@@ -104,6 +110,9 @@ def cluster_numbers(
         prefill_policy=policies[Role.PREFILL].value,
         decode_policy=policies[Role.DECODE].value,
         unified_policy=policies[Role.UNIFIED].value,
+        asked=totals.asked,
+        prompt_tokens=totals.prompt_tokens,
+        waiting=waiting,
     )
 
 

@@ -15,7 +15,16 @@ _WORST: Final = (
     admin_pb2.BREAKER_STATE_OPEN,
 )
 """A worker that one process does not trust is shown so."""
-_COUNTERS: Final = ("requests", "errors", "retries", "first_tokens", "first_tokens_ms", "completion_tokens")
+_COUNTERS: Final = (
+    "requests",
+    "errors",
+    "retries",
+    "first_tokens",
+    "first_tokens_ms",
+    "completion_tokens",
+    "asked",
+    "prompt_tokens",
+)
 _CURSOR_BITS: Final = 48
 
 
@@ -43,6 +52,7 @@ def numbers(
     rooms = Counter[int]()
     for one in latest:
         counted(merged, one)
+        merged.waiting += one.waiting
         for phase in one.rooms:
             rooms[phase.phase] += phase.rooms
     for each in sorted(rooms):

@@ -155,7 +155,7 @@ def test_calls_and_results_are_messages_of_the_chat() -> None:
                 "role": "user",
                 "content": [
                     {"type": "tool_result", "tool_use_id": "1", "content": [{"type": "text", "text": "done"}]},
-                    {"type": "tool_result", "tool_use_id": "2"},
+                    {"type": "tool_result", "id": "2"},
                     {"type": "text", "text": "and?"},
                 ],
             },

@@ -209,6 +209,7 @@ VALUES: list[Any] = [
     *({"type": "any", "disable_parallel_tool_use": parallel} for parallel in (True, 1, None)),
     *(blocks("assistant", USE), blocks("assistant", {**USE, "input": "{}"}), blocks("user", USE)),
     *(blocks("user", RESULT), blocks("user", {**RESULT, "content": 1}), blocks("user", {"type": "tool_result"})),
+    *(blocks("user", {"type": "tool_result", "tool_use_id": None, "id": "1"}), blocks("user", {**RESULT, "id": 1})),
     *(blocks("user", {**RESULT, "content": []}), blocks("assistant", RESULT), blocks("user", RESULT, {"type": "x"})),
     *(blocks("assistant", THOUGHT), blocks("assistant", THOUGHT, USE), blocks("assistant", {"type": "thinking"}, USE)),
     *({"type": "function", "function": value} for value in ({"name": "cook"}, {"name": 1}, {}, "cook")),

@@ -64,14 +64,17 @@ def _anthropic_messages() -> Schema:
         "properties": {"type": {"const": "thinking"}, "thinking": {"type": ["string", "null"]}},
         "required": ["type"],
     }
+    call_id = string(1, MAX_CALL_ID)
     result: Schema = {
         "type": "object",
         "properties": {
             "type": {"const": "tool_result"},
-            "tool_use_id": string(1, MAX_CALL_ID),
+            "tool_use_id": nullable(call_id),
+            "id": nullable(call_id),
             "content": {"anyOf": [{"type": "string"}, list_of(PART), {"type": "null"}]},
         },
-        "required": ["type", "tool_use_id"],
+        "required": ["type"],
+        "anyOf": [{"required": [name], "properties": {name: call_id}} for name in ("tool_use_id", "id")],
     }
 
     def content(*blocks: Schema) -> Schema:

@@ -46,7 +46,10 @@ def _users(field: str, blocks: list[Any]) -> list[Message]:
             texts.append(block)
             continue
         name = f"{field}[{place}]"
-        call_id = Fields(block, f"{name}.").text("tool_use_id", 1, MAX_CALL_ID)
+        inner = Fields(block, f"{name}.")
+        call_id, old_name = inner.text("tool_use_id", 1, MAX_CALL_ID), inner.text("id", 1, MAX_CALL_ID)
+        if call_id is None:
+            call_id = old_name
         if call_id is None:
             refuse(f"{name}.tool_use_id", "is missing.")
         content = block.get("content")

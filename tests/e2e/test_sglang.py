@@ -16,7 +16,7 @@ from tests.support.system.reference import References
 from tests.support.system.sockets import Listener, listeners
 from tests.support.system.system import System, is_idle, running_system, watch_status
 
-pytestmark = [pytest.mark.sglang, pytest.mark.slow, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.sglang, pytest.mark.slow, pytest.mark.timeout(900)]
 
 LENGTHS = [
     *(1, 2, 3, 5, 8, 13, 15, 16, 17, 31, 32, 33, 50, 63, 64, 65),

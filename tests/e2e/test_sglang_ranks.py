@@ -18,7 +18,7 @@ from tests.support.faults.strikes import PREPARED, Strike
 from tests.support.system.asking import body, events, generate, generate_all, metric, prompt_of
 from tests.support.system.system import System, is_idle, running_system
 
-pytestmark = [pytest.mark.sglang, pytest.mark.slow, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.sglang, pytest.mark.slow, pytest.mark.timeout(900)]
 
 BOUND_S = 3.0
 """Longest silence in a stream."""

@@ -29,7 +29,7 @@ from tests.support.settings import environment
 
 ROOT = Path(__file__).resolve().parents[3]
 MODEL = ROOT / "models" / "tandem-tiny"
-START_TIMEOUT_S = 150
+START_TIMEOUT_S = 300
 STOP_TIMEOUT_S = 60
 IDLE_TIMEOUT_S = 20
 READY = "Tandem is ready"

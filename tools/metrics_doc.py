@@ -19,6 +19,7 @@ DOCUMENT: Final = ROOT / "docs" / "metrics.md"
 SERVICES: Final = ("gateway", "bootstrap", "prefill", "decode", "unified", "planner")
 SECTIONS: Final = {
     SERVICES: "Every service",
+    SERVICES[:-1]: "Every service that answers RPCs",
     ("gateway",): "Gateway",
     ("bootstrap",): "Bootstrap",
     ("prefill", "decode", "unified"): "Workers",
@@ -104,7 +105,8 @@ def families() -> dict[str, list[Family]]:
         "prefill": WorkerMetrics(Role.PREFILL).metrics.families,
         "decode": WorkerMetrics(Role.DECODE).metrics.families,
         "unified": WorkerMetrics(Role.UNIFIED).metrics.families,
-        "planner": PlannerMetrics().metrics.families,
+        # It asks, and answers nobody but Prometheus.
+        "planner": [family for family in PlannerMetrics().metrics.families if family.name != "tandem_rpc_calls"],
     }
 
 

@@ -10,28 +10,10 @@ import httpx
 
 from tandem.rpc.client import open_channel
 from tandem.v1 import bootstrap_pb2_grpc
-from tests.support.gateway.cluster import MODEL_PATH, bootstrap_here, workers_at
+from tests.support.gateway.cluster import bootstrap_here, workers_at
 from tests.support.gateway.fake_worker import MODEL, end_of, hand_over, tokens_of
+from tests.support.gateway.process import START_S, gateway_process
 from tests.support.settings import environment
-
-START_S = 60
-
-
-async def start_gateway(bootstrap: str) -> tuple[asyncio.subprocess.Process, str]:
-    """A gateway process, and where it serves HTTP."""
-    settings = {
-        "TANDEM_GATEWAY_PORT": "0",
-        "TANDEM_GATEWAY_ADMIN_ADDRESS": "127.0.0.1:0",
-        "TANDEM_GATEWAY_MODEL_PATH": str(MODEL_PATH),
-        "TANDEM_GATEWAY_BOOTSTRAP_ADDRESS": bootstrap,
-    }
-    child = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tandem.gateway", stdout=asyncio.subprocess.PIPE, env=environment(**settings)
-    )
-    assert child.stdout is not None
-    line = (await asyncio.wait_for(child.stdout.readline(), START_S)).decode()
-    assert line.startswith("listening gateway "), line
-    return child, line.split()[2]
 
 
 async def test_sigterm_lets_a_running_answer_end() -> None:
@@ -45,27 +27,24 @@ async def test_sigterm_lets_a_running_answer_end() -> None:
 
     async with bootstrap_here() as address, open_channel(address) as channel:
         stub = bootstrap_pb2_grpc.BootstrapServiceStub(channel)
-        async with workers_at(stub, [hand_over], [in_two_parts]) as (prefills, decodes):
-            child, http = await start_gateway(address)
-            try:
-                for one in [*prefills, *decodes]:
-                    await one.wait_until(lambda worker: worker.sessions == 1)
-                async with httpx.AsyncClient(base_url=f"http://{http}", timeout=30) as client:
-                    body = {"model": MODEL, "prompt": "hello", "max_tokens": 2, "stream": True}
-                    async with client.stream("POST", "/v1/completions", json=body) as response:
-                        pieces = response.aiter_bytes()
-                        got = await anext(pieces)
-                        child.send_signal(signal.SIGTERM)
-                        await decodes[0].wait_until(lambda worker: worker.sessions == 1)
-                        go_on.set()
-                        got += b"".join([piece async for piece in pieces])
-                assert b'"t1 "' in got
-                assert got.endswith(b"data: [DONE]\n\n")
-                assert await asyncio.wait_for(child.wait(), 30) == 0
-            finally:
-                if child.returncode is None:
-                    child.kill()
-                    await child.wait()
+        async with (
+            workers_at(stub, [hand_over], [in_two_parts]) as (prefills, decodes),
+            gateway_process(address) as (child, http),
+        ):
+            for one in [*prefills, *decodes]:
+                await one.wait_until(lambda worker: worker.sessions == 1)
+            async with httpx.AsyncClient(base_url=f"http://{http}", timeout=30) as client:
+                body = {"model": MODEL, "prompt": "hello", "max_tokens": 2, "stream": True}
+                async with client.stream("POST", "/v1/completions", json=body) as response:
+                    pieces = response.aiter_bytes()
+                    got = await anext(pieces)
+                    child.send_signal(signal.SIGTERM)
+                    await decodes[0].wait_until(lambda worker: worker.sessions == 1)
+                    go_on.set()
+                    got += b"".join([piece async for piece in pieces])
+            assert b'"t1 "' in got
+            assert got.endswith(b"data: [DONE]\n\n")
+            assert await asyncio.wait_for(child.wait(), 30) == 0
 
 
 async def test_a_missing_tokenizer_is_said_and_ends_the_process() -> None:

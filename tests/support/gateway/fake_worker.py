@@ -251,7 +251,7 @@ class FakeWorker:
                     if not request.submit.more:
                         task = asyncio.ensure_future(self.script(self.submits[-1], send))
                         rooms[request.submit.room] = task  # type: ignore[assignment]
-                else:
+                elif request.WhichOneof("message") == "cancel":
                     self.cancels.append(request.cancel)
                     rooms[request.cancel.room].cancel()
                 self._news.notify_all()

@@ -116,6 +116,16 @@ def test_a_large_one_gets_a_worker_to_itself_while_small_ones_use_the_others() -
     assert space.room_of(large.ask.seats[0].worker or worker_life("")) == 0
 
 
+def test_nothing_stays_aside_for_one_that_has_gone() -> None:
+    queue, _, _ = queue_of(10)
+    small, large = queue.offer(ask(2, tenant="small"), 0), queue.offer(ask(10, tenant="large"), 0)
+    for now in (1, 9):
+        queue.pump(now)
+    queue.leave(large, 10)
+    assert queue.offer(ask(2, tenant="small"), 10).state is State.GRANTED
+    queue.leave(small, 11)
+
+
 def test_a_worker_that_comes_makes_room() -> None:
     queue, space, workers = queue_of(10)
     queue.offer(ask(9), 0)

@@ -134,6 +134,17 @@ def test_places_that_are_kept_for_one_are_not_given_to_who_comes_later() -> None
     assert large.state is State.GRANTED
 
 
+def test_nothing_is_kept_for_one_that_has_gone() -> None:
+    load = Load(QueueLimits(places=2, max_waiting=10, patience_s=1))
+    load.offer(Ask("small", 1))
+    large = load.offer(Ask("large", 1, places=2))
+    for after_s in (0, 5):
+        load.queue.pump(load.now + after_s)
+    load.queue.leave(large, load.now)
+    load.end_one()
+    assert load.offer(Ask("new", 1)).state is State.GRANTED
+
+
 def test_what_waits_for_one_pool_is_not_held_up_by_another() -> None:
     free = {"x": 0, "y": 10}
 

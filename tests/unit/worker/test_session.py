@@ -65,9 +65,11 @@ class Host:
 class Stream:
     """One gateway's end: says Hello, submits a room, and hangs up when told."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, wants_aside: bool = False) -> None:
+        self.wants_aside = wants_aside
         self.hang_up = asyncio.Event()
         self.wrote: asyncio.Queue[session_pb2.SessionResponse] = asyncio.Queue()
+        self.last = session_pb2.OtherRooms()
 
     async def requests(self) -> AsyncIterator[session_pb2.SessionRequest]:
         """What the worker reads."""
@@ -80,6 +82,8 @@ class Stream:
         )
         submit.sampling.CopyFrom(sampling)
         yield session_pb2.SessionRequest(submit=submit)
+        if self.wants_aside:
+            yield session_pb2.SessionRequest(put_aside=session_pb2.PutAside(wanted=True))
         await self.hang_up.wait()
 
     async def write(self, message: session_pb2.SessionResponse) -> None:
@@ -90,7 +94,8 @@ class Stream:
         """What the next message that tells of other Sessions says."""
         while not (message := await asyncio.wait_for(self.wrote.get(), 5)).batch.HasField("others"):
             pass
-        return list(message.batch.others.pages)
+        self.last = message.batch.others
+        return list(self.last.pages)
 
 
 @pytest.mark.parametrize("steps", range(8))
@@ -159,3 +164,23 @@ async def test_each_session_hears_what_is_kept_for_rooms_of_others() -> None:
             stream.hang_up.set()
     told = [first.wrote.get_nowait() for _ in range(first.wrote.qsize())]
     assert not any(message.batch.HasField("others") for message in told), "its own are not others'"
+
+
+async def test_others_are_told_for_whom_the_worker_is_put_aside_until_that_session_ends() -> None:
+    host, first, second = Host(), Stream(wants_aside=True), Stream()
+
+    async def put_aside() -> bool:
+        await second.others()
+        return second.last.put_aside
+
+    async with asyncio.TaskGroup() as sessions:
+        asked = sessions.create_task(Session(host).run(first.requests(), first.write))
+        await asyncio.wait_for(host.submitted.wait(), 5)
+        sessions.create_task(Session(host).run(second.requests(), second.write))
+        assert await put_aside()
+        first.hang_up.set()
+        await asked
+        assert not await put_aside()
+        second.hang_up.set()
+    told = [first.wrote.get_nowait() for _ in range(first.wrote.qsize())]
+    assert not any(message.batch.others.put_aside for message in told)

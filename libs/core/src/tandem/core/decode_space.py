@@ -14,6 +14,7 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from tandem.core.asides import Asides, Say
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.fair_queue import Ask
 from tandem.core.ids import Role, WorkerLife
@@ -61,13 +62,15 @@ class DecodeSpace:
         crew: Callable[[Role, str], Crew] = lambda _role, _model: Nobody(),
         commit: float = 0,
         on_freed: Callable[[], None] = _nothing,
+        say_aside: Say = lambda *_: None,
     ) -> None:
         """crew: by role and model. commit: how often pages are given away; 0 = without a bound. on_freed: called when
-        more may fit than before; it may not call back."""
+        more may fit than before; it may not call back. say_aside: tells workers that they are put aside."""
         self._crew = crew
         self._bounded = commit > 0
         self._ledger = PageLedger(commit or 1.0)
         self._on_freed = on_freed
+        self._asides = Asides(say_aside)
         self._pools: dict[str, _Pools] = {}
         self.standing: Counter[str] = Counter()
         """Sequences that have their place and wait for a worker with room, by model; kept by who lets them wait.
@@ -110,20 +113,30 @@ class DecodeSpace:
             if not self._ledger.seat_all(places, ask.seats):
                 for seat in ask.seats:
                     self._ledger.seat_all(places, (seat,))
+            self._asides.seated(ask.seats)
 
     def give(self, ask: Ask) -> None:
         """It has ended."""
+        for seat in ask.seats:
+            self._asides.over(seat)
         if sum(self._ledger.leave(seat) for seat in ask.seats):
             self._on_freed()
 
     def put_aside(self, ask: Ask) -> None:
         """Keeps as many workers for a request as it needs, those with most room."""
         if self._bounded and not self.standing[ask.pool]:
-            self._ledger.put_aside(self._of(ask.pool).all, ask.seats)
+            life = self._ledger.put_aside(self._of(ask.pool).all, ask.seats)
+            if life is not None:
+                self._asides.keep(ask.seats, life)
 
     def put_back(self) -> None:
-        """Ends that for all requests."""
+        """Ends that for all requests; `settle` follows."""
         self._ledger.put_back()
+        self._asides.let_go()
+
+    def settle(self) -> None:
+        """All that is to be put aside is: tells the workers."""
+        self._asides.settle()
 
     # ------------------------------------------------------------ for who chooses workers
 
@@ -142,8 +155,13 @@ class DecodeSpace:
             if moved:
                 self._on_freed()
 
+    def sent(self, seat: Seat) -> None:
+        """Its worker knows of a sequence."""
+        self._asides.over(seat)
+
     def leave(self, seat: Seat) -> None:
         """A sequence has ended."""
+        self._asides.over(seat)
         if self._ledger.leave(seat):
             self._on_freed()
 
@@ -153,6 +171,11 @@ class DecodeSpace:
             return False
         places = self._of(model).all
         return places.size > 0 and not self._ledger.roomy(places, seat).any()
+
+    def stand(self, model: str, seat: Seat) -> None:
+        """A sequence has its place and waits for a worker with room: before those of other gateways too."""
+        if (life := self._ledger.roomiest(self._of(model).all, seat)) is not None:
+            self._asides.hold(seat, life)
 
     # ------------------------------------------------------------ what is told of workers
 
@@ -164,9 +187,10 @@ class DecodeSpace:
         self._pools.clear()
         self._on_freed()
 
-    def told(self, life: WorkerLife, others: Sequence[int]) -> None:
-        """A worker says how many pages of each rank other gateways have; none = it says nothing any more."""
-        if self._ledger.told(life, others):
+    def told(self, life: WorkerLife, others: Sequence[int], *, taken: bool = False) -> None:
+        """A worker says how many pages of each rank other gateways have; none = it says nothing any more. taken:
+        whether one of them has it put aside."""
+        if self._ledger.told(life, others, taken=taken):
             self._on_freed()
 
     def largest_now(self, models: Iterable[str]) -> dict[str, int]:

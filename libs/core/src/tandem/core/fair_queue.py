@@ -101,6 +101,9 @@ class Space(Protocol):
     def put_back(self) -> None:
         """Ends that for all requests."""
 
+    def settle(self) -> None:
+        """What is put aside now stays so for a while."""
+
 
 class Boundless:
     """Space without an end."""
@@ -123,6 +126,9 @@ class Boundless:
 
     def put_back(self) -> None:
         """Nothing was kept."""
+
+    def settle(self) -> None:
+        """Nothing is."""
 
 
 class State(Enum):
@@ -274,14 +280,17 @@ class FairQueue:
         elif ticket.state is State.WAITING:
             self._remove(ticket)
         ticket.state = State.LEFT
-        return self.pump(now) if self.waiting else []
+        if self.waiting:
+            return self.pump(now)
+        self._keep_nothing()
+        self._space.settle()
+        return []
 
     def pump(self, now: float) -> list[Ticket]:
         """Gives places to those whose turn it is; to be called when more fits than before."""
         granted: list[Ticket] = []
         kept: set[Ticket] = set()
-        self._places_held = False
-        self._space.put_back()
+        self._keep_nothing()
         while self.waiting and self.used < self.limits.places:
             ticket = self._next(now, kept)
             if ticket is None:
@@ -289,8 +298,13 @@ class FairQueue:
             self._remove(ticket)
             self._grant(ticket)
             granted.append(ticket)
+        self._space.settle()
         self._note_rate(sum(ticket.ask.cost for ticket in granted), len(granted), now)
         return granted
+
+    def _keep_nothing(self) -> None:
+        self._places_held = False
+        self._space.put_back()
 
     def waiting_of(self, priority: Priority) -> int:
         """Requests of a class that wait."""

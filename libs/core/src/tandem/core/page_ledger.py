@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,9 @@ class PagePool:
 
 Places = NDArray[np.intp]
 """Of workers, in a ledger."""
+
+_LAST: Final = 1 << 62
+"""Tokens that no worker has room for."""
 
 
 @dataclass(slots=True, eq=False)
@@ -88,6 +92,9 @@ class PageLedger:
         self._aside = np.zeros(0, np.bool_)
         """Workers that are kept for one that waits."""
         self._any_aside = False
+        self._taken = np.zeros(0, np.bool_)
+        """Workers that other gateways have put aside."""
+        self._taken_lives: set[WorkerLife] = set()
         self._lives: list[WorkerLife] = []
         """By place."""
         self._others: dict[WorkerLife, tuple[int, ...]] = {}
@@ -102,22 +109,25 @@ class PageLedger:
         for life in [life for life, one in self._accounts.items() if not one.seats and life not in lives]:
             place = self._accounts.pop(life).place
             self._spare.append(place)
-            self._room[place] = self._whole[place] = self._aside[place] = 0
+            self._room[place] = self._whole[place] = self._aside[place] = self._taken[place] = 0
 
-    def told(self, life: WorkerLife, others: Sequence[int]) -> bool:
-        """A worker says how many pages of each rank others have; none = it says nothing any more. Whether that leaves
-        more room than before."""
+    def told(self, life: WorkerLife, others: Sequence[int], *, taken: bool = False) -> bool:
+        """A worker says how many pages of each rank others have; none = it says nothing any more. taken: whether one of
+        them has it put aside. Whether that leaves more room than before."""
         before = self._others.pop(life, ())
         if any(others):
             self._others[life] = tuple(others)
+        was_taken = life in self._taken_lives
+        (self._taken_lives.add if taken else self._taken_lives.discard)(life)
         account = self._accounts.get(life)
         if account is None:
             return False
+        self._taken[account.place] = taken
         room = account.room
         for rank in range(len(account.given)):
             account.given[rank] += _at(others, rank) - _at(before, rank)
         self._room[account.place] = account.room
-        return account.room > room
+        return account.room > room or (was_taken and not taken)
 
     def room_of(self, life: WorkerLife) -> int:
         """Tokens of the largest sequence that fits a worker now; 0 for one that is not known."""
@@ -127,8 +137,8 @@ class PageLedger:
     def roomy(self, places: Places, seat: Seat) -> NDArray[np.bool_]:
         """Which of these workers have room for a sequence: of those that are kept for others, none but its own."""
         fit: NDArray[np.bool_] = self._room.take(places) >= seat.tokens  # sooner than an index
-        if self._any_aside:
-            fit &= ~self._aside[places]
+        if self._any_kept:
+            fit &= ~self._kept(places)
         if seat.worker is not None and seat.worker in self._accounts:
             fit |= places == self._accounts[seat.worker].place
         return fit
@@ -146,8 +156,8 @@ class PageLedger:
         """Seats all of them on the workers with most room, the largest first, or none."""
         for done, seat in enumerate(ordered := sorted(seats, key=lambda one: -one.tokens)):
             room = self._room.take(places)
-            if self._any_aside:
-                room[self._aside.take(places)] = -1
+            if self._any_kept:
+                room[self._kept(places)] = -1
             best = int(room.argmax()) if room.size else 0
             if not room.size or room[best] < seat.tokens:
                 for one in ordered[:done]:
@@ -193,25 +203,48 @@ class PageLedger:
         """Whether any of these workers has a seat of ours."""
         return any(self._accounts[self._lives[place]].seats for place in places)
 
-    def put_aside(self, places: Places, seats: Iterable[Seat]) -> None:
-        """Keeps as few of these workers as may hold all of `seats`, those with most room first: nobody else is seated
-        there until `put_back`, so that what comes free on them gathers."""
+    def put_aside(self, places: Places, seats: Iterable[Seat]) -> WorkerLife | None:
+        """Keeps as few of these workers as may hold all of `seats`, those with most room first and those that other
+        gateways keep last: nobody else is seated there until `put_back`, so that what comes free on them gathers.
+        Returns the worker if one is enough."""
         left: dict[int, int] = {}
+        whole = True
         for seat in sorted(seats, key=lambda one: -one.tokens):
             kept = next((place for place, tokens in left.items() if tokens >= seat.tokens), None)
             if kept is None:
-                free = places[(self._whole[places] >= seat.tokens) & ~self._aside[places]]
-                if not free.size:
+                kept = self._roomiest(places, seat.tokens)
+                if kept is None:
+                    whole = False
                     continue
-                kept = int(free[self._room[free].argmax()])
                 left[kept] = int(self._whole[kept])
                 self._aside[kept] = self._any_aside = True
             left[kept] -= seat.tokens
+        return self._lives[next(iter(left))] if whole and len(left) == 1 else None
+
+    def roomiest(self, places: Places, seat: Seat) -> WorkerLife | None:
+        """Which of these workers may have room for a sequence soonest; None if none ever has."""
+        place = self._roomiest(places, seat.tokens)
+        return None if place is None else self._lives[place]
+
+    def _roomiest(self, places: Places, tokens: int) -> int | None:
+        """The one with most room, of those that we do not keep; what others keep goes last."""
+        free = places[(self._whole[places] >= tokens) & ~self._aside[places]]
+        if not free.size:
+            return None
+        return int(free[np.where(self._taken[free], self._room[free] - _LAST, self._room[free]).argmax()])
 
     def put_back(self) -> None:
         """Nobody is kept for anybody any more."""
         if self._any_aside:
             self._aside[:] = self._any_aside = False
+
+    @property
+    def _any_kept(self) -> bool:
+        return self._any_aside or bool(self._taken_lives)
+
+    def _kept(self, places: Places) -> NDArray[np.bool_]:
+        """Which of these are kept, by us or by others."""
+        return np.asarray((self._aside | self._taken).take(places))
 
     def _account(self, pool: PagePool) -> _Account:
         account = self._accounts.get(pool.life)
@@ -224,12 +257,13 @@ class PageLedger:
             self._accounts[pool.life] = account
             self._room[place] = account.room
             self._whole[place] = account.total * account.page_size
+            self._taken[place] = pool.life in self._taken_lives
         return account
 
     def _new_place(self, life: WorkerLife) -> int:
         self._lives.append(life)
         self._room, self._whole = (np.append(array, 0) for array in (self._room, self._whole))
-        self._aside = np.append(self._aside, False)
+        self._aside, self._taken = (np.append(array, False) for array in (self._aside, self._taken))
         return len(self._room) - 1
 
 

@@ -18,6 +18,8 @@ class Feature(IntFlag):
     """OfferPages may carry decode_prefix_len > 0."""
     CONTINUED = 4
     """OfferPages and Submit may go on in further messages."""
+    PUT_ASIDE = 8
+    """A Session takes PutAside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,8 @@ class Protocol:
         return f"{self.major}.{self.minor}"
 
 
-CURRENT = Protocol(major=1, minor=1, features=Feature.CHUNK_CHECKSUM | Feature.DECODE_PREFIX | Feature.CONTINUED)
+_ALL = Feature.CHUNK_CHECKSUM | Feature.DECODE_PREFIX | Feature.CONTINUED | Feature.PUT_ASIDE
+CURRENT = Protocol(major=1, minor=1, features=_ALL)
 
 
 def agree(ours: Protocol, theirs: Protocol, who: str) -> Feature:

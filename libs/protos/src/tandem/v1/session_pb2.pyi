@@ -61,6 +61,7 @@ class SessionRequest(_message.Message):
     HELLO_FIELD_NUMBER: _builtins.int
     SUBMIT_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
+    PUT_ASIDE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___SessionHello:
         """First message of the stream, once."""
@@ -73,18 +74,23 @@ class SessionRequest(_message.Message):
     def cancel(self) -> Global___Cancel:
         """Ends a room early."""
 
+    @_builtins.property
+    def put_aside(self) -> Global___PutAside:
+        """Asks for the worker to be put aside, or ends that."""
+
     def __init__(
         self,
         *,
         hello: Global___SessionHello | None = ...,
         submit: Global___Submit | None = ...,
         cancel: Global___Cancel | None = ...,
+        put_aside: Global___PutAside | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "hello", b"hello", "message", b"message", "submit", b"submit"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "hello", b"hello", "message", b"message", "put_aside", b"put_aside", "submit", b"submit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "hello", b"hello", "message", b"message", "submit", b"submit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "hello", b"hello", "message", b"message", "put_aside", b"put_aside", "submit", b"submit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "submit", "cancel"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "submit", "cancel", "put_aside"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -502,6 +508,32 @@ class Cancel(_message.Message):
 Global___Cancel: _TypeAlias = Cancel  # noqa: Y015
 
 @_typing.final
+class PutAside(_message.Message):
+    """Asks for a worker to be put aside for a sequence that waits for room there: other gateways then seat nothing new on it, so
+    that what comes free gathers. The Session that asked first has it, until it ends that or ends itself; then the next.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WANTED_FIELD_NUMBER: _builtins.int
+    wanted: _builtins.bool
+    """True: from now on; asking again changes nothing. False: no more, whether or not it had its turn. Set by the gateway, only
+    where both sides have the feature PUT_ASIDE.
+    """
+    def __init__(
+        self,
+        *,
+        wanted: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["wanted", b"wanted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PutAside: _TypeAlias = PutAside  # noqa: Y015
+
+@_typing.final
 class StepBatch(_message.Message):
     """What one engine step brought, over every running sequence of the Session."""
 
@@ -535,14 +567,19 @@ Global___StepBatch: _TypeAlias = StepBatch  # noqa: Y015
 
 @_typing.final
 class OtherRooms(_message.Message):
-    """KV pages that are kept for rooms of other Sessions."""
+    """What other Sessions have of a worker."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PAGES_FIELD_NUMBER: _builtins.int
+    PUT_ASIDE_FIELD_NUMBER: _builtins.int
+    put_aside: _builtins.bool
+    """True: the worker is put aside for one of them, so that nothing new is to be seated there. Set by the worker; an older
+    one leaves it false, and an older gateway does not look.
+    """
     @_builtins.property
     def pages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """By data parallel rank, all of them: whole pages of each room's prompt and `max_new_tokens`, from Submit until the
+        """KV pages that are kept for their rooms, by data parallel rank, all of them: whole pages of each room's prompt and `max_new_tokens`, from Submit until the
         room has ended. Range 0..2^32-1. Set by the worker. Their sum may be more than the worker has.
         """
 
@@ -550,10 +587,11 @@ class OtherRooms(_message.Message):
         self,
         *,
         pages: _abc.Iterable[_builtins.int] | None = ...,
+        put_aside: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["pages", b"pages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pages", b"pages", "put_aside", b"put_aside"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

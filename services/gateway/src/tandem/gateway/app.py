@@ -124,7 +124,7 @@ class Gateway:
             rng=rng,
             held=held,
             on_status=partial(saw_status, costs),
-            on_others=lambda life, pages: self._decode_room.space.told(life, pages),
+            on_others=lambda life, pages, taken: self._decode_room.space.told(life, pages, taken=taken),
         )
         self._watcher = ClusterWatcher(self._bootstrap, rng=rng, callbacks=self._told(roster))
         self._pool.follow(lambda: self._watcher.view, lambda: self._watcher.connected)
@@ -264,7 +264,7 @@ class Gateway:
 
     def _admission(self, counted: GatewayMetrics) -> tuple[DecodeRoom, WaitingRoom]:
         settings = self._settings
-        space = DecodeSpace(self._pool.crew, settings.decode_commit, lambda: decode.freed())
+        space = DecodeSpace(self._pool.crew, settings.decode_commit, lambda: decode.freed(), self._pool.put_aside)
         decode = DecodeRoom(space, lambda: room.look_again())
         room = WaitingRoom(
             QueueLimits(

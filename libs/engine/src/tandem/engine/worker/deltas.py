@@ -29,11 +29,11 @@ class DeltaBuffer:
 
     def __init__(self) -> None:
         self._pending: dict[RoomId, session_pb2.Delta] = {}
-        self._others: Callable[[], Iterable[int]] | None = None
+        self._others: Callable[[], session_pb2.OtherRooms] | None = None
         self._wake = asyncio.Event()
 
-    def tell_others(self, others: Callable[[], Iterable[int]]) -> None:
-        """Other Sessions have more or less pages than was last said. others: how many, by rank, when it is sent."""
+    def tell_others(self, others: Callable[[], session_pb2.OtherRooms]) -> None:
+        """Other Sessions have more or less than was last said. others: what they have when it is sent."""
         self._others = others
         self._wake.set()
 
@@ -60,7 +60,7 @@ class DeltaBuffer:
             await self._wake.wait()
         batch = session_pb2.StepBatch()
         if self._others is not None:
-            batch.others.CopyFrom(session_pb2.OtherRooms(pages=self._others()))
+            batch.others.CopyFrom(self._others())
             self._others = None
         size = 0
         for room in list(self._pending)[:MAX_DELTAS]:

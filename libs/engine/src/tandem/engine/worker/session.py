@@ -116,8 +116,10 @@ class Session:
                     room, why = RoomId(request.cancel.room), wire.why_of(request.cancel.failure)
                     self._submits.cancel(room, TandemError(why.reason, why.message))
                     self._tasks.spawn(self._cancel(room, why), f"cancel {room}")
+                case "put_aside":
+                    self._share.put_aside(wanted=request.put_aside.wanted)
                 case _:
-                    raise TandemError(ErrorReason.PROTOCOL_VIOLATION, "a Session takes Submit and Cancel")
+                    raise TandemError(ErrorReason.PROTOCOL_VIOLATION, "a Session takes Submit, Cancel and PutAside")
 
     def _submit(self, message: session_pb2.Submit) -> None:
         room = RoomId(message.room)
@@ -187,7 +189,10 @@ class Session:
             self._host.room_ended()
 
     def _others_changed(self) -> None:
-        self._buffer.tell_others(lambda: self._share.others)
+        self._buffer.tell_others(self._others)
+
+    def _others(self) -> session_pb2.OtherRooms:
+        return session_pb2.OtherRooms(pages=self._share.others, put_aside=self._share.taken)
 
 
 def _failed(room: RoomId, error: TandemError) -> Delta:

@@ -101,8 +101,9 @@ class Attempt:
         """Whose token came last."""
         return Role.DECODE if self.delivered else Role.PREFILL
 
-    async def run(self) -> TandemError | None:
-        """Returns None when the answer is complete, else why it failed. Cancelling it ends both legs."""
+    async def run(self, sent: Callable[[], None] = lambda: None) -> TandemError | None:
+        """Returns None when the answer is complete, else why it failed. Cancelling it ends both legs. sent: called once
+        both workers were asked."""
         for role, worker, peer, leg in (
             (Role.DECODE, self._decode, self._prefill, Leg(self._on_decode, self._on_decode_lost)),
             (Role.PREFILL, self._prefill, self._decode, Leg(self._on_prefill, self._on_prefill_lost)),
@@ -113,6 +114,7 @@ class Attempt:
                 self.end.fail(error, role)
                 return error
         del self._submit  # a prompt may be long, and an answer takes long: nobody needs it any more
+        sent()
         return await self.end.wait()
 
     def _send(self, worker: Worker, peer: Worker, leg: Leg) -> None:

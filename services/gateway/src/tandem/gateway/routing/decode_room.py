@@ -32,9 +32,11 @@ class DecodeRoom:
         """Returns when there may be room. Nobody gets a place for the model meanwhile: who waits here has one."""
         space = self.space
         space.put_back()
+        space.settle()
         if not space.full(model, seat):
             return
         space.standing[model] += 1
+        space.stand(model, seat)
         try:
             await self._freed.wait()
         finally:

@@ -52,14 +52,16 @@ class LoneAttempt:
         """Whose token came last."""
         return Role.UNIFIED
 
-    async def run(self) -> TandemError | None:
-        """Returns None when the answer is complete, else why it failed. Cancelling it ends its leg."""
+    async def run(self, sent: Callable[[], None] = lambda: None) -> TandemError | None:
+        """Returns None when the answer is complete, else why it failed. Cancelling it ends its leg. sent: called once
+        the worker was asked."""
         try:
             self._worker.submit(self._submit, Leg(self._on_delta, self._on_lost))
         except TandemError as error:
             self.end.fail(error, Role.UNIFIED)
             return error
         del self._submit  # a prompt may be long, and an answer takes long: nobody needs it any more
+        sent()
         return await self.end.wait()
 
     def _on_delta(self, delta: session_pb2.Delta) -> None:

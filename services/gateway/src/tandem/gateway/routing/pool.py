@@ -82,10 +82,11 @@ class SessionPool:
         rng: random.Random,
         held: HeldPages | None = None,
         on_status: Callable[[WorkerInfo, session_pb2.WorkerStatus], None] = lambda *_: None,
-        on_others: Callable[[WorkerLife, Sequence[int]], None] = lambda *_: None,
+        on_others: Callable[[WorkerLife, Sequence[int], bool], None] = lambda *_: None,
     ) -> None:
         """open_channel: gets host:port. held: follows what each worker holds. on_status: hears what each tells.
-        on_others: hears how many pages of each rank of a worker other gateways have, none where that is not known."""
+        on_others: hears how many pages of each rank of a worker other gateways have, none where that is not known, and
+        whether it is put aside for one of them."""
         self._settings = settings
         self._open_channel = open_channel
         self._rng = rng
@@ -227,6 +228,11 @@ class SessionPool:
         info = self.view.workers.get(worker_id)
         member = None if info is None else self._members.get(info.life)
         return None if member is None else (member.session, member.status)
+
+    def put_aside(self, life: WorkerLife, wanted: bool) -> None:
+        """Asks for a worker to be put aside for this gateway, or ends that; nothing happens where it has gone."""
+        if (member := self._members.get(life)) is not None:
+            member.session.put_aside(wanted)
 
     def standings(self) -> Iterator[Standing]:
         """Every worker of the view, as we see it now."""

@@ -115,12 +115,16 @@ class Ran:
 class RoomRuns:
     """Runs them. One per gateway."""
 
-    def __init__(self, tracing: Tracing, dice: Dice, rooms: RoomBook, health: HealthBook) -> None:
-        """rooms: where those that run are noted. health: hears how they end."""
+    def __init__(
+        self, tracing: Tracing, dice: Dice, rooms: RoomBook, health: HealthBook, on_sent: Callable[[Seat], None]
+    ) -> None:
+        """rooms: where those that run are noted. health: hears how they end. on_sent: hears of each seat whose worker
+        was asked."""
         self._tracing = tracing
         self._dice = dice
         self._rooms = rooms
         self._health = health
+        self._on_sent = on_sent
 
     async def run(
         self,
@@ -143,7 +147,7 @@ class RoomRuns:
         facts = RoomFacts(RoomId(submit.room), journey.request_id, order.number, legs, journey.deadline)
         del submit  # the attempt forgets it once it is sent
         with self._rooms.running(facts, attempt), self._health.watching(attempt.end, legs), measuring(attempt.end):
-            failure = await _run(attempt, trace, journey.deadline)
+            failure = await _run(attempt, trace, journey.deadline, lambda: self._on_sent(order.seat))
         if failure is not None:
             log.warning("attempt %d on %s failed: %s", order.number, " and ".join(map(str, legs.values())), failure)
         return Ran(attempt, failure, first_token)
@@ -182,10 +186,12 @@ def _attempt(submit: session_pb2.Submit, team: Team, deliver: Tell, first_token:
     return Attempt(submit, team[Role.PREFILL], team[Role.DECODE], deliver, first_token)
 
 
-async def _run(attempt: Attempt | LoneAttempt, trace: AttemptTrace, deadline: float) -> TandemError | None:
+async def _run(
+    attempt: Attempt | LoneAttempt, trace: AttemptTrace, deadline: float, sent: Callable[[], None]
+) -> TandemError | None:
     trace.follow(attempt)
     try:
-        failure = await attempt.run()
+        failure = await attempt.run(sent)
     except asyncio.CancelledError:
         trace.given_up(late=asyncio.get_running_loop().time() >= deadline)
         raise

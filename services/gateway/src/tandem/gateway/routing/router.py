@@ -163,12 +163,12 @@ class Router:
         self._budget = RetryBudget(settings.retries, time.monotonic())
         self._on_picked = on_picked
         self._health = health or HealthBook()
-        self._runs = RoomRuns(tracing, self._dice, rooms or RoomBook(), self._health)
         self._holders = holders or NobodyHolds()
         self._on_held = on_held
         self._costs = costs or PairBook(time.monotonic)
         self._room = room or DecodeRoom()
         self._space = self._room.space
+        self._runs = RoomRuns(tracing, self._dice, rooms or RoomBook(), self._health, self._space.sent)
         self._holders.serve(self.policies)
         self._memo = PageMemo(MAX_CHUNKS)
 

@@ -96,7 +96,8 @@ class Session:
         self._features = Feature.NONE
         self._up_changed: Callable[[], None] = lambda: None
         self._rooms_changed: Callable[[int], None] = lambda _: None
-        self._others_changed: Callable[[Sequence[int]], None] = lambda _: None
+        self._others_changed: Callable[[Sequence[int], bool], None] = lambda *_: None
+        self._wants_aside = False
 
     @property
     def life(self) -> WorkerLife:
@@ -121,8 +122,9 @@ class Session:
         """Sets what hears how many rooms of ours run there, whenever that changes."""
         self._rooms_changed = hook
 
-    def on_others_changed(self, hook: Callable[[Sequence[int]], None]) -> None:
-        """Sets what hears how many pages of each rank other gateways have; none while there is no stream."""
+    def on_others_changed(self, hook: Callable[[Sequence[int], bool], None]) -> None:
+        """Sets what hears how many pages of each rank other gateways have, none while there is no stream; and whether
+        the worker is put aside for one of them."""
         self._others_changed = hook
 
     def submit(self, submit: session_pb2.Submit, leg: Leg) -> None:
@@ -151,6 +153,18 @@ class Session:
                 f" {PART_BYTES} at most.",
             )
         return takewhile(lambda part: part.room in self._legs, SubmitParts(submit))
+
+    def put_aside(self, wanted: bool) -> None:
+        """Asks for the worker to be put aside for us, or ends that; where it can't be, nothing happens."""
+        if wanted is not self._wants_aside:
+            self._wants_aside = wanted
+            self._say_aside()
+
+    def _say_aside(self) -> None:
+        # Not bounded by max_outbox: each follows a request of ours that waits, or was sent there.
+        if self._outbox is not None and Feature.PUT_ASIDE in self._features:
+            put_aside = session_pb2.PutAside(wanted=self._wants_aside)
+            self._outbox.put((session_pb2.SessionRequest(put_aside=put_aside),))
 
     def cancel(self, room: RoomId, why: TandemError) -> None:
         """Ends a room early; no news of it follow. Nothing happens if it has ended."""
@@ -189,6 +203,8 @@ class Session:
             self._check(await self._first(call))
             self._backoff.reset()
             self._set_outbox(outbox)
+            if self._wants_aside:
+                self._say_aside()
             log.info("Session with %s is open", self.life)
             async for response in call:
                 self._hand_out(response.batch)
@@ -218,7 +234,7 @@ class Session:
 
     def _hand_out(self, batch: session_pb2.StepBatch) -> None:
         if batch.HasField("others"):
-            self._others_changed(batch.others.pages)
+            self._others_changed(batch.others.pages, batch.others.put_aside)
         for delta in batch.deltas:
             ended = delta.HasField("finish")
             leg = self._forget(delta.room) if ended else self._legs.get(delta.room)
@@ -229,7 +245,7 @@ class Session:
         self._set_outbox(None)
         legs, self._legs = self._legs, {}
         self._rooms_changed(0)
-        self._others_changed(())
+        self._others_changed((), False)
         if legs:
             log.warning("%s %d rooms fail", message, len(legs))
         for leg in legs.values():

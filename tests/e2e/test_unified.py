@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ from tandem.cli.cluster import set_draining
 from tandem.cli.trace import trace_of
 from tandem.rpc.credentials import PLAIN
 from tests.support.mock.oracle import Oracle
-from tests.support.system.asking import body, events, generate, metric, prompt_of, streamed
+from tests.support.system.asking import body, events, generate, metric, prompt_of, seen_draining, streamed
 from tests.support.system.system import System, is_idle, running_system
 
 LIMIT = 64
@@ -36,16 +35,6 @@ async def served(system: System) -> tuple[int, int]:
     statuses = await system.wait_idle()
     assert all(is_idle(status) for status in statuses.values()), statuses
     return statuses["unified-0"].rooms_succeeded, statuses["decode-0"].rooms_succeeded
-
-
-async def seen_draining(client: httpx.AsyncClient, role: str, workers: int) -> None:
-    """Waits until the gateway sees so many workers of a role drain. Metrics are pulled: there is no event."""
-    name = f'tandem_gateway_workers{{role="{role}",state="draining"}}'
-    async with asyncio.timeout(20):
-        while True:
-            if await metric(client, name) == workers:
-                return
-            await asyncio.sleep(0.02)
 
 
 async def test_short_prompts_go_to_the_unified_worker_and_long_ones_to_the_pair(beside: System, oracle: Oracle) -> None:

@@ -73,9 +73,10 @@ class Stack:
     """One compose project under a name of its own, whose gateways are published on any free port."""
 
     def __init__(self, profile: str = "mock", **env: str) -> None:
-        """profile: that of the workers. env: variables of docker-compose.yml."""
+        """profile: that of the workers; several have commas between them. env: variables of docker-compose.yml."""
         self.project = f"tandem-test-{secrets.token_hex(4)}"
-        self.suffix = "" if profile == "sglang-cpu" else f"-{profile}"
+        first = profile.partition(",")[0]
+        self.suffix = "" if first == "sglang-cpu" else f"-{first}"
         """What the names of the workers' services end in."""
         self.docker = docker.from_env(timeout=CALL_TIMEOUT_S)
         fixed = {"IMAGE_TAG": TAG, "GATEWAY_PORT": "0", "COMPOSE_PROFILES": profile}

@@ -127,3 +127,13 @@ async def metric(client: httpx.AsyncClient, name: str) -> float:
     """A metric of the gateway, by its name and labels; 0 if it is not there yet."""
     lines = (await client.get("/metrics")).text.splitlines()
     return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(name)), 0.0)
+
+
+async def seen_draining(client: httpx.AsyncClient, role: str, workers: int) -> None:
+    """Waits until the gateway sees so many workers of a role drain. Metrics are pulled: there is no event."""
+    name = f'tandem_gateway_workers{{role="{role}",state="draining"}}'
+    async with asyncio.timeout(20):
+        while True:
+            if await metric(client, name) == workers:
+                return
+            await asyncio.sleep(0.02)

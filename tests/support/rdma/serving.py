@@ -19,11 +19,11 @@ WHOLE_TIMEOUT_S: Final = 300.0
 """It imports for a long time."""
 
 
-def verbs_options() -> Sequence[str]:
-    """For `tandem up`: patience, and each prefill's first rail goes to the device that decode uses first, through the
-    guest's cable."""
+def verbs_options(each: int = 2) -> Sequence[str]:
+    """For `tandem up` with `each` workers of a role: patience, and each prefill's first rail goes to the device that
+    decode uses first, through the guest's cable."""
     ways = {"prefill": Direction.SEND, "decode": Direction.RECEIVE}
-    named = {f"{role}-{n}": ",".join(devices_of(way)) for role, way in ways.items() for n in range(2)}
+    named = {f"{role}-{n}": ",".join(devices_of(way)) for role, way in ways.items() for n in range(each)}
     crossed = [part for name, value in named.items() for part in ("--env", f"{name}:TANDEM_RANK_VERBS_DEVICES={value}")]
     return (*PATIENT, *crossed)
 

@@ -24,6 +24,7 @@ from typing import Final
 
 import psutil
 
+from benchmarks.sglang_pd.commands import output
 from benchmarks.sglang_pd.peer_venv import IMPORTS, PACKAGES, missing, peer_python
 from benchmarks.sglang_pd.sides import BASE_PORT, TANDEM, Side, peer_environment, sglang, tandem
 from tandem.cli.bench_serve.document import Result, from_json, to_json
@@ -72,20 +73,10 @@ async def awake(name: str, side: Side) -> AsyncIterator[None]:
 async def loaded(url: str, rate: str, given: argparse.Namespace, seed: int) -> Result:
     """One run of `tandem bench serve`. Raises SystemExit if it fails."""
     requests = given.at_once if rate == ALL_AT_ONCE else given.requests
-    words = ["-m", "tandem.cli", "bench", "serve", "--api", "generate", "--url", url, "--json", "--timeout-s", "60"]
+    words = ["tandem.cli", "bench", "serve", "--api", "generate", "--url", url, "--json", "--timeout-s", "60"]
     words += ["--rate", rate, "--requests", str(requests), "--seed", str(seed), "--spread", "0.5", "--warm-up", "3"]
     words += ["--prompt-tokens", str(given.prompt_tokens), "--new-tokens", str(given.new_tokens)]
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, *words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=environment()
-    )
-    try:
-        said, errors = await asyncio.wait_for(process.communicate(), COMMAND_S)
-    finally:
-        if process.returncode is None:
-            process.kill()
-    if process.returncode:
-        raise SystemExit(f"tandem bench serve failed: {errors.decode(errors='replace')[-2000:]}")
-    return from_json(said.decode(), "what tandem bench serve printed")
+    return from_json(await output(words, environment(), COMMAND_S), "what tandem bench serve printed")
 
 
 def together(results: Sequence[Result]) -> Result:

@@ -27,6 +27,7 @@ from typing import Final
 import numpy as np
 from aiohttp import web
 
+from benchmarks.sglang_pd.commands import output
 from tandem.cli.bench_serve.apis import Asking, body_of
 from tandem.cli.bench_serve.choices import Api, WorkloadName
 from tandem.cli.bench_serve.client import ask, resolved, target_of
@@ -136,20 +137,8 @@ async def fixed_server(answers: FixedAnswers) -> AsyncIterator[str]:
         await runner.cleanup()
 
 
-async def output(command: Sequence[str], folder: Path) -> str:
-    """What a command prints. Raises SystemExit if it fails."""
-    env = environment(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", PYTHONPATH=python_path(folder))
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=env
-    )
-    try:
-        said, errors = await asyncio.wait_for(process.communicate(), COMMAND_S)
-    finally:
-        if process.returncode is None:
-            process.kill()
-    if process.returncode:
-        raise SystemExit(f"{command[0]} failed: {errors.decode(errors='replace')[-2000:]}")
-    return said.decode()
+def _environment(folder: Path) -> dict[str, str]:
+    return environment(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", PYTHONPATH=python_path(folder))
 
 
 async def ours(url: str, given: argparse.Namespace, seed: int, folder: Path) -> Numbers:
@@ -158,7 +147,7 @@ async def ours(url: str, given: argparse.Namespace, seed: int, folder: Path) -> 
     words += ["--warm-up", "0", "--spread", "0"]
     words += ["--requests", str(given.requests), "--rate", str(given.rate), "--seed", str(seed)]
     words += ["--prompt-tokens", str(given.prompt_tokens), "--new-tokens", str(given.new_tokens)]
-    result = from_json(await output(words, folder), "what tandem bench serve printed")
+    result = from_json(await output(words, _environment(folder), COMMAND_S), "what tandem bench serve printed")
     if result.summaries[0]["answered"] != given.requests:
         raise SystemExit(f"not all were answered: {result.summaries[0]['errors']}")
     return dict(result.numbers[0])
@@ -172,7 +161,7 @@ async def theirs(url: str, given: argparse.Namespace, seed: int, folder: Path) -
     words += ["--random-input-len", str(given.prompt_tokens), "--random-output-len", str(given.new_tokens)]
     words += ["--num-prompts", str(given.requests), "--request-rate", str(given.rate), "--seed", str(seed)]
     words += ["--warmup-requests", "0", "--ready-check-timeout-sec", "0", "--disable-tqdm", "--output-file", str(kept)]
-    await output(words, folder)
+    await output(words, _environment(folder), COMMAND_S)
     found = json.loads(kept.read_text())
     if found["completed"] != given.requests:
         raise SystemExit(f"bench_serving had {found['completed']} answers of {given.requests}")

@@ -20,9 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from tandem.cli.bench_gateway.peer_venv import SGLANG_ROUTER, missing
 from tandem.cli.bench_serve.document import from_json
-from tandem.cli.settings import bench_peers_folder
 from tests.support.browser import CHROMIUM
 from tests.support.system.system import running_system
 
@@ -131,14 +129,7 @@ def _with_systems(folder: Path) -> Iterator[Smoke]:
         *(_says(r"^at most .*% apart$"), lambda: "" if find_spec("sglang") else "SGLang"),
         verdict=True,
     )
-    few = ("--streams", "2", "--tokens", "4", "--rounds", "1")
-    yield Smoke("token_cpu", few, _says(r"^Tandem, unified: \d+ us per token .* x; "), _token_cpu_missing)
-    yield Smoke(
-        *("serve_commands", ("--rounds", "1", "--requests", "3", "--prompt-tokens", "16", "--new-tokens", "4")),
-        *(_says(r"^at most .*% apart"), lambda: "" if find_spec("sglang") else "SGLang"),
-        verdict=True,
-    )
-    yield Smoke("pd_peers", (), _says("."), lambda: "SGLang's own PD, and minutes to start it in")
+    yield Smoke("token_cpu", (), _says("."), lambda: "sglang-router, and minutes to start SGLang twice in")
     yield Smoke(
         "planner_waves",
         ("--loads", "0.5", "--phases-s", "20"),
@@ -185,10 +176,6 @@ def _devices_missing(wanted: int) -> str:
 
 def _command_missing(name: str) -> str:
     return "" if shutil.which(name) else name
-
-
-def _token_cpu_missing() -> str:
-    return missing(SGLANG_ROUTER, bench_peers_folder()) if find_spec("sglang") else "SGLang"
 
 
 def _says(pattern: str) -> Callable[[str], bool]:

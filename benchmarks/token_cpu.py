@@ -25,6 +25,7 @@ from typing import Any, Final
 import httpx
 import psutil
 
+from benchmarks.sglang_pd.sides import wait_ready
 from tandem.cli import settings
 from tandem.cli.bench_gateway.peer_venv import SGLANG_ROUTER, missing
 from tandem.cli.bench_gateway.processes import cpu_s
@@ -38,8 +39,6 @@ PLAIN: Final = "SGLang, sglang-router"
 UNIFIED: Final = "Tandem, unified"
 PAIR: Final = "Tandem, a pair"
 START_TIMEOUT_S: Final = 300.0
-TRY_S: Final = 0.5
-"""Between two looks whether the router serves: it tells nobody when it does."""
 IDLE_S: Final = 5.0
 MAX_TOTAL_TOKENS: Final = 32_768
 
@@ -91,7 +90,7 @@ async def plain_side(router_python: str) -> AsyncIterator[Side]:
         engine = await stack.enter_async_context(running(command, env, PLAIN_READY))
         router = await stack.enter_async_context(running(route, settings.inherited(), ""))
         url = f"http://{LOOPBACK}:{front}"
-        await _until_it_serves(url)
+        await wait_ready(url)
 
         def processes() -> Mapping[int, str]:
             served = {one.pid: _part(one.pid, "server") for one in _family(engine.pid)}
@@ -109,17 +108,6 @@ def _part(pid: int, otherwise: str) -> str:
     """What a process does, by the title that SGLang gives it."""
     title = " ".join(psutil.Process(pid).cmdline())
     return next((part for part in (ENGINE, "detokenizer") if f"sglang::{part}" in title), otherwise)
-
-
-async def _until_it_serves(url: str) -> None:
-    async with asyncio.timeout(START_TIMEOUT_S), httpx.AsyncClient(base_url=url, trust_env=False) as client:
-        while True:
-            try:
-                if (await client.get("/readiness")).status_code == 200:
-                    return
-            except httpx.TransportError:
-                pass
-            await asyncio.sleep(TRY_S)
 
 
 async def stream(client: httpx.AsyncClient, model: str, tokens: int) -> None:

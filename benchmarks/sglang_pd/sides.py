@@ -201,7 +201,7 @@ async def sglang(
         router = Server("router", router_command(python, ports, front), env, (folder / "router.log").open("w"))
         tasks.append(asyncio.create_task(router.supervise()))
         url = f"http://{LOOPBACK}:{front}"
-        await _wait_ready(url)
+        await wait_ready(url)
         yield SglangSide(url, servers, router)
     finally:
         for task in tasks:
@@ -219,7 +219,8 @@ def router_command(python: str, ports: Mapping[str, int], front: int) -> list[st
     return [*command, *ROUTER_OPTIONS]
 
 
-async def _wait_ready(url: str) -> None:
+async def wait_ready(url: str) -> None:
+    """Returns when the router there serves."""
     async with httpx.AsyncClient(base_url=url, trust_env=False) as client, asyncio.timeout(START_TIMEOUT_S):
         while True:
             try:

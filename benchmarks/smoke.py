@@ -131,6 +131,12 @@ def _with_systems(folder: Path) -> Iterator[Smoke]:
     )
     yield Smoke("token_cpu", (), _says("."), lambda: "sglang-router, and minutes to start SGLang twice in")
     yield Smoke(
+        *("serve_commands", ("--rounds", "1", "--requests", "3", "--prompt-tokens", "16", "--new-tokens", "4")),
+        *(_says(r"^at most .*% apart"), lambda: "" if find_spec("sglang") else "SGLang"),
+        verdict=True,
+    )
+    yield Smoke("pd_peers", (), _says("."), lambda: "SGLang's own PD, and minutes to start it in")
+    yield Smoke(
         "planner_waves",
         ("--loads", "0.5", "--phases-s", "20"),
         _says(r"^\| 50% \| 20 \| \d+% \| \d+% \| 0 \| \d+% \| 0 \|$"),

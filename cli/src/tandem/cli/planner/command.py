@@ -26,7 +26,7 @@ def planner(
         str, typer.Option(help="host:port of a gateway's AdminService; default: of the system run here.")
     ] = "",
 ) -> None:
-    """Watches how full the workers of each role are, and says when one should move, come or go."""
+    """Watches what is asked of the workers of each role, and says when one should move, come or go."""
     from tandem.cli.planner.costs import costs_by
     from tandem.cli.planner.service import serve
     from tandem.cli.planner.settings import PlannerSettings

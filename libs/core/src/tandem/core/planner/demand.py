@@ -116,32 +116,39 @@ class Demands:
             for role, load in now.roles.items():
                 self._sums.saw(role, load, passed_s)
         self._before = at_s, traffic
-        return Snapshot(at_s, {role: self._mean(role, now.roles, traffic.waiting) for role in now.roles})
+        reckoned = self._reckoned()
+        return Snapshot(at_s, {role: self._mean(role, now.roles, traffic.waiting, reckoned) for role in now.roles})
 
-    def _mean(self, role: Role, roles: Mapping[Role, RoleLoad], waiting: int) -> RoleLoad:
+    def _mean(
+        self, role: Role, roles: Mapping[Role, RoleLoad], waiting: int, reckoned: Mapping[Role, float] | None
+    ) -> RoleLoad:
         load, sums = roles[role], self._sums
         if not sums.span_s:
             return load
         busy, share = sums.busy[role] / sums.span_s, self._share(role, roles)
-        seconds = self._seconds(role, share, busy)
+        seconds = self._measured(share, busy) if reckoned is None else reckoned.get(role, 0.0)
         come = (
             share * (sums.asked / sums.span_s + waiting / self._outlook.clear_s) + load.backlog / self._outlook.clear_s
         )
         wanted = come * seconds
-        if self._costs is None:
+        if reckoned is None:
             wanted = min(wanted, MOST_EXCESS * busy)
         return replace(load, demand=max(busy, wanted))
 
-    def _seconds(self, role: Role, share: float, busy: float) -> float:
-        """That a request takes of one worker; 0 = not known."""
+    def _measured(self, share: float, busy: float) -> float:
+        """Seconds that a request takes of one worker, by what such workers do; 0 = not known."""
+        begun_per_s = share * self._sums.begun / self._sums.span_s
+        return busy / begun_per_s if begun_per_s else 0.0
+
+    def _reckoned(self) -> Mapping[Role, float] | None:
+        """The same of each role by the costs of the mean request, nothing while none is known; None = without costs."""
         sums = self._sums
         if self._costs is None:
-            begun_per_s = share * sums.begun / sums.span_s
-            return busy / begun_per_s if begun_per_s else 0.0
+            return None
         if not sums.asked:
-            return 0.0
+            return {}
         new_tokens = max(1.0, sums.answer_tokens / sums.begun) if sums.begun else 1.0
-        return self._costs(MeanRequest(sums.prompt_tokens / sums.asked, new_tokens)).get(role, 0.0)
+        return self._costs(MeanRequest(sums.prompt_tokens / sums.asked, new_tokens))
 
     def _share(self, role: Role, roles: Mapping[Role, RoleLoad]) -> float:
         """Of the requests, those that go by a role: all, unless there are unified workers beside pairs."""

@@ -39,6 +39,7 @@ LABELS: Final = {
     "code": "HTTP status; of `tandem_rpc_calls_total`: name of the gRPC status",
     "direction": "`sent` or `received`",
     "endpoint": "path of the HTTP endpoint, or `other`",
+    "gateway": "host:port of its AdminService, as it was given to the planner",
     "kind": "`prompt` or `completion`",
     "limit": "what a request came up against: [admission.md](admission.md)",
     "method": "full name of the gRPC method",

@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tandem.cli.switching import switch_here
+from tandem.cli.top import watch
 from tandem.core.errors import TandemError
 from tandem.core.ids import Role, WorkerId
+from tandem.core.planner.advice import KEEP_QUIET
 from tandem.rpc.credentials import PLAIN
 from tandem.rpc.run import ANNOUNCEMENT
-from tests.support.system.asking import generate, prompt_of
+from tests.support.gateway.process import gateway_process
+from tests.support.system.asking import Answer, generate, prompt_of
 from tests.support.system.system import System, environment, running_system
 
 pytestmark = pytest.mark.long
@@ -163,3 +166,81 @@ async def test_who_would_be_missed_is_not_switched(system: System) -> None:
         with pytest.raises(TandemError, match=said):
             await switch_here(state_file, PLAIN, worker_id, role, 60)
     assert {row.name for row in system.state.processes} >= {"prefill-0", "decode-0", "decode-1"}
+
+
+WAITING = 20
+"""Requests at each of two gateways."""
+BY_COSTS = {
+    "TANDEM_PLANNER_CLEAR_S": "10",
+    "TANDEM_PLANNER_HIGH": "1.5",
+    "TANDEM_PLANNER_FULL": "1.6",
+    "TANDEM_PLANNER_LOG_LEVEL": "DEBUG",
+}
+"""20 that wait take 20 / 10 s x 0.5 s = 1 worker, and those of both gateways 2."""
+COSTS = '{"schema": "tandem.costs/1", "engine": {"prefill_us_per_token": 500}}'
+
+
+@contextlib.asynccontextmanager
+async def two_gateways(folder: Path) -> AsyncIterator[tuple[System, tuple[str, str], tuple[httpx.AsyncClient, ...]]]:
+    """Of one system in which a prompt takes minutes, and that serves one request per gateway at a time; where each
+    gateway answers operators, and a client of each."""
+    variable = "TANDEM_GATEWAY_MAX_CONCURRENT"
+    slow = ("--engine-arg", "prefill_us_per_token=300000", "--drain-s", "0", "--env", f"gateway:{variable}=1")
+    with running_system(folder, "--engine", "mock", "--ratio", "1:2", *slow) as system:
+        async with (
+            gateway_process(system.state.bootstrap, **{variable: "1"}) as (other, http),
+            httpx.AsyncClient(base_url=f"http://{http}", timeout=600, trust_env=False) as there,
+            system.client(600) as here,
+        ):
+            assert other.stdout is not None
+            admin = (await other.stdout.readline()).decode().split()[-1]
+            yield system, (system.state.admin, admin), (here, there)
+
+
+async def test_what_waits_at_two_gateways_takes_a_worker_more_and_at_one_of_them_it_would_not(tmp_path: Path) -> None:
+    """What waits stays as it is, as nothing ends. A planner that watches one gateway sees half of it."""
+    (tmp_path / "costs.json").write_text(COSTS)
+    costs = ("--costs", str(tmp_path / "costs.json"))
+    async with two_gateways(tmp_path) as (system, admins, clients), asks_wait(clients, admins) as ask:
+        async with planner(system, *costs, **BY_COSTS) as process:
+            await line_with(process, KEEP_QUIET.reason)
+            ask(1)
+            looks = [await next_line(process) for _ in range(40)]
+            assert not [line for line in looks if "a worker:" in line]
+        async with planner(system, "--admin", admins[1], *costs, **BY_COSTS) as process:
+            await line_with(process, KEEP_QUIET.reason)
+            ask(1)
+            said = await line_with(process, "move a worker")
+    assert "decode to prefill, to have 1 decode, 2 prefill" in said
+
+
+async def next_line(process: asyncio.subprocess.Process) -> str:
+    """One that the planner logs, at each look at least."""
+    return await line_with(process, "")
+
+
+@contextlib.asynccontextmanager
+async def asks_wait(
+    clients: Sequence[httpx.AsyncClient], admins: Sequence[str]
+) -> AsyncIterator[Callable[[int], None]]:
+    """As many requests wait at each gateway as are asked of it, but for one. The callable asks more of each."""
+    asking: list[asyncio.Task[Answer]] = []
+
+    def ask(count: int) -> None:
+        for client in clients:
+            asking.extend(asyncio.create_task(generate(client, prompt_of(1000), 2)) for _ in range(count))
+
+    ask(WAITING + 1)
+    try:
+        for admin in admins:
+            messages = watch(admin, PLAIN, 200)
+            async with asyncio.timeout(120), contextlib.aclosing(messages):
+                async for message in messages:
+                    if message.waiting == WAITING:
+                        break
+        yield ask
+        assert not [task for task in asking if task.done()]
+    finally:
+        for task in asking:
+            task.cancel()
+        await asyncio.wait(asking)

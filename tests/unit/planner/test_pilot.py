@@ -9,25 +9,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from tandem.cli.planner.hook import run_hook
 from tandem.cli.planner.pilot import Pilot
 from tandem.cli.planner.planner_metrics import PlannerMetrics
 from tandem.cli.planner.settings import PlannerSettings
-from tandem.cli.planner.sights import idle, sights
+from tandem.cli.planner.sights import sight
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import WorkerId
 from tandem.rpc.tasks import TaskSupervisor
-from tandem.v1 import admin_pb2, common_pb2
+from tandem.v1 import admin_pb2
+from tests.support.planner import worker
 
 SETTINGS = PlannerSettings(hold_s=2, smooth_s=0.1, rest_s=1, move_s=0)
-
-
-def worker(name: str, **facts: int) -> admin_pb2.WorkerNumbers:
-    """One that is up, of the role in its name."""
-    role = common_pb2.Role.Value(f"ROLE_{name.partition('-')[0].upper()}")
-    known = {"up": True, "known": True, "max_running": 10, "pages_total": 100, "pages_free": 100}
-    return admin_pb2.WorkerNumbers(worker=common_pb2.WorkerRef(worker_id=name), role=role, **{**known, **facts})
 
 
 @dataclass
@@ -62,7 +57,7 @@ class Cluster:
 
     async def tell(self, pilot: Pilot, looks: int) -> None:
         for _ in range(looks):
-            await pilot.take(self.message(), self.now)
+            await pilot.take(sight([self.message()]), self.now)
             self.now += 1
             self.asked += 4
             # What the pilot has begun goes on until it waits.
@@ -116,18 +111,17 @@ async def test_a_command_that_fails_is_counted_and_tried_ever_later_and_the_work
     await tasks.close()
 
 
-def test_it_sees_who_is_there_and_only_what_decode_holds() -> None:
-    message = admin_pb2.WatchClusterResponse(
-        workers=[
-            worker("decode-0", pages_free=50, pages_granted=20, in_flight=1),
-            worker("decode-1", up=False),
-            worker("decode-2", known=False),
-        ]
-    )
-    (sight,) = sights(message)
-    assert (sight.pages, sight.pages_held) == (100, 30)
-    assert not idle(message, WorkerId("decode-0"))
-    assert idle(message, WorkerId("decode-9"))
+async def test_where_a_gateway_is_not_heard_what_was_seen_does_not_count_as_having_lasted() -> None:
+    """A change takes what lasts for 2 s. Heard for a second each time, it is not made; heard for longer, it is."""
+    cluster, metrics, tasks = Cluster(), PlannerMetrics(), TaskSupervisor()
+    pilot = Pilot(SETTINGS, metrics, tasks, cluster.drain, None)
+    for _ in range(20):
+        await cluster.tell(pilot, 2)
+        pilot.blind()
+    assert shown(metrics, 'tandem_planner_advice_total{change="move"}') == 0
+    await cluster.tell(pilot, 10)
+    assert shown(metrics, 'tandem_planner_advice_total{change="move"}') == 1
+    await tasks.close()
 
 
 async def test_the_command_gets_its_variables_and_its_end_is_seen(tmp_path: Path) -> None:
@@ -141,6 +135,15 @@ async def test_the_command_gets_its_variables_and_its_end_is_seen(tmp_path: Path
     ):
         with pytest.raises(TandemError, match=said):
             await run_hook(command, {}, timeout_s)
+
+
+def test_an_address_that_is_none_or_is_there_twice_is_refused_by_name() -> None:
+    assert PlannerSettings(admin_address="a:50051, http://b:50051").gateways == ("a:50051", "b:50051")
+    for given, said in (("a:1,b", "'b' is not host:port"), ("a:0", "port of 1"), ("a:1,a:1", "a:1 is there twice")):
+        with pytest.raises(ValidationError, match=said) as caught:
+            PlannerSettings(admin_address=given)
+        (line,) = PlannerSettings.explain(caught.value)
+        assert line.startswith("setting admin_address (TANDEM_PLANNER_ADMIN_ADDRESS): ")
 
 
 def test_thresholds_that_are_not_apart_are_refused() -> None:

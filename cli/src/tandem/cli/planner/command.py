@@ -23,8 +23,12 @@ def planner(
         str, typer.Option(metavar="FILE", help="Of `tandem calibrate` or `tandem plan --costs`; default: measured.")
     ] = "",
     admin: Annotated[
-        str, typer.Option(help="host:port of a gateway's AdminService; default: of the system run here.")
-    ] = "",
+        list[str] | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="AdminService of a gateway; for each that has clients. Default: of the system run here.",
+        ),
+    ] = None,
 ) -> None:
     """Watches what is asked of the workers of each role, and says when one should move, come or go."""
     from tandem.cli.planner.costs import costs_by
@@ -36,9 +40,11 @@ def planner(
     from tandem.rpc.credentials import TlsSettings
     from tandem.rpc.run import run_service
 
-    given = {name: value for name, value in (("apply", apply), ("metrics_address", metrics), ("costs", costs)) if value}
+    options = {"apply": apply, "metrics_address": metrics, "costs": costs, "admin_address": ",".join(admin or ())}
+    given = {name: value for name, value in options.items() if value}
     settings, tls = PlannerSettings.load(**given), TlsSettings.load()
-    address = admin_address(admin or settings.admin_address, CliSettings.load().state_file)
-    own = settings.model_copy(update={"admin_address": address})
+    if not settings.gateways:
+        here = admin_address("", CliSettings.load().state_file)
+        settings = settings.model_copy(update={"admin_address": here})
     by = costs_by(read_model(Path(settings.costs))) if settings.costs else None
-    raise typer.Exit(run_service(lambda stop: serve(own, tls, stop, by)))
+    raise typer.Exit(run_service(lambda stop: serve(settings, tls, stop, by)))

@@ -1,4 +1,4 @@
-"""Looks at each message of a gateway, says what the planner advises, and makes the change where a command is given."""
+"""Looks at what gateways say, says what the planner advises, and makes the change where a command is given."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from tandem.cli.planner.hook import variables
 from tandem.cli.planner.planner_metrics import PlannerMetrics
 from tandem.cli.planner.settings import PlannerSettings
-from tandem.cli.planner.sights import idle, sights, traffic
+from tandem.cli.planner.sights import Sight
 from tandem.core.errors import TandemError
 from tandem.core.ids import Role, WorkerId
 from tandem.core.planner.advice import Advice, Change
@@ -17,7 +17,6 @@ from tandem.core.planner.demand import Costs, Demands
 from tandem.core.planner.loads import leaver
 from tandem.core.planner.steering import Planner
 from tandem.rpc.tasks import TaskSupervisor
-from tandem.v1 import admin_pb2
 
 log = logging.getLogger(__name__)
 
@@ -45,19 +44,20 @@ class Pilot:
         self._tasks = tasks
         self._drain = drain
         self._hook = hook
-        self._demands = Demands(settings.outlook, settings.comfort, costs)
+        self._costs = costs
+        self._demands = self._no_demands()
         self._planner = Planner(settings.rules)
         self._making = False
         """A change is under way."""
-        self._latest = admin_pb2.WatchClusterResponse()
+        self._latest = Sight()
         self._news = asyncio.Condition()
 
-    async def take(self, message: admin_pb2.WatchClusterResponse, now: float) -> None:
-        """One message. now: monotonic seconds."""
+    async def take(self, sight: Sight, now: float) -> None:
+        """The cluster as all gateways have it. now: monotonic seconds."""
         async with self._news:
-            self._latest = message
+            self._latest = sight
             self._news.notify_all()
-        seen = self._demands.look(now, there := sights(message), traffic(message))
+        seen = self._demands.look(now, sight.workers, sight.traffic)
         advice = self._planner.look(seen, making=self._making)
         self._metrics.saw(seen, self._planner, advice)
         log.debug("%s", advice.reason)
@@ -69,9 +69,18 @@ class Pilot:
         workers = ", ".join(f"{count} {role.value}" for role, count in wanted.items())
         log.info("%s, to have %s: %s; pressures: %s", _said(advice), workers, advice.reason, figures)
         if self._hook is not None:
-            leaves = leaver(there, advice.gives) if advice.gives else None
+            leaves = leaver(sight.workers, advice.gives) if advice.gives else None
             self._making = True
             self._tasks.spawn(self._make(self._hook, advice, wanted, leaves), "change")
+
+    def blind(self) -> None:
+        """A gateway is not heard, so what is asked is not known. Nothing is seen, and so nothing decided, until all are
+        heard; and what was seen does not count as having lasted meanwhile. A change that is under way goes on."""
+        self._demands = self._no_demands()
+        self._planner.interrupted()
+
+    def _no_demands(self) -> Demands:
+        return Demands(self._set.outlook, self._set.comfort, self._costs)
 
     async def _make(self, hook: Hook, advice: Advice, wanted: Mapping[Role, int], leaves: WorkerId | None) -> None:
         try:
@@ -94,9 +103,9 @@ class Pilot:
         """Until a worker that drains has nothing left, or its time is over."""
         try:
             async with asyncio.timeout(self._set.drain_timeout_s), self._news:
-                # What the message of before the drain said may be over: a room may still have come.
+                # What was seen before the drain may be over: a room may still have come.
                 await self._news.wait()
-                await self._news.wait_for(lambda: idle(self._latest, worker_id))
+                await self._news.wait_for(lambda: worker_id not in self._latest.busy)
         except TimeoutError:
             log.warning("%s still has rooms after %g s", worker_id, self._set.drain_timeout_s)
 

@@ -29,7 +29,7 @@ class PlannerMetrics:
         )
         self._advice = metrics.counter("tandem_planner_advice", "Changes that were advised.", ("change",))
         self._applied = metrics.counter("tandem_planner_applied", "Changes that the command made.", ("outcome",))
-        self.connected = metrics.gauge("tandem_planner_connected", "1 while a gateway is watched.")
+        self._connected = metrics.gauge("tandem_planner_connected", "1 while the gateway is heard.", ("gateway",))
         for change in Change:
             if change is not Change.KEEP:
                 self._advice.labels(change.value)
@@ -45,6 +45,10 @@ class PlannerMetrics:
             self._pressure.labels(role.value).set(load.pressure)
         for role, count in planner.wanted.items():
             self._wanted.labels(role.value).set(count)
+
+    def hears(self, gateway: str, *, heard: bool) -> None:
+        """gateway: address of its AdminService."""
+        self._connected.labels(gateway).set(heard)
 
     def advised(self, advice: Advice) -> None:
         """A change is said."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Self
+from typing import Final, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tandem.core.planner.demand import Outlook
 from tandem.core.planner.loads import Comfort
@@ -14,12 +14,15 @@ from tandem.core.planner.steering import Rules
 from tandem.rpc.logs import LogFormat
 from tandem.rpc.settings import Settings
 
+_LAST_PORT: Final = 65_535
+
 
 class PlannerSettings(Settings, env_prefix="TANDEM_PLANNER_"):
     """Environment: TANDEM_PLANNER_<NAME>."""
 
     admin_address: str = Field(
-        default="", description="host:port of a gateway's AdminService; empty: of the system run here"
+        default="",
+        description="host:port of each gateway's AdminService, separated by commas; empty: of the system run here",
     )
     metrics_address: str = Field(
         default="127.0.0.1:0", description="host:port of /metrics over plain HTTP; port 0 = any free one, empty = none"
@@ -61,6 +64,18 @@ class PlannerSettings(Settings, env_prefix="TANDEM_PLANNER_"):
     )
     log_format: LogFormat = Field(default=LogFormat.HUMAN, description="human or json")
 
+    @field_validator("admin_address")
+    @classmethod
+    def _each_gateway_once(cls, given: str) -> str:
+        named = _gateways(given)
+        for address in named:
+            host, _, port = address.rpartition(":")
+            if not host or not port.isdecimal() or not 0 < int(port) <= _LAST_PORT:
+                raise ValueError(f"{address!r} is not host:port with a port of 1 to {_LAST_PORT}")
+            if named.count(address) > 1:
+                raise ValueError(f"{address} is there twice, and its requests would count twice")
+        return given
+
     @model_validator(mode="after")
     def _thresholds_are_apart(self) -> Self:
         if self.low >= self.high:
@@ -68,6 +83,11 @@ class PlannerSettings(Settings, env_prefix="TANDEM_PLANNER_"):
         if self.high > self.full:
             raise ValueError(f"high, {self.high}, has to be at most full, {self.full}")
         return self
+
+    @property
+    def gateways(self) -> tuple[str, ...]:
+        """Addresses of those that are watched."""
+        return _gateways(self.admin_address)
 
     @property
     def rules(self) -> Rules:
@@ -95,6 +115,10 @@ class PlannerSettings(Settings, env_prefix="TANDEM_PLANNER_"):
     def outlook(self) -> Outlook:
         """Over which times it looks."""
         return Outlook(self.smooth_s, self.clear_s)
+
+
+def _gateways(text: str) -> tuple[str, ...]:
+    return tuple(part.strip().removeprefix("http://") for part in text.split(",") if part.strip())
 
 
 def with_own(variables: Mapping[str, str]) -> dict[str, str]:

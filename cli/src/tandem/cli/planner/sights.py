@@ -1,7 +1,9 @@
-"""Messages of AdminService.WatchCluster, as a planner reads them. Pure."""
+"""Messages of AdminService.WatchCluster, as a planner reads them: those of all gateways as one. Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from tandem.core.ids import Role, WorkerId
@@ -16,26 +18,61 @@ _ROLES: Final = {
 }
 
 
-def sights(message: admin_pb2.WatchClusterResponse) -> list[WorkerSight]:
-    """The workers that the gateway reaches, and that have said something of themselves."""
-    return [_sight(one) for one in message.workers if one.up and one.known and one.role in _ROLES]
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """The cluster at one moment."""
+
+    workers: Sequence[WorkerSight] = ()
+    """Those that a gateway reaches, and that have said something of themselves."""
+    traffic: Traffic = field(default_factory=Traffic)
+    """What all gateways have counted."""
+    busy: frozenset[WorkerId] = frozenset()
+    """Workers that have something to do, for whichever gateway."""
 
 
-def traffic(message: admin_pb2.WatchClusterResponse) -> Traffic:
-    """What the gateway has counted."""
-    return Traffic(
-        message.asked, message.prompt_tokens, message.first_tokens, message.completion_tokens, message.waiting
-    )
+class Gateways:
+    """What each of them has said last."""
+
+    def __init__(self, addresses: Iterable[str]) -> None:
+        """addresses: of all whose clients the workers serve, at least one."""
+        self._addresses = frozenset(addresses)
+        self._latest: dict[str, admin_pb2.WatchClusterResponse] = {}
+        """The last to speak comes last."""
+        self._new: set[str] = set()
+        """Who has spoken since the last sight."""
+
+    def take(self, address: str, message: admin_pb2.WatchClusterResponse) -> Sight | None:
+        """One message. The cluster once every gateway has spoken since the sight before, so as often as one says
+        something; None until then: what the others are asked is not known."""
+        self._latest.pop(address, None)
+        self._latest[address] = message
+        self._new.add(address)
+        if self._new != self._addresses:
+            return None
+        self._new.clear()
+        return sight(list(self._latest.values()))
+
+    def lost(self, address: str) -> None:
+        """One is not heard any more."""
+        self._latest.pop(address, None)
+        self._new.discard(address)
 
 
-def idle(message: admin_pb2.WatchClusterResponse, worker_id: WorkerId) -> bool:
-    """Whether a worker has nothing to do, or is gone."""
-    return not any(
-        one.in_flight or one.running or one.waiting for one in message.workers if one.worker.worker_id == worker_id
-    )
+def sight(messages: Sequence[admin_pb2.WatchClusterResponse]) -> Sight:
+    """Of one message of each gateway, the latest last. Requests are each gateway's own and add up; what a worker says
+    of itself all of them bring, and it counts once."""
+    numbers = [one for message in messages for one in message.workers]
+    workers = {one.worker.worker_id: _worker(one) for one in numbers if one.up and one.known and one.role in _ROLES}
+    busy = (WorkerId(one.worker.worker_id) for one in numbers if one.in_flight or one.running or one.waiting)
+    return Sight(list(workers.values()), _traffic(messages), frozenset(busy))
 
 
-def _sight(one: admin_pb2.WorkerNumbers) -> WorkerSight:
+def _traffic(messages: Iterable[admin_pb2.WatchClusterResponse]) -> Traffic:
+    counts = [(one.asked, one.prompt_tokens, one.first_tokens, one.completion_tokens, one.waiting) for one in messages]
+    return Traffic(*map(sum, zip(*counts, strict=True)))
+
+
+def _worker(one: admin_pb2.WorkerNumbers) -> WorkerSight:
     return WorkerSight(
         WorkerId(one.worker.worker_id),
         _ROLES[one.role],

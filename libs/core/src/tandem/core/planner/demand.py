@@ -22,7 +22,7 @@ request takes can't be told."""
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What a gateway has counted since its start."""
+    """What gateways have counted since their start, all of them together."""
 
     asked: int = 0
     """Requests, those too that wait for their turn or were refused."""
@@ -82,7 +82,7 @@ class _Sums:
         self.rooms = {role: rooms * kept for role, rooms in self.rooms.items()}
 
     def count(self, before: Traffic, now: Traffic) -> None:
-        """What was counted meanwhile; nothing where the gateway began anew."""
+        """What was counted meanwhile; nothing where a gateway began anew."""
         if now.asked < before.asked or now.answer_tokens < before.answer_tokens:
             return
         self.asked += now.asked - before.asked

@@ -158,6 +158,11 @@ class Planner:
         self._off_since = now
         return advice
 
+    def interrupted(self) -> None:
+        """For a while nothing was seen: whatever has to last without a break begins anew."""
+        for memory in self._roles.values():
+            memory.short_since = memory.hot_since = memory.could_give_since = memory.spare_since = None
+
     def failed(self) -> None:
         """What was advised could not be done: it is given up, and the rest is twice as long each time."""
         if self._seen_at is not None:

@@ -15,6 +15,8 @@ from tandem.cli.bench_serve.choices import Api
 from tandem.cli.bench_serve.client import ask, resolved, target_of
 from tandem.cli.bench_serve.document import from_json
 from tandem.core.errors import ErrorReason, TandemError
+from tests.support.gateway.cluster import cluster
+from tests.support.gateway.fake_worker import hand_over
 from tests.support.settings import environment
 from tests.support.system.inside import Inside, system_inside
 
@@ -81,6 +83,42 @@ async def test_a_conversation_over_each_api(system: Inside, api: str) -> None:
     assert code == 0, err
     summary = json.loads(out)["repeats"][0]["summary"]
     assert (summary["answered"], summary["errors"]) == (10, {})
+
+
+async def test_turns_of_a_conversation_meet_one_prefill_worker_as_they_name_it() -> None:
+    """By `consistent_hash`, which goes by the name. All prompts begin with the same 256 tokens."""
+    async with cluster([hand_over] * 3, prefill_policy="consistent_hash", load_cap=100) as here:
+        url = f"http://{here.gateway.http_address}"
+        words = (
+            "serve",
+            "--url",
+            url,
+            "--workload",
+            "chat",
+            "--prompt-tokens",
+            "6",
+            "--new-tokens",
+            "3",
+            "--spread",
+            "0",
+        )
+
+        async def homes(*more: str) -> dict[tuple[int, ...], set[str]]:
+            """By the first words of each conversation, the prefill workers that had turns of it."""
+            code, _, err = await bench(*words, *more, "--requests", "150", "--rate", "inf", "--warm-up", "0")
+            assert code == 0, err
+            found: dict[tuple[int, ...], set[str]] = {}
+            for worker in here.prefills:
+                for submit in worker.submits:
+                    found.setdefault(tuple(submit.input_ids[256:262]), set()).add(worker.worker_id)
+                worker.submits.clear()
+            return found
+
+        named, unnamed = await homes(), await homes("--no-sessions")
+    assert named.keys() == unnamed.keys()
+    assert {len(workers) for workers in named.values()} == {1}
+    assert set().union(*named.values()) == {"p0", "p1", "p2"}
+    assert max(len(workers) for workers in unnamed.values()) > 1
 
 
 async def test_a_trace_is_replayed_within_its_limits(system: Inside, tmp_path: Path) -> None:
@@ -197,4 +235,6 @@ def test_where_a_url_leads() -> None:
     assert (target.host, target.port) == ("::1", 81)
     assert target.request(b"{}").startswith(b"POST /base/v1/chat/completions HTTP/1.1\r\nHost: [::1]:81\r\n")
     assert b"Authorization: Bearer key\r\n" in target.request(b"{}")
+    assert b"X-Session-Id" not in target.request(b"{}")
+    assert b"X-Session-Id: chat 7\r\n" in target.request(b"{}", "chat 7")
     assert target_of("https://x", Api.CHAT).port == 443

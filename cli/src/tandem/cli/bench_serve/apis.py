@@ -30,6 +30,8 @@ class Asking:
     """Token ids are below it."""
     ignore_eos: bool = True
     """An answer is as long as was asked for; SGLang's and vLLM's field, which others may refuse."""
+    sessions: bool = True
+    """Whether the conversation is named to which a request belongs."""
 
 
 def body_of(asking: Asking, question: Question) -> bytes:

@@ -26,6 +26,8 @@ from tandem.core.errors import ErrorReason, TandemError
 
 CONNECT_TIMEOUT_S: Final = 10.0
 MAX_ERROR_BYTES: Final = 64 << 10
+SESSION_HEADER: Final = "X-Session-Id"
+"""By which the gateway knows a conversation; who does not know it ignores it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +49,13 @@ class Target:
         """The name that its certificate has to have; None without TLS."""
         return self.host if self.tls else None
 
-    def request(self, body: bytes) -> bytes:
-        """The whole HTTP request."""
+    def request(self, body: bytes, session: str = "") -> bytes:
+        """The whole HTTP request. session: see `ask`."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         lines = [f"POST {self.prefix}{self.api.path} HTTP/1.1", f"Host: {host}:{self.port}"]
         lines += [f"Content-Length: {len(body)}", "Content-Type: application/json", "Connection: close"]
         lines += [f"{name}: {value}" for name, value in self.headers.items()]
+        lines += [f"{SESSION_HEADER}: {session}"] if session else []
         return "\r\n".join([*lines, "", ""]).encode() + body
 
 
@@ -94,11 +97,16 @@ async def resolved(target: Target) -> Target:
 Clock = Callable[[], float]
 
 
-async def ask(target: Target, body: bytes, timeout_s: float, clock: Clock = time.perf_counter) -> AnswerReader:
-    """One request to its end. Never raises for what the server or the network does: the answer's `error` says it."""
+async def ask(
+    target: Target, body: bytes, timeout_s: float, clock: Clock = time.perf_counter, session: str = ""
+) -> AnswerReader:
+    """One request to its end. Never raises for what the server or the network does: the answer's `error` says it.
+
+    session: name of the conversation that it is a turn of; empty: none is sent.
+    """
     loop = asyncio.get_running_loop()
     reader = AnswerReader(target.api, clock())
-    exchange = _Exchange(target.request(body), reader, loop.create_future(), clock)
+    exchange = _Exchange(target.request(body, session), reader, loop.create_future(), clock)
     try:
         async with asyncio.timeout(timeout_s):
             await loop.create_connection(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
@@ -55,6 +56,7 @@ def serve(
     max_new_tokens: MaxNewTokens = MAX_TOKENS,
     vocabulary: Annotated[int, typer.Option(min=4, help="Token ids are below it.")] = 1000,
     eos: Annotated[bool, typer.Option("--eos", help="Let answers end by themselves; send no ignore_eos.")] = False,
+    sessions: Annotated[bool, typer.Option(help="Name each conversation in the header X-Session-Id.")] = True,
     max_in_flight: Annotated[int, typer.Option(min=1, max=100_000, help="More are not sent, but counted.")] = 1024,
     timeout_s: Annotated[float, typer.Option(min=0.01, max=86_400, help="Of one request.")] = 600,
     warm_up: Annotated[int, typer.Option(min=0, max=10_000, help="Requests before, not counted.")] = 2,
@@ -72,6 +74,7 @@ def serve(
 
     limits = parse_slo(slo)
     asking, target = asking_of(url, api, model, vocabulary, eos, ca)
+    asking = replace(asking, sessions=sessions)
     load = load_of(options, 100)
     result = _measured(target, asking, load, range(seed, seed + repeats), warm_up, limits, _settings(options))
     _keep(result, out, html, as_json)

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from tandem.cli.bench_serve.numbers import DROPPED, Outcome
 from tandem.cli.bench_serve.reading import AnswerReader
@@ -27,27 +28,29 @@ class Progress:
         return self.sent - self.ended
 
 
+Prepared = TypeVar("Prepared")
+"""A question as it is sent."""
 Planned = tuple[float, Question]
 """Seconds after the start, and what to ask then."""
 
 
 async def run_load(
     planned: Iterable[Planned],
-    prepare: Callable[[Question], bytes],
-    ask: Callable[[bytes], Awaitable[AnswerReader]],
+    prepare: Callable[[Question], Prepared],
+    ask: Callable[[Prepared], Awaitable[AnswerReader]],
     max_in_flight: int,
     changed: Callable[[Progress], None] = lambda _: None,
 ) -> list[Outcome]:
     """Sends all, in the order of their times, and waits for their ends; `ask` bounds those.
 
-    Bodies are made before their time. A request that finds max_in_flight others unanswered is not sent; its
+    Requests are prepared before their time. A request that finds max_in_flight others unanswered is not sent; its
     outcome has the error DROPPED.
     """
     progress, outcomes = Progress(), list[Outcome | None]()
     start = time.perf_counter()
 
-    async def one(number: int, at_s: float, question: Question, body: bytes) -> None:
-        answer = await ask(body)
+    async def one(number: int, at_s: float, question: Question, prepared: Prepared) -> None:
+        answer = await ask(prepared)
         outcomes[number] = _outcome(at_s, start, question, answer)
         progress.ended += 1
         progress.failed += bool(answer.error)
@@ -55,7 +58,7 @@ async def run_load(
 
     async with asyncio.TaskGroup() as group:
         for number, (at_s, question) in enumerate(planned):
-            body = prepare(question)
+            prepared = prepare(question)
             await asyncio.sleep(max(0.0, start + at_s - time.perf_counter()))
             outcomes.append(None)
             if progress.in_flight >= max_in_flight:
@@ -64,7 +67,7 @@ async def run_load(
                 outcomes[number] = Outcome(at_s, now_s, now_s, question.new_tokens, DROPPED)
             else:
                 progress.sent += 1
-                group.create_task(one(number, at_s, question, body))
+                group.create_task(one(number, at_s, question, prepared))
             changed(progress)
     return [outcome for outcome in outcomes if outcome is not None]
 

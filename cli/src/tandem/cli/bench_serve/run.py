@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from tandem.cli.bench_serve.arrivals import Times, replayed, times
 from tandem.cli.bench_serve.choices import Arrivals
 from tandem.cli.bench_serve.client import Target, ask, resolved
 from tandem.cli.bench_serve.document import ClientCost, Repeat
-from tandem.cli.bench_serve.load import Planned, Progress, run_load
+from tandem.cli.bench_serve.load import Planned, Prepared, Progress, run_load
 from tandem.cli.bench_serve.reading import AnswerReader
 from tandem.cli.bench_serve.traces import TraceRow, read_trace
 from tandem.cli.bench_serve.workload import Question, Shape, clipped, of_trace, synthetic
@@ -124,11 +124,12 @@ async def measure(
     allow_files(load.max_in_flight)
     target = await resolved(target)
 
-    def prepare(question: Question) -> bytes:
-        return body_of(asking, question)
+    def prepare(question: Question) -> tuple[bytes, str]:
+        return body_of(asking, question), question.session_name if asking.sessions else ""
 
-    async def send(body: bytes) -> AnswerReader:
-        return await ask(target, body, load.timeout_s)
+    async def send(prepared: tuple[bytes, str]) -> AnswerReader:
+        body, session = prepared
+        return await ask(target, body, load.timeout_s, session=session)
 
     await _warm_up([prepare(question) for _, question in islice(planned(load, WARM_UP_SEED)[0], warm_up)], send)
     repeats = []
@@ -147,8 +148,8 @@ async def measure(
     return repeats
 
 
-async def _warm_up(bodies: list[bytes], send: Callable[[bytes], Any]) -> None:
-    answers: list[AnswerReader] = await asyncio.gather(*map(send, bodies))
+async def _warm_up(requests: list[Prepared], send: Callable[[Prepared], Awaitable[AnswerReader]]) -> None:
+    answers = await asyncio.gather(*map(send, requests))
     if answers and all(answer.error for answer in answers):
         raise TandemError(
             ErrorReason.ENGINE_FAILED, f"the server answers no request of the warm-up: {answers[0].error}"

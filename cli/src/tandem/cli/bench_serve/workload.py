@@ -41,6 +41,11 @@ class Question:
     """Of the conversation that it is a turn of; None: of none."""
 
     @property
+    def session_name(self) -> str:
+        """What a client calls the conversation; empty: there is none."""
+        return str(self.session) if self.session else ""
+
+    @property
     def prompt_tokens(self) -> int:
         """Of all pieces."""
         return sum(piece.tokens for piece in self.pieces)

@@ -17,15 +17,15 @@ from tandem.cli.sim_serve.clients import ANYBODY, Client
 from tandem.cli.sim_serve.cluster import Run
 from tandem.cli.sim_serve.gaps import Gaps
 from tandem.cli.sim_serve.jobs import Ask
-from tandem.core.affinity import NO_KEY, AffinityKey, key_of_text
+from tandem.core.affinity import AffinityKey, key_of_text
 from tandem.core.policies import DEFAULT_PREFIX_TOKENS
 
 
 def ask_of(planned: Planned, client: Client = ANYBODY) -> Ask:
-    """What a client of `tandem bench serve` asks, as the model takes it, if it named the session as well."""
+    """What a client of `tandem bench serve` asks, as the model takes it."""
     at_s, question = planned
     pieces = tuple((hash(piece.key), piece.tokens) for piece in question.pieces)
-    session = key_of_text(str(question.session)) if question.session else NO_KEY
+    session = key_of_text(question.session_name)
     return Ask(at_s, pieces, question.new_tokens, session, _beginning(question.pieces), client)
 
 

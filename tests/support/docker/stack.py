@@ -80,11 +80,12 @@ class Stack:
         """What the names of the workers' services end in."""
         self.docker = docker.from_env(timeout=CALL_TIMEOUT_S)
         fixed = {"IMAGE_TAG": TAG, "GATEWAY_PORT": "0", "COMPOSE_PROFILES": profile}
-        self._env = environment(**{**fixed, **env, "PYTHON_IMAGE": env.get("PYTHON_IMAGE") or python_image()})
+        self.env = environment(**{**fixed, **env, "PYTHON_IMAGE": env.get("PYTHON_IMAGE") or python_image()})
+        """Of `docker compose`."""
 
     def compose(self, *arguments: str, timeout_s: float = 60) -> str:
         """Runs `docker compose`; returns what it printed."""
-        return run("docker", "compose", "-p", self.project, *arguments, timeout_s=timeout_s, env=self._env)
+        return run("docker", "compose", "-p", self.project, *arguments, timeout_s=timeout_s, env=self.env)
 
     def command(self, *words: str) -> str:
         """Runs the command `tandem` in a container of its own, with a gateway to ask; returns what it printed."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+from pathlib import Path
 
+import pytest
 import yaml
 
 from tandem.cli.planner.hook import variables
@@ -12,9 +15,11 @@ from tandem.core.ids import Role
 from tandem.core.planner.advice import Advice, Bound, Change
 from tests.conftest import ROOT
 from tests.support.metrics import promql
+from tests.support.settings import environment
 from tools import metrics_doc
 
 TEXT = (ROOT / "docs" / "planner.md").read_text(encoding="utf-8")
+VARIABLES = set(variables(Advice(Change.KEEP, ""), {}, None))
 FAMILIES = {family.exposed: family for family in metrics_doc.families()["planner"]}
 
 
@@ -57,20 +62,36 @@ def test_prometheus_finds_the_planner_where_the_example_lets_it_listen() -> None
     assert f"--metrics 0.0.0.0:{target.rpartition(':')[2]}\n" in TEXT
 
 
-def test_commands_of_the_planner_name_variables_and_services_that_there_are() -> None:
-    there = set(variables(Advice(Change.KEEP, ""), {}, None))
+def test_the_command_of_the_planner_names_variables_that_there_are() -> None:
+    (line,) = [line for line in TEXT.splitlines() if line.startswith('    tandem planner --apply "sh')]
+    shell, option, script = shlex.split(shlex.split(line)[-1])
+    assert (shell, option) == ("sh", "-c")
+    assert set(re.findall(r"\$(\w+)", script)) <= VARIABLES
+
+
+CHANGES = (
+    # Profile, worker that was drained, unified workers; what docker is told to do.
+    ("", "decode-12ab", 0, ["stop 12ab", "rm 12ab", "--scale prefill=2 --scale decode=1 prefill decode"]),
+    ("mock", "", 0, ["--scale prefill-mock=2 --scale decode-mock=1 prefill-mock decode-mock"]),
+    ("", "", 3, ["--scale prefill=2 --scale decode=1 --scale unified=3 prefill decode unified"]),
+)
+
+
+@pytest.mark.parametrize(("profile", "worker", "unified", "told"), CHANGES)
+def test_the_script_for_compose_ends_who_was_drained_and_names_every_service(
+    tmp_path: Path, profile: str, worker: str, unified: int, told: list[str]
+) -> None:
+    docker = tmp_path / "docker"
+    docker.write_text('#!/bin/sh\necho "$*"\n')
+    docker.chmod(0o755)
+    given = {"PLANNER_WORKER": worker, "PLANNER_PREFILL": "2", "PLANNER_DECODE": "1", "PLANNER_UNIFIED": str(unified)}
+    env = environment(**dict.fromkeys(VARIABLES, ""), PATH=f"{tmp_path}:{environment()['PATH']}") | given
+    command = [str(ROOT / "deploy" / "scale.sh"), *filter(None, [profile])]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=True)
+    up = "compose up -d --no-deps --no-recreate "
+    assert done.stdout.splitlines() == [*told[:-1], up + told[-1]]
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))["services"]
-    commands = [
-        shlex.split(line)[-1] for line in TEXT.splitlines() if line.startswith('    tandem planner --apply "sh')
-    ]
-    assert len(commands) == 2
-    for command in commands:
-        shell, option, script = shlex.split(command)
-        assert (shell, option) == ("sh", "-c")
-        assert set(re.findall(r"\$(\w+)", script)) <= there
-        for service, variable in re.findall(r"--scale (\w+)=\$PLANNER_(\w+)", script):
-            assert service in compose
-            assert variable == service.upper()
+    assert {word for word in told[-1].split() if "=" not in word and word != "--scale"} <= compose.keys()
 
 
 def test_every_metric_and_bound_is_explained_and_every_variable_exists() -> None:
@@ -78,4 +99,4 @@ def test_every_metric_and_bound_is_explained_and_every_variable_exists() -> None
     assert named == {name for name in FAMILIES if name.startswith("tandem_planner_")}
     told = TEXT.partition("| `bound` |")[2].partition("\n\n")[0]
     assert set(re.findall(r"`(\w+)`", told)) == {bound.value for bound in Bound}
-    assert set(re.findall(r"`(PLANNER_\w+)`", TEXT)) == set(variables(Advice(Change.KEEP, ""), {}, None))
+    assert set(re.findall(r"`(PLANNER_\w+)`", TEXT)) == VARIABLES

@@ -128,7 +128,8 @@ async def test_the_command_runs_once_for_a_worker_that_is_drained(system: System
     assert "a worker:" not in rest
 
 
-SWITCH = f"sh -c '{sys.executable} -m tandem.cli switch $PLANNER_WORKER $PLANNER_GETS'"
+SWITCH = f"sh -c '{sys.executable} -m tandem.cli switch --restart $PLANNER_WORKER $PLANNER_GETS'"
+SWITCH_LIVE = SWITCH.replace("--restart ", "")
 
 
 async def test_a_worker_of_a_running_system_changes_its_role_and_no_answer_is_lost(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ class Worker:
 
     def __init__(self, role: Role, tp: int) -> None:
         self.traces: list[RoomTrace] = []
-        self.hub = RankHub(role, tp, on_room_traced=self.traces.append)
+        self.hub = RankHub(tp, on_room_traced=self.traces.append)
         self.memories = [Memory() for _ in range(tp)]
         self.ranks: list[ThreadedRank] = []
         self.role = role
@@ -230,7 +230,7 @@ async def test_a_rank_whose_service_hung_up_may_be_used_and_closed_at_any_moment
 
 
 async def test_ranks_that_do_not_come_are_counted() -> None:
-    hub = RankHub(Role.DECODE, 2)
+    hub = RankHub(2)
     await hub.start()
     with pytest.raises(TandemError, match="0 of 2 engine ranks"):
         await hub.wait_ranks(50)
@@ -265,7 +265,7 @@ async def test_open_rooms_of_every_rank_are_told_the_oldest_first() -> None:
 
 
 async def test_ranks_that_work_alone_tell_their_numbers_and_open_no_rooms() -> None:
-    hub = RankHub(Role.UNIFIED, 2)
+    hub = RankHub(2)
     address = await hub.start()
     gauges = Gauges(pools=(PoolStatus("kv", 32, 30, 2, 0),), running=3, waiting=1)
     layout = KvLayout(8, "uint8", 1, "nhd", 2, 1, ())

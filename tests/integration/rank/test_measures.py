@@ -147,7 +147,7 @@ def _rounded(report: RankReport) -> tuple[object, ...]:
 
 
 async def test_the_hub_gets_the_reports_of_every_rank_only_where_it_asks_for_them() -> None:
-    hub = RankHub(Role.PREFILL, 2)
+    hub = RankHub(2)
     address = await hub.start()
     ranks, memories = [], [Memory() for _ in range(2)]
     for tp, memory in enumerate(memories):

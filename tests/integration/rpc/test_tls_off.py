@@ -15,10 +15,10 @@ from tandem.engine.mock.engine import MockEngine
 from tandem.engine.mock.settings import MockSettings
 from tandem.engine.rank.settings import RankSettings
 from tandem.engine.worker.host import WorkerHost
+from tandem.engine.worker.servicer import add_services
 from tandem.engine.worker.settings import EngineName
 from tandem.gateway.app import Gateway
 from tandem.gateway.settings import GatewaySettings
-from tandem.prefill.servicer import add_service
 from tandem.prefill.settings import PrefillSettings
 from tandem.rpc.credentials import TlsSettings
 from tandem.rpc.exits import ExitCode
@@ -84,7 +84,7 @@ async def test_a_worker_neither_listens_nor_dials_beyond(
     engine = MockEngine(MockSettings(), Role.PREFILL)
     settings = PrefillSettings.load(worker_id="p0", engine=EngineName.MOCK, model_path=str(MODEL_PATH), **fields)
     with caplog.at_level(logging.ERROR):
-        code = await WorkerHost(Role.PREFILL, settings, engine, add_service).run(Stop())
+        code = await WorkerHost(Role.PREFILL, settings, engine, add_services).run(Stop())
     assert code == ExitCode.FAILED
     assert f"address '{address}' {ALLOWED}" in caplog.text
 

@@ -15,14 +15,13 @@ from tandem.bootstrap.settings import BootstrapSettings
 from tandem.bootstrap.store import MemoryStore
 from tandem.core.ids import Role
 from tandem.core.registry import RegistryLimits
-from tandem.decode import servicer as decode_servicer
 from tandem.decode.settings import DecodeSettings
 from tandem.engine.choose import controlled, make_engine
-from tandem.engine.worker.host import AddService, WorkerHost
+from tandem.engine.worker.host import WorkerHost
+from tandem.engine.worker.servicer import add_services as add_worker
 from tandem.engine.worker.settings import EngineName, WorkerSettings
 from tandem.gateway.app import Gateway
 from tandem.gateway.settings import GatewaySettings
-from tandem.prefill import servicer as prefill_servicer
 from tandem.prefill.settings import PrefillSettings
 from tandem.rpc.client import open_channel
 from tandem.rpc.clock import SystemClock
@@ -62,8 +61,8 @@ async def system_inside(tls: TlsSettings | None = None) -> AsyncIterator[Inside]
         keys = {"port": 0, "admin_address": "127.0.0.1:0", "api_keys": ("open sesame",)}
         settings = GatewaySettings.load(bootstrap_address=bootstrap, model_path=str(MODEL_PATH), **keys)
         async with (
-            _worker(Role.PREFILL, prefill, prefill_servicer.add_service),
-            _worker(Role.DECODE, decode, decode_servicer.add_service),
+            _worker(Role.PREFILL, prefill),
+            _worker(Role.DECODE, decode),
         ):
             gateway = Gateway(settings, tls, encoder())
             await gateway.start()
@@ -93,9 +92,9 @@ async def _bootstrap(tls: TlsSettings, credentials: Credentials) -> AsyncIterato
 
 
 @asynccontextmanager
-async def _worker(role: Role, settings: WorkerSettings, add_service: AddService) -> AsyncIterator[None]:
+async def _worker(role: Role, settings: WorkerSettings) -> AsyncIterator[None]:
     def add_services(server: GrpcServer, host: WorkerHost) -> None:
-        add_service(server, host)
+        add_worker(server, host)
         add_control(server, controlled(role, settings))
 
     stop = Stop()

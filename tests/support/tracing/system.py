@@ -14,15 +14,14 @@ from tandem.cli.trace import Trace, trace_of
 from tandem.core.errors import ErrorReason
 from tandem.core.ids import Role, RoomId
 from tandem.core.room.events import Why
-from tandem.decode.servicer import add_service as add_decode
 from tandem.decode.settings import DecodeSettings
 from tandem.engine.mock.engine import MockEngine
 from tandem.engine.mock.settings import MockSettings
 from tandem.engine.worker.host import WorkerHost
+from tandem.engine.worker.servicer import add_services
 from tandem.engine.worker.settings import EngineName, WorkerSettings
 from tandem.gateway.app import Gateway
 from tandem.gateway.settings import GatewaySettings
-from tandem.prefill.servicer import add_service as add_prefill
 from tandem.prefill.settings import PrefillSettings
 from tandem.rpc.credentials import PLAIN, TlsSettings
 from tandem.rpc.run import Stop
@@ -36,10 +35,7 @@ CALLER = "00f067aa0ba902b7"
 SLOW: dict[str, Any] = {"prefill_us_per_token": 5_000, "chunk_tokens": 16, "decode_us_per_step": 5_000}
 """Settings of the mock with which a request takes long enough to be caught in each of its parts, on a slow machine."""
 PROMPT = "Let me tell you a long story about a river. " * 4
-_KINDS: dict[Role, tuple[type[WorkerSettings], Any]] = {
-    Role.PREFILL: (PrefillSettings, add_prefill),
-    Role.DECODE: (DecodeSettings, add_decode),
-}
+_KINDS: dict[Role, type[WorkerSettings]] = {Role.PREFILL: PrefillSettings, Role.DECODE: DecodeSettings}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +90,10 @@ async def services_here(
         names = [(Role.PREFILL, f"p{i}") for i in range(prefills)] + [(Role.DECODE, f"d{i}") for i in range(decodes)]
         hosts, stops = {}, []
         for role, worker_id in names:
-            kind, add = _KINDS[role]
+            kind = _KINDS[role]
             fields: dict[str, Any] = {"worker_id": worker_id, "bootstrap_address": bootstrap, "drain_timeout_ms": 5_000}
             settings = kind(engine=EngineName.MOCK, model_path=str(MODEL_PATH), **fields)
-            hosts[worker_id] = host = WorkerHost(role, settings, MockEngine(engine, role), add)
+            hosts[worker_id] = host = WorkerHost(role, settings, MockEngine(engine, role), add_services)
             stop = Stop()
             stops.append(stop)
             stack.push_async_callback(_end, asyncio.create_task(host.run(stop)), stop)

@@ -73,6 +73,10 @@ def up(
         bool,
         typer.Option("--keep-prefixes", help="Decode keeps KV of past prompts, and gets the rest of new ones only."),
     ] = False,
+    role_switch: Annotated[
+        bool,
+        typer.Option("--role-switch", help="Let workers change between prefill and decode as they run: tandem switch."),
+    ] = False,
     tool_call_parser: Annotated[str, typer.Option(help="SGLang's parser of the model's tool calls.")] = "",
     reasoning_parser: Annotated[str, typer.Option(help="SGLang's parser of the model's reasoning.")] = "",
     engine_arg: Annotated[
@@ -109,6 +113,7 @@ def up(
         page_size=page_size,
         tp=tp,
         keep_prefixes=keep_prefixes,
+        role_switch=role_switch,
         device=device,
         tool_call_parser=tool_call_parser,
         reasoning_parser=reasoning_parser,
@@ -199,20 +204,35 @@ def undrain(
 
 @app.command()
 def switch(
-    worker_id: Annotated[str, typer.Argument(help="The worker that ends.", autocompletion=completion.worker_ids)],
-    role: Annotated[operate.RoleChoice, typer.Argument(help="Of the one that starts in its place.")],
+    worker_id: Annotated[str, typer.Argument(help="The worker.", autocompletion=completion.worker_ids)],
+    role: Annotated[operate.RoleChoice, typer.Argument(help="What it is to do.")],
+    restart: Annotated[
+        bool, typer.Option("--restart", help="End it and start another one, also where it could switch as it runs.")
+    ] = False,
     timeout_s: Annotated[float, typer.Option(min=1, max=86_400, help="Time to wait for that.")] = 600,
+    admin: Annotated[
+        str, typer.Option(help="host:port of a gateway's AdminService: of its workers, not of those run here.")
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Puts a worker of another role in a worker's place, in the system run here; requests that run finish before."""
+    """Changes a worker's role, as it runs if its engine can; requests that run finish before."""
     from tandem.cli import settings
-    from tandem.cli.switching import switch_here
+    from tandem.cli.switching import switch_here, switch_there
     from tandem.core.ids import Role
     from tandem.rpc.credentials import Credentials, TlsSettings
 
-    credentials, state_file = Credentials.from_settings(TlsSettings.load()), settings.CliSettings.load().state_file
-    name = asyncio.run(switch_here(state_file, credentials, worker_id, Role(role.value), timeout_s))
-    print(json.dumps({"before": worker_id, "after": name}, indent=2) if as_json else f"{worker_id} -> {name}")
+    credentials, wanted = Credentials.from_settings(TlsSettings.load()), Role(role.value)
+    if admin and restart:
+        raise TandemError(
+            ErrorReason.INVALID_ARGUMENT, "--restart is for a system run here, without --admin", field="restart"
+        )
+    if admin:
+        name = asyncio.run(switch_there(admin, credentials, worker_id, wanted, timeout_s))
+    else:
+        state_file = settings.CliSettings.load().state_file
+        name = asyncio.run(switch_here(state_file, credentials, worker_id, wanted, timeout_s, restart=restart))
+    said = f"{worker_id}: {wanted.value}" if name == worker_id else f"{worker_id} -> {name}"
+    print(json.dumps({"before": worker_id, "after": name, "role": wanted.value}, indent=2) if as_json else said)
 
 
 @app.command()

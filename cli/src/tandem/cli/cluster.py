@@ -25,11 +25,12 @@ from tandem.v1 import (
     unified_pb2_grpc,
 )
 
-_STUBS: Final[dict[int, Any]] = {
+STUBS: Final[dict[int, Any]] = {
     common_pb2.ROLE_PREFILL: prefill_pb2_grpc.PrefillServiceStub,
     common_pb2.ROLE_DECODE: decode_pb2_grpc.DecodeServiceStub,
     common_pb2.ROLE_UNIFIED: unified_pb2_grpc.UnifiedServiceStub,
 }
+"""By the role that a worker has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ async def members_of_gateway(address: str, credentials: Credentials) -> list[Mem
 async def status_of(info: bootstrap_pb2.WorkerInfo, credentials: Credentials) -> session_pb2.WorkerStatus | None:
     """A worker's status, or None if it does not answer."""
     async with open_channel(info.address, credentials) as channel:
-        stub = _STUBS[info.role](channel)
+        stub = STUBS[info.role](channel)
         try:
             answer = await stub.GetStatus(session_pb2.GetStatusRequest(), timeout=TIMEOUT_S)
         except grpc.aio.AioRpcError:

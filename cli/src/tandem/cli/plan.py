@@ -90,6 +90,8 @@ class UpOptions:
     page_size: int | None = None
     keep_prefixes: bool = False
     """Decode keeps the KV of sequences that have ended."""
+    role_switch: bool = False
+    """Workers of SGLang may change between prefill and decode while they run, as those of the mock can in any case."""
     tp: int = 1
     device: DeviceChoice = DeviceChoice.AUTO
     tool_call_parser: str = ""
@@ -232,6 +234,8 @@ def _worker(
         env |= _mock_environment(options)
     else:
         env |= _sglang_environment(options, gpus, share, threads)
+    if options.role_switch and options.engine is EngineChoice.SGLANG:
+        env["TANDEM_SGLANG_ROLE_SWITCH"] = "true"
     if options.keep_prefixes:
         # Only decode goes by it, which any worker may come to be.
         env[f"TANDEM_{options.engine.name}_KEEP_PREFIXES"] = "true"

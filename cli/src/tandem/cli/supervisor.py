@@ -121,6 +121,11 @@ class Supervisor:
         await self._child.stop(self._drain_ms + KILL_GRACE_MS)
         await successor.listens
 
+    def took_role(self, plan: ProcessPlan) -> None:
+        """The process has changed its role by itself: if it dies, it is started again in that one, by this plan."""
+        self.plan, self._env = plan, {**self._inherited, **plan.env}
+        self._board.set(plan.name, kind=plan.kind.value)
+
     async def _succeeded(self, successor: _Successor) -> bool:
         """The process has ended, and the one that takes its place is started; whether it listens."""
         self._successor = None

@@ -19,10 +19,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tandem.cli.board import UP, Board, Stage
 from tandem.cli.display import Display, LogFiles, make_display, welcome
 from tandem.cli.plan import LOOPBACK, WORKERS, Kind, SystemPlan, in_role
+from tandem.cli.services import Service
 from tandem.cli.supervisor import ProcessFailed, Supervisor
-from tandem.cli.switching import SERVICE_NAME, SystemServicer
+from tandem.cli.switching import SERVICE_NAME, SystemServicer, switch_live
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.core.ids import can_serve
+from tandem.core.ids import Role, can_serve
 from tandem.rpc.client import open_channel
 from tandem.rpc.credentials import Credentials, TlsSettings
 from tandem.rpc.exits import ExitCode
@@ -202,8 +203,8 @@ class _System:
         found = await self._gateway.start(env)
         self._board.admin, self._board.url = found["admin"], found["url"]
 
-    async def _switch(self, name: str, kind: Kind) -> str:
-        """Puts a worker of a kind in the place of another; returns its name. Raises TandemError."""
+    async def _switch(self, name: str, kind: Kind, restart: bool) -> str:
+        """Makes a worker one of a kind, or puts one in its place; returns its name. Raises TandemError."""
         process = next((one for one in self._workers if one.plan.name == name), None)
         if process is None:
             there = ", ".join(one.plan.name for one in self._workers)
@@ -215,6 +216,8 @@ class _System:
         others = [row.kind for row in self._board.rows if row.stage in UP and row.name != name]
         if not can_serve(lambda role: [other for other in others if other == role.value]):
             raise TandemError(ErrorReason.INVALID_ARGUMENT, f"nobody would serve without {name}", field="worker_id")
+        if not restart and await self._switched_live(process, kind):
+            return name
         taken = {row.name for row in self._board.rows}
         free = next(f"{kind.value}-{number}" for number in count() if f"{kind.value}-{number}" not in taken)
         try:
@@ -222,6 +225,19 @@ class _System:
         except ProcessFailed as failed:
             raise TandemError(ErrorReason.INTERNAL, str(failed)) from failed
         return free
+
+    async def _switched_live(self, process: Supervisor, kind: Kind) -> bool:
+        """Whether a worker has taken the role while it runs: not all engines can. Raises TandemError."""
+        plan = process.plan
+        service = Service(plan.name, plan.kind.value, process.address)
+        try:
+            await switch_live(service, self._credentials, Role(kind.value), timeout_s=None)
+        except TandemError as error:
+            if error.reason is ErrorReason.NOT_SUPPORTED:
+                return False
+            raise
+        process.took_role(in_role(plan, kind, plan.name))
+        return True
 
     async def _stop(self, living: asyncio.Task[None]) -> None:
         """The gateway first, so that its requests end while there are workers; bootstrap last."""

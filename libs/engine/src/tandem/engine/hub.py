@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.core.ids import RankId, Role, RoomId, WorkerLife
+from tandem.core.ids import RankId, RoomId, WorkerLife
 from tandem.core.kv_log import KvLog
 from tandem.core.layout import KvLayout
 from tandem.core.room.events import Why
@@ -71,7 +71,6 @@ class RankHub(rank_pb2_grpc.RankHubServiceServicer):
 
     def __init__(
         self,
-        role: Role,
         expected_ranks: int,
         *,
         on_room_failed: Callable[[RoomId, Why], None] = lambda *_: None,
@@ -79,7 +78,6 @@ class RankHub(rank_pb2_grpc.RankHubServiceServicer):
     ) -> None:
         """on_room_failed: called on the loop for the first rank that reports a failed room. on_room_traced: for every
         rank that says what it noted of a room."""
-        self._role = role
         self._expected = expected_ranks
         self._on_room_failed = on_room_failed
         self._on_room_traced = on_room_traced
@@ -118,6 +116,13 @@ class RankHub(rank_pb2_grpc.RankHubServiceServicer):
         if any(rank.layout != ranks[0].layout for rank in ranks):
             raise TandemError(ErrorReason.LAYOUT_MISMATCH, "the ranks of this engine have different KV layouts")
         return tuple(rank.info for rank in ranks), ranks[0].layout
+
+    def release(self) -> None:
+        """Ranks that are attached may go: those that attach from now on take their places, see `wait_ranks`."""
+        self._ranks.clear()
+        self._all_here.clear()
+        self._failures.clear()
+        self.held_pages = KvLog(held_pages.MAX_HELD_PAGES)
 
     def identify(self, life: WorkerLife) -> None:
         """Tells the ranks the worker's name and life."""
@@ -253,7 +258,8 @@ class RankHub(rank_pb2_grpc.RankHubServiceServicer):
         writer = asyncio.ensure_future(self._write(rank, context))
         try:
             async for message in request_iterator:
-                self._take(rank, message)
+                if self._ranks.get(rank.rank) is rank:
+                    self._take(rank, message)
         finally:
             writer.cancel()
             self._lost(rank)
@@ -293,7 +299,9 @@ class RankHub(rank_pb2_grpc.RankHubServiceServicer):
     def _lost(self, rank: _Rank) -> None:
         error = TandemError(ErrorReason.ENGINE_FAILED, f"engine rank {rank.rank} (pid {rank.pid}) is gone")
         rank.lost(error)
-        self._ranks.pop(rank.rank, None)
+        if self._ranks.get(rank.rank) is not rank:
+            return  # it was released
+        del self._ranks[rank.rank]
         if not self._closing:
             log.error("%s", error.message)
             if not self._failed.done():

@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Final, Protocol
 
 from tandem.core.errors import TandemError
-from tandem.core.ids import Nonce, RankId, RequestId, RoomId, WorkerLife
+from tandem.core.ids import Nonce, RankId, RequestId, Role, RoomId, WorkerLife
 from tandem.core.kv_log import KvLog
 from tandem.core.layout import KvLayout
 from tandem.core.room.events import Why
@@ -266,6 +266,16 @@ class Engine(Protocol):
 
     def identify(self, life: WorkerLife) -> None:
         """Tells the ranks the worker's name and life, once it is registered; links open only after that."""
+
+    @property
+    def roles(self) -> frozenset[Role]:
+        """Those that it can take while it runs; its own is one of them."""
+
+    async def switch(self, role: Role) -> EngineFacts:
+        """Takes another of its roles; every room has ended, and nobody submits meanwhile.
+
+        Raises TandemError: ENGINE_FAILED if it can't go on at all, any other if it stays as it was.
+        """
 
     async def submit(self, job: Job, sink: Sink) -> None:
         """Opens the room's ticket on its ranks, if it has a peer, then hands the prompt to the engine.

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from tandem.v1 import session_pb2 as tandem_dot_v1_dot_session__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16tandem/v1/decode.proto\x12\ttandem.v1\x1a\x17tandem/v1/session.proto2\xd6\x03\n\rDecodeService\x12\x44\n\x07Session\x12\x19.tandem.v1.SessionRequest\x1a\x1a.tandem.v1.SessionResponse(\x01\x30\x01\x12:\n\x05\x41\x62ort\x12\x17.tandem.v1.AbortRequest\x1a\x18.tandem.v1.AbortResponse\x12\x46\n\tGetStatus\x12\x1b.tandem.v1.GetStatusRequest\x1a\x1c.tandem.v1.GetStatusResponse\x12N\n\x0bWatchStatus\x12\x1d.tandem.v1.WatchStatusRequest\x1a\x1e.tandem.v1.WatchStatusResponse0\x01\x12W\n\x0eWatchHeldPages\x12 .tandem.v1.WatchHeldPagesRequest\x1a!.tandem.v1.WatchHeldPagesResponse0\x01\x12R\n\rListRankRooms\x12\x1f.tandem.v1.ListRankRoomsRequest\x1a .tandem.v1.ListRankRoomsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16tandem/v1/decode.proto\x12\ttandem.v1\x1a\x17tandem/v1/session.proto2\xa1\x04\n\rDecodeService\x12\x44\n\x07Session\x12\x19.tandem.v1.SessionRequest\x1a\x1a.tandem.v1.SessionResponse(\x01\x30\x01\x12:\n\x05\x41\x62ort\x12\x17.tandem.v1.AbortRequest\x1a\x18.tandem.v1.AbortResponse\x12I\n\nSwitchRole\x12\x1c.tandem.v1.SwitchRoleRequest\x1a\x1d.tandem.v1.SwitchRoleResponse\x12\x46\n\tGetStatus\x12\x1b.tandem.v1.GetStatusRequest\x1a\x1c.tandem.v1.GetStatusResponse\x12N\n\x0bWatchStatus\x12\x1d.tandem.v1.WatchStatusRequest\x1a\x1e.tandem.v1.WatchStatusResponse0\x01\x12W\n\x0eWatchHeldPages\x12 .tandem.v1.WatchHeldPagesRequest\x1a!.tandem.v1.WatchHeldPagesResponse0\x01\x12R\n\rListRankRooms\x12\x1f.tandem.v1.ListRankRoomsRequest\x1a .tandem.v1.ListRankRoomsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,5 +33,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tandem.v1.decode_pb2', _glo
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DECODESERVICE']._serialized_start=63
-  _globals['_DECODESERVICE']._serialized_end=533
+  _globals['_DECODESERVICE']._serialized_end=608
 # @@protoc_insertion_point(module_scope)

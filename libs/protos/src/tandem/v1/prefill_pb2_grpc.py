@@ -53,6 +53,11 @@ class PrefillServiceStub:
                 request_serializer=tandem_dot_v1_dot_session__pb2.AbortRequest.SerializeToString,
                 response_deserializer=tandem_dot_v1_dot_session__pb2.AbortResponse.FromString,
                 _registered_method=True)
+        self.SwitchRole = channel.unary_unary(
+                '/tandem.v1.PrefillService/SwitchRole',
+                request_serializer=tandem_dot_v1_dot_session__pb2.SwitchRoleRequest.SerializeToString,
+                response_deserializer=tandem_dot_v1_dot_session__pb2.SwitchRoleResponse.FromString,
+                _registered_method=True)
         self.GetStatus = channel.unary_unary(
                 '/tandem.v1.PrefillService/GetStatus',
                 request_serializer=tandem_dot_v1_dot_session__pb2.GetStatusRequest.SerializeToString,
@@ -102,6 +107,17 @@ class PrefillServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SwitchRole(self, request, context):
+        """Changes what the worker does, while it runs: it takes no new rooms, finishes those that it has, and comes back as
+        another life in the other role, under its name and at its address. Answers when it has registered again. For
+        operators, as what changes something in AdminService is. NOT_SUPPORTED: its engine can't take that role without a
+        restart. INVALID_ARGUMENT: it has the role already, or nobody would serve without it. DRAINING: it is leaving, or
+        takes another role already. DEADLINE_EXCEEDED: rooms were still open after its drain_timeout_ms; it stays as it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetStatus(self, request, context):
         """The worker's state now.
         """
@@ -143,6 +159,11 @@ def add_PrefillServiceServicer_to_server(servicer, server):
                     servicer.Abort,
                     request_deserializer=tandem_dot_v1_dot_session__pb2.AbortRequest.FromString,
                     response_serializer=tandem_dot_v1_dot_session__pb2.AbortResponse.SerializeToString,
+            ),
+            'SwitchRole': grpc.unary_unary_rpc_method_handler(
+                    servicer.SwitchRole,
+                    request_deserializer=tandem_dot_v1_dot_session__pb2.SwitchRoleRequest.FromString,
+                    response_serializer=tandem_dot_v1_dot_session__pb2.SwitchRoleResponse.SerializeToString,
             ),
             'GetStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStatus,
@@ -228,6 +249,33 @@ class PrefillService:
             '/tandem.v1.PrefillService/Abort',
             tandem_dot_v1_dot_session__pb2.AbortRequest.SerializeToString,
             tandem_dot_v1_dot_session__pb2.AbortResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SwitchRole(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.v1.PrefillService/SwitchRole',
+            tandem_dot_v1_dot_session__pb2.SwitchRoleRequest.SerializeToString,
+            tandem_dot_v1_dot_session__pb2.SwitchRoleResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,6 +48,13 @@ class PrefillServiceStub:
     """
     Abort: _grpc.UnaryUnaryMultiCallable[_session_pb2.AbortRequest, _session_pb2.AbortResponse]
     """Ends one room, from outside the Session that owns it. For operators: see AdminService."""
+    SwitchRole: _grpc.UnaryUnaryMultiCallable[_session_pb2.SwitchRoleRequest, _session_pb2.SwitchRoleResponse]
+    """Changes what the worker does, while it runs: it takes no new rooms, finishes those that it has, and comes back as
+    another life in the other role, under its name and at its address. Answers when it has registered again. For
+    operators, as what changes something in AdminService is. NOT_SUPPORTED: its engine can't take that role without a
+    restart. INVALID_ARGUMENT: it has the role already, or nobody would serve without it. DRAINING: it is leaving, or
+    takes another role already. DEADLINE_EXCEEDED: rooms were still open after its drain_timeout_ms; it stays as it is.
+    """
     GetStatus: _grpc.UnaryUnaryMultiCallable[_session_pb2.GetStatusRequest, _session_pb2.GetStatusResponse]
     """The worker's state now."""
     WatchStatus: _grpc.UnaryStreamMultiCallable[_session_pb2.WatchStatusRequest, _session_pb2.WatchStatusResponse]
@@ -79,6 +86,13 @@ class PrefillServiceAsyncStub(PrefillServiceStub):
     """
     Abort: _aio.UnaryUnaryMultiCallable[_session_pb2.AbortRequest, _session_pb2.AbortResponse]  # type: ignore[assignment]
     """Ends one room, from outside the Session that owns it. For operators: see AdminService."""
+    SwitchRole: _aio.UnaryUnaryMultiCallable[_session_pb2.SwitchRoleRequest, _session_pb2.SwitchRoleResponse]  # type: ignore[assignment]
+    """Changes what the worker does, while it runs: it takes no new rooms, finishes those that it has, and comes back as
+    another life in the other role, under its name and at its address. Answers when it has registered again. For
+    operators, as what changes something in AdminService is. NOT_SUPPORTED: its engine can't take that role without a
+    restart. INVALID_ARGUMENT: it has the role already, or nobody would serve without it. DRAINING: it is leaving, or
+    takes another role already. DEADLINE_EXCEEDED: rooms were still open after its drain_timeout_ms; it stays as it is.
+    """
     GetStatus: _aio.UnaryUnaryMultiCallable[_session_pb2.GetStatusRequest, _session_pb2.GetStatusResponse]  # type: ignore[assignment]
     """The worker's state now."""
     WatchStatus: _aio.UnaryStreamMultiCallable[_session_pb2.WatchStatusRequest, _session_pb2.WatchStatusResponse]  # type: ignore[assignment]
@@ -119,6 +133,19 @@ class PrefillServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_session_pb2.AbortResponse, _abc.Awaitable[_session_pb2.AbortResponse]]:
         """Ends one room, from outside the Session that owns it. For operators: see AdminService."""
+
+    @_abc_1.abstractmethod
+    def SwitchRole(
+        self,
+        request: _session_pb2.SwitchRoleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_session_pb2.SwitchRoleResponse, _abc.Awaitable[_session_pb2.SwitchRoleResponse]]:
+        """Changes what the worker does, while it runs: it takes no new rooms, finishes those that it has, and comes back as
+        another life in the other role, under its name and at its address. Answers when it has registered again. For
+        operators, as what changes something in AdminService is. NOT_SUPPORTED: its engine can't take that role without a
+        restart. INVALID_ARGUMENT: it has the role already, or nobody would serve without it. DRAINING: it is leaving, or
+        takes another role already. DEADLINE_EXCEEDED: rooms were still open after its drain_timeout_ms; it stays as it is.
+        """
 
     @_abc_1.abstractmethod
     def GetStatus(

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from tandem.v1 import common_pb2 as tandem_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16tandem/v1/system.proto\x12\ttandem.v1\x1a\x16tandem/v1/common.proto\"G\n\x13SwitchWorkerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x1d\n\x04role\x18\x02 \x01(\x0e\x32\x0f.tandem.v1.Role\")\n\x14SwitchWorkerResponse\x12\x11\n\tworker_id\x18\x01 \x01(\t2`\n\rSystemService\x12O\n\x0cSwitchWorker\x12\x1e.tandem.v1.SwitchWorkerRequest\x1a\x1f.tandem.v1.SwitchWorkerResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16tandem/v1/system.proto\x12\ttandem.v1\x1a\x16tandem/v1/common.proto\"X\n\x13SwitchWorkerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x1d\n\x04role\x18\x02 \x01(\x0e\x32\x0f.tandem.v1.Role\x12\x0f\n\x07restart\x18\x03 \x01(\x08\")\n\x14SwitchWorkerResponse\x12\x11\n\tworker_id\x18\x01 \x01(\t2`\n\rSystemService\x12O\n\x0cSwitchWorker\x12\x1e.tandem.v1.SwitchWorkerRequest\x1a\x1f.tandem.v1.SwitchWorkerResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,9 +33,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tandem.v1.system_pb2', _glo
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SWITCHWORKERREQUEST']._serialized_start=61
-  _globals['_SWITCHWORKERREQUEST']._serialized_end=132
-  _globals['_SWITCHWORKERRESPONSE']._serialized_start=134
-  _globals['_SWITCHWORKERRESPONSE']._serialized_end=175
-  _globals['_SYSTEMSERVICE']._serialized_start=177
-  _globals['_SYSTEMSERVICE']._serialized_end=273
+  _globals['_SWITCHWORKERREQUEST']._serialized_end=149
+  _globals['_SWITCHWORKERRESPONSE']._serialized_start=151
+  _globals['_SWITCHWORKERRESPONSE']._serialized_end=192
+  _globals['_SYSTEMSERVICE']._serialized_start=194
+  _globals['_SYSTEMSERVICE']._serialized_end=290
 # @@protoc_insertion_point(module_scope)

@@ -25,19 +25,23 @@ class SwitchWorkerRequest(_message.Message):
 
     WORKER_ID_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
+    RESTART_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
-    """Name of the worker that ends. Set by the caller."""
+    """Name of the worker. Set by the caller."""
     role: _common_pb2.Role.ValueType
-    """What the one in its place does. Set by the caller; not ROLE_UNSPECIFIED."""
+    """What it, or the one in its place, does. Set by the caller; not ROLE_UNSPECIFIED."""
+    restart: _builtins.bool
+    """End it and start another one, also where its engine could switch while it runs. Set by the caller."""
     def __init__(
         self,
         *,
         worker_id: _builtins.str = ...,
         role: _common_pb2.Role.ValueType = ...,
+        restart: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["role", b"role", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["restart", b"restart", "role", b"role", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -51,7 +55,7 @@ class SwitchWorkerResponse(_message.Message):
 
     WORKER_ID_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
-    """Name of the worker in its place. Set by `tandem up`."""
+    """Its name: another one if it was started anew. Set by `tandem up`."""
     def __init__(
         self,
         *,

@@ -47,8 +47,8 @@ class SystemServiceServicer:
     """
 
     def SwitchWorker(self, request, context):
-        """Ends a worker, once it has finished what it has, and starts one of another role in its place. Answers when that
-        one listens. For operators, as what changes something in AdminService is. UNKNOWN_WORKER: there is none of this
+        """Changes a worker's role once it has finished what it has: while it runs, where its engine can, under the name that
+        it has; else it ends, and one of the other role starts in its place. Answers when that one listens. For operators, as what changes something in AdminService is. UNKNOWN_WORKER: there is none of this
         name. INVALID_ARGUMENT: it has the role already, it does not serve now, or nobody would serve without it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -34,8 +34,8 @@ class SystemServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> SystemServiceAsyncStub: ...
     SwitchWorker: _grpc.UnaryUnaryMultiCallable[_system_pb2.SwitchWorkerRequest, _system_pb2.SwitchWorkerResponse]
-    """Ends a worker, once it has finished what it has, and starts one of another role in its place. Answers when that
-    one listens. For operators, as what changes something in AdminService is. UNKNOWN_WORKER: there is none of this
+    """Changes a worker's role once it has finished what it has: while it runs, where its engine can, under the name that
+    it has; else it ends, and one of the other role starts in its place. Answers when that one listens. For operators, as what changes something in AdminService is. UNKNOWN_WORKER: there is none of this
     name. INVALID_ARGUMENT: it has the role already, it does not serve now, or nobody would serve without it.
     """
 
@@ -45,8 +45,8 @@ class SystemServiceAsyncStub(SystemServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     SwitchWorker: _aio.UnaryUnaryMultiCallable[_system_pb2.SwitchWorkerRequest, _system_pb2.SwitchWorkerResponse]  # type: ignore[assignment]
-    """Ends a worker, once it has finished what it has, and starts one of another role in its place. Answers when that
-    one listens. For operators, as what changes something in AdminService is. UNKNOWN_WORKER: there is none of this
+    """Changes a worker's role once it has finished what it has: while it runs, where its engine can, under the name that
+    it has; else it ends, and one of the other role starts in its place. Answers when that one listens. For operators, as what changes something in AdminService is. UNKNOWN_WORKER: there is none of this
     name. INVALID_ARGUMENT: it has the role already, it does not serve now, or nobody would serve without it.
     """
 
@@ -59,8 +59,8 @@ class SystemServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _system_pb2.SwitchWorkerRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_system_pb2.SwitchWorkerResponse, _abc.Awaitable[_system_pb2.SwitchWorkerResponse]]:
-        """Ends a worker, once it has finished what it has, and starts one of another role in its place. Answers when that
-        one listens. For operators, as what changes something in AdminService is. UNKNOWN_WORKER: there is none of this
+        """Changes a worker's role once it has finished what it has: while it runs, where its engine can, under the name that
+        it has; else it ends, and one of the other role starts in its place. Answers when that one listens. For operators, as what changes something in AdminService is. UNKNOWN_WORKER: there is none of this
         name. INVALID_ARGUMENT: it has the role already, it does not serve now, or nobody would serve without it.
         """
 

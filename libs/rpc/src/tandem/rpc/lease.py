@@ -122,6 +122,15 @@ class LeaseKeeper:
         await self._mark_draining()
         self._heard_draining(True)
 
+    async def undrain(self) -> None:
+        """Takes that back. Raises what the call failed with."""
+        try:
+            request = bootstrap_pb2.UndrainRequest(worker_id=self._info.worker_id)
+            await self._stub.Undrain(request, timeout=LEAVE_TIMEOUT_MS / 1000)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        self._heard_draining(False)
+
     async def suspend(self) -> None:
         """Leaves the cluster until `resume`. Where bootstrap is out of reach, the lease ends by itself."""
         if self._keeping is not None:

@@ -176,10 +176,18 @@ class Metrics:
         self.read((counts.family,), counts.samples)
         return counts
 
-    def read(self, families: Sequence[Family], read: Read) -> None:
+    def read(self, families: Sequence[Family], read: Read) -> Reading:
         """Metrics whose values are kept elsewhere, and read when somebody scrapes."""
         self.families += families
-        self.registry.register(_Reading(families, read))
+        reading = Reading(families, read)
+        self.registry.register(reading)
+        return reading
+
+    def unread(self, reading: Reading) -> None:
+        """These are not shown any more."""
+        self.registry.unregister(reading)
+        for family in reading.families:
+            self.families.remove(family)
 
     def count_rpc(self, method: str, code: str) -> None:
         """Hook for tandem.rpc.server.GrpcServer: one RPC ended with this status code."""
@@ -205,20 +213,20 @@ class _Labelled(prometheus.CollectorRegistry):
             yield metric
 
 
-class _Reading(prometheus.registry.Collector):
+class Reading(prometheus.registry.Collector):
     """Samples that others keep, as Prometheus' client wants them."""
 
     def __init__(self, families: Sequence[Family], read: Read) -> None:
-        self._families = families
+        self.families = families
         self._read = read
 
     def describe(self) -> Iterator[Metric]:
         """Every family, so that two of one name are refused."""
-        return iter([_empty(family) for family in self._families])
+        return iter([_empty(family) for family in self.families])
 
     def collect(self) -> Iterator[Metric]:
         """Every family with its series."""
-        found = {family.name: _empty(family) for family in self._families}
+        found = {family.name: _empty(family) for family in self.families}
         for sample in self._read():
             _add(found[sample.family.name], sample)
         return iter(found.values())

@@ -26,6 +26,9 @@ CHANGES: Final = frozenset(
         "/tandem.v1.PrefillService/Abort",
         "/tandem.v1.DecodeService/Abort",
         "/tandem.v1.UnifiedService/Abort",
+        "/tandem.v1.PrefillService/SwitchRole",
+        "/tandem.v1.DecodeService/SwitchRole",
+        "/tandem.v1.UnifiedService/SwitchRole",
         "/tandem.v1.SystemService/SwitchWorker",
     }
 )

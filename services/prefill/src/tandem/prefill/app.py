@@ -7,7 +7,7 @@ import logging
 from tandem.core.ids import Role
 from tandem.engine.choose import controlled, make_engine
 from tandem.engine.worker.host import WorkerHost
-from tandem.prefill.servicer import add_service
+from tandem.engine.worker.servicer import add_services as add_worker
 from tandem.prefill.settings import PrefillSettings
 from tandem.rpc.control import add_control
 from tandem.rpc.run import Stop
@@ -23,7 +23,7 @@ async def serve(settings: PrefillSettings, stop: Stop) -> int:
     log.info("settings:\n%s", shown.describe())
 
     def add_services(server: GrpcServer, host: WorkerHost) -> None:
-        add_service(server, host)
+        add_worker(server, host)
         add_control(server, shown)
 
     return await WorkerHost(Role.PREFILL, settings, engine, add_services).run(stop)

@@ -7,10 +7,10 @@ import logging
 from tandem.core.ids import Role
 from tandem.engine.choose import controlled, make_engine
 from tandem.engine.worker.host import WorkerHost
+from tandem.engine.worker.servicer import add_services as add_worker
 from tandem.rpc.control import add_control
 from tandem.rpc.run import Stop
 from tandem.rpc.server import GrpcServer
-from tandem.unified.servicer import add_service
 from tandem.unified.settings import UnifiedSettings
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ async def serve(settings: UnifiedSettings, stop: Stop) -> int:
     log.info("settings:\n%s", shown.describe())
 
     def add_services(server: GrpcServer, host: WorkerHost) -> None:
-        add_service(server, host)
+        add_worker(server, host)
         add_control(server, shown)
 
     return await WorkerHost(Role.UNIFIED, settings, engine, add_services).run(stop)

@@ -122,6 +122,17 @@ class MockEngine:
             total_pages=settings.pages,
         )
 
+    @property
+    def roles(self) -> frozenset[Role]:
+        """All of them."""
+        return frozenset(Role)
+
+    async def switch(self, role: Role) -> EngineFacts:
+        """Frees everything and starts in another role."""
+        await self._close(self._running())
+        self._role, self._started = role, None
+        return await self.start()
+
     def on_room_traced(self, sink: RoomTraceSink) -> None:
         """Sets who takes the ranks' traces of rooms."""
         self._on_room_traced = sink

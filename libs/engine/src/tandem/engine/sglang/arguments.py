@@ -43,6 +43,10 @@ TRUTHS: Final = {
     "no": False,
     "off": False,
 }
+CPU_RUNNING: Final = 16
+"""Sequences that a CPU runs at once by default."""
+MOST_WITH_EXTRA_SLOTS: Final = 32
+"""Decode of so many sequences has twice as many slots for those whose KV is on its way, as by SGLang's own default."""
 CONTEXTS_IN_POOL: Final = 8
 """A CPU's KV pool holds this many full contexts, if memory allows."""
 MEMORY_SHARE: Final = 0.1
@@ -68,6 +72,8 @@ class SglangOptions:
     max_total_tokens: int | None = None
     keep_prefixes: bool = False
     """Decode keeps the KV of sequences that have ended, and gets the rest of prompts only."""
+    role_switch: bool = False
+    """The engine may become a prefill engine if it is one of decode, and the other way round, while it runs."""
     threads_per_rank: int = 0
     """CPU threads of each rank; 0 = half of the cores that this process may use, shared among the ranks."""
     kv_events: bool = True
@@ -102,31 +108,40 @@ def server_args(
         "host": "127.0.0.1",
     }
     args = {name: value for name, value in args.items() if value is not None}
-    if options.keep_prefixes and role is Role.DECODE:
+    switches = options.role_switch and role in PAIR
+    if switches or (options.keep_prefixes and role is Role.DECODE):
+        # One that may come to be prefill needs its prefix cache, which is made once.
         args["disaggregation_decode_enable_radix_cache"] = True
+    if switches and (most := options.max_running or (CPU_RUNNING if cpu else 0)):
+        # SGLang reckons decode's own default only where it starts as decode.
+        args["disaggregation_decode_extra_slots"] = 2 * most if most <= MOST_WITH_EXTRA_SLOTS else 0
     if options.kv_events:
         args["kv_events_config"] = json.dumps({"publisher": "tandem"})
     if cpu:
         args = {**cpu_defaults(options, role, memory_bytes), **args}
     ours: dict[str, Any] = {"disaggregation_mode": "null", "incremental_streaming_output": True}
     if role in PAIR:
-        ours |= {"disaggregation_mode": role.value, "disaggregation_transfer_backend": "tandem"}
+        ours |= {
+            "disaggregation_mode": role.value,
+            "disaggregation_transfer_backend": "tandem",
+            "enable_pd_role_switch": switches,
+        }
     return {**args, **extra, **ours}
 
 
 def cpu_defaults(options: SglangOptions, role: Role, memory_bytes: int) -> dict[str, Any]:
     """What SGLang does not choose well on a CPU."""
     defaults: dict[str, Any] = {
-        "max_running_requests": 16,
+        "max_running_requests": CPU_RUNNING,
         # An idle scheduler burns a core otherwise.
         "sleep_on_idle": True,
     }
     if tokens := pool_tokens(options, memory_bytes):
         defaults["max_total_tokens"] = tokens
-    if role is not Role.DECODE:
-        # SGLang's overlap scheduler wants CUDA events here.
+    if role is not Role.DECODE or options.role_switch:
+        # SGLang's overlap scheduler wants CUDA events in prefill.
         defaults["disable_overlap_schedule"] = True
-    else:
+    if role is Role.DECODE or options.role_switch:
         # The default keeps retracted KV in pinned memory, which needs CUDA.
         defaults["disaggregation_decode_retraction_backup"] = "cpu_tensor"
     return defaults

@@ -102,6 +102,7 @@ class TandemKVManager(BaseKVManager):  # type: ignore[misc]
 
     supports_deferred_decode_kv_release = True
     enable_deferred_decode_kv_release = True
+    supports_role_switch = True
 
     def __init__(
         self,
@@ -119,7 +120,7 @@ class TandemKVManager(BaseKVManager):  # type: ignore[misc]
         """Decode rooms whose pages may still be written."""
         self.gauges = Gauges()
         """The scheduler's numbers after its last step; the agent's thread reads them."""
-        self.sleeper: object = None
+        self.sleeper: Any = None
         """SGLang's idle sleeper that knows the bell."""
         self.forward_stream: Any = None
         """Stream that SGLang computes on, once its scheduler has made a step."""
@@ -152,6 +153,13 @@ class TandemKVManager(BaseKVManager):  # type: ignore[misc]
         )
         rank.start()
         return rank
+
+    def teardown(self) -> None:
+        """SGLang takes another role, for which it makes another manager: this one lets go of all that it has."""
+        self.rank.close()
+        if self.sleeper is not None:
+            self.sleeper.poller.unregister(self.wake.fd)
+        self.wake.close()
 
     def order_uploads(self) -> None:
         """Decode, on a GPU: what is written to pages from now on waits for what is computed at this moment.

@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 MAX_LEGS = 65_536
 """Most rooms at the same time."""
+SWITCH_TIMEOUT_MS: Final = 60_000
+"""Longest that SGLang's ranks may take to come back in another role."""
 SILENT: Final = Finish(FinishKind.FAILED, why=Why(ErrorReason.ENGINE_FAILED, "SGLang ended the request silently"))
 
 
@@ -69,7 +71,6 @@ class SglangEngine:
     async def start(self) -> EngineFacts:
         """Starts SGLang and waits for its ranks. Raises TandemError with what went wrong."""
         self._hub = hub = RankHub(
-            self._role,
             self._options.tp_size,
             on_room_failed=self._on_room_failed,
             on_room_traced=self._on_room_traced,
@@ -81,11 +82,15 @@ class SglangEngine:
             async with asyncio.timeout(self._options.start_timeout_ms / 1000):
                 with kept_logging(self._options.log_level):
                     await sglang.start(lambda: self._prepare(address))
-                ranks, layout = await hub.wait_ranks(self._options.start_timeout_ms)
+                return await self._facts(hub, sglang, self._options.start_timeout_ms)
         except TimeoutError as error:
             raise TandemError(
                 ErrorReason.ENGINE_FAILED, f"SGLang did not start in {self._options.start_timeout_ms} ms"
             ) from error
+
+    async def _facts(self, hub: RankHub, sglang: RunningSglang, timeout_ms: int) -> EngineFacts:
+        """Once its ranks are there."""
+        ranks, layout = await hub.wait_ranks(timeout_ms)
         self._context_tokens = sglang.context_tokens
         return EngineFacts(
             model=self._options.name,
@@ -114,6 +119,20 @@ class SglangEngine:
         extra = arguments.parse(options.engine_args)
         memory = environment.available_memory_bytes()
         return arguments.server_args(options, self._role, on_cpu, extra, memory)
+
+    @property
+    def roles(self) -> frozenset[Role]:
+        """Both of a pair if SGLang was told so when it started."""
+        return frozenset(PAIR if self._role in PAIR and self._options.role_switch else (self._role,))
+
+    async def switch(self, role: Role) -> EngineFacts:
+        """Lets SGLang rebuild what belongs to the role; weights and KV pools stay. Its ranks attach anew."""
+        hub, sglang = self._started_hub(), self._running()
+        await sglang.check_switch(role.value)
+        hub.release()
+        await sglang.switch(role.value)
+        self._role = role
+        return await self._facts(hub, sglang, SWITCH_TIMEOUT_MS)
 
     def on_room_traced(self, sink: RoomTraceSink) -> None:
         """Sets who takes the ranks' traces of rooms, before `start`."""

@@ -150,6 +150,31 @@ class RunningSglang:
         """Ends a request; its last answer still comes through its stream."""
         self._engine.tokenizer_manager.abort_request(rid)
 
+    async def check_switch(self, role: str) -> None:
+        """Whether SGLang would take another role now. Raises TandemError(NOT_SUPPORTED) with what is in the way."""
+        answer = await self._ask_switch(role, prepare_only=True)
+        if not answer.success:
+            raise TandemError(ErrorReason.NOT_SUPPORTED, f"SGLang does not become a {role} server: {answer.message}")
+
+    async def switch(self, role: str) -> None:
+        """Takes another role. Raises TandemError(ENGINE_FAILED): half of the old one may be gone."""
+        answer = await self._ask_switch(role, prepare_only=False)
+        if not answer.success:
+            raise TandemError(ErrorReason.ENGINE_FAILED, f"SGLang did not become a {role} server: {answer.message}")
+
+    async def _ask_switch(self, role: str, *, prepare_only: bool) -> Any:
+        from sglang.srt.managers.io_struct import PdRoleSwitchReqInput
+
+        # SGLang captures decode's CUDA graphs when a prefill server becomes one, and wants to be told what they need;
+        # if they don't fit it goes on without them.
+        request = PdRoleSwitchReqInput(new_role=role, decode_cuda_graph_memory_gb=0.0, prepare_only=prepare_only)
+        asked = asyncio.ensure_future(self._engine.tokenizer_manager.pd_role_switch(request))
+        await asyncio.wait([asked, self.failed], return_when=asyncio.FIRST_COMPLETED)
+        if asked.done():
+            return asked.result()
+        asked.cancel()
+        raise self.failed.result()
+
     async def close(self) -> None:
         """Kills SGLang's processes and waits until they are gone. Idempotent.
 

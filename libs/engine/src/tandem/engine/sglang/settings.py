@@ -28,6 +28,11 @@ class SglangSettings(Settings, env_prefix="TANDEM_SGLANG_"):
         description="decode keeps the KV of sequences that have ended in SGLang's radix cache: of a prompt that begins "
         "as one of them did only the rest is moved",
     )
+    role_switch: bool = Field(
+        default=False,
+        description="prefill workers can become ones of decode while they run, and back, by `tandem switch`;"
+        " decode keeps prefixes then. Not with pipeline or expert parallelism or speculative decoding",
+    )
     threads_per_rank: int = Field(default=0, ge=0, le=1_024, description="CPU threads of each rank")
     kv_events: bool = Field(
         default=True, description="whether a worker knows what its prefix cache holds, which cache_aware goes by"
@@ -52,6 +57,7 @@ class SglangSettings(Settings, env_prefix="TANDEM_SGLANG_"):
             max_running=self.max_running or None,
             max_total_tokens=self.max_total_tokens or None,
             keep_prefixes=self.keep_prefixes,
+            role_switch=self.role_switch,
             threads_per_rank=self.threads_per_rank,
             kv_events=self.kv_events,
             log_level=self.log_level,

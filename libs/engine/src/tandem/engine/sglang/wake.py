@@ -18,7 +18,15 @@ class Wake:
 
     def set(self) -> None:
         """Rings."""
-        os.eventfd_write(self.fd, 1)
+        if self.fd >= 0:
+            os.eventfd_write(self.fd, 1)
+
+    def close(self) -> None:
+        """Rings no more, and nobody waits for it."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            self._poll.unregister(fd)
+            os.close(fd)
 
     def take(self) -> bool:
         """Whether it rang since the last take."""

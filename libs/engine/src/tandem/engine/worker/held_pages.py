@@ -19,18 +19,21 @@ class HeldPagesFeeds:
         self._max_feeds = max_feeds
         self._open = 0
 
-    async def follow(self, log: KvLog) -> AsyncIterator[session_pb2.HeldPagesChange]:
-        """A snapshot, then what changes, without end. Raises OVERLOADED if too many are open."""
+    async def follow(self, log: KvLog, over: asyncio.Event) -> AsyncIterator[session_pb2.HeldPagesChange]:
+        """A snapshot, then what changes, until it is over. Raises OVERLOADED if too many are open."""
         if self._open >= self._max_feeds:
             raise TandemError(ErrorReason.OVERLOADED, f"{self._max_feeds} follow what is held already")
         self._open += 1
         news = asyncio.Event()
+        ended = asyncio.ensure_future(over.wait())
+        ended.add_done_callback(lambda _: news.set())
         try:
             with closing(log.follow(news.set)) as follower:
-                while True:
+                while not over.is_set():
                     await news.wait()
                     news.clear()
                     while (change := follower.take(held_pages.PAGES_PER_MESSAGE)) is not None:
                         yield held_pages.to_proto(change)
         finally:
+            ended.cancel()
             self._open -= 1

@@ -8,18 +8,19 @@ import logging
 import random
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from tandem.core import version
 from tandem.core.cluster import RankEndpoint, WorkerInfo
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.core.ids import Incarnation, RankId, Role, RoomId, WorkerId, WorkerLife
+from tandem.core.ids import Incarnation, RankId, Role, RoomId, WorkerId, WorkerLife, can_serve
 from tandem.engine.port import Engine, EngineFacts
 from tandem.engine.rank import open_rooms, status, wire
 from tandem.engine.worker.held_pages import HeldPagesFeeds
 from tandem.engine.worker.leg_trace import LegTraces
 from tandem.engine.worker.page_shares import PageShares
 from tandem.engine.worker.progress import ProgressWatch, cpu_ticks
+from tandem.engine.worker.role_switch import RoleSwitch
 from tandem.engine.worker.session import Session
 from tandem.engine.worker.settings import WorkerSettings
 from tandem.engine.worker.worker_metrics import WorkerFacts, WorkerMetrics
@@ -31,6 +32,7 @@ from tandem.rpc.exits import ExitCode
 from tandem.rpc.lease import INSTANCE_ID_BYTES, LeaseCallbacks, LeaseKeeper
 from tandem.rpc.loop_lag import measure_lag
 from tandem.rpc.metrics_server import MetricsServer
+from tandem.rpc.operators import changed
 from tandem.rpc.run import Stop, announce
 from tandem.rpc.server import GrpcServer
 from tandem.rpc.tasks import TaskSupervisor
@@ -46,6 +48,7 @@ STATUS_INTERVAL_MS = 500
 
 _FATAL_EXITS = {ErrorReason.STALE_INCARNATION: ExitCode.REPLACED, ErrorReason.ENGINE_FAILED: ExitCode.ENGINE_LOST}
 
+T = TypeVar("T")
 AddService = Callable[[GrpcServer, "WorkerHost"], None]
 
 
@@ -78,6 +81,9 @@ class WorkerHost:
         self._idle = asyncio.Event()
         self._idle.set()
         self._watcher: ClusterWatcher | None = None
+        self._switch = RoleSwitch()
+        self._over = asyncio.Event()
+        """Whether this life of the worker is."""
 
     # ------------------------------------------------------------ life
 
@@ -108,14 +114,43 @@ class WorkerHost:
         stack.push_async_callback(server.stop, grace_ms=200)
         stack.push_async_callback(self.engine.close)
         self.facts = await _unless(stop, self.engine.start())
-        self.shares = PageShares(self.facts)
         address = f"{self._settings.host_to_dial}:{bound.rpartition(':')[2]}"
-        await self._watch(channel, stack)
-        spare_what_is_there()
-        lease = await self._register(channel, address, stop, stack)
-        await server.set_ready(True)
-        self._serving = True
-        announce(self._settings.worker_id, address)
+        while (role := await self._live(channel, address, server, stop)) is not None:
+            await self._take_role(role, stop)
+
+    async def _live(self, channel: Any, address: str, server: GrpcServer, stop: Stop) -> Role | None:
+        """One life, in one role: registers, serves and drains. Returns the role of the next one; None if the process is
+        to stop. Raises TandemError if it can't go on."""
+        async with contextlib.AsyncExitStack() as stack:
+            self.shares = PageShares(self.facts)
+            await self._watch(channel, stack)
+            spare_what_is_there()
+            lease = await self._register(channel, address, stop, stack)
+            stack.callback(self._end_life)
+            self._leaving = False
+            await server.set_ready(True)
+            self._serving = True
+            announce(self._settings.worker_id, address)
+            self._switch.made(self.life)
+            end = asyncio.ensure_future(self._until_end(stop, lease))
+            try:
+                while True:
+                    asked = asyncio.ensure_future(self._switch.asked())
+                    await asyncio.wait({end, asked}, return_when=asyncio.FIRST_COMPLETED)
+                    if end.done():
+                        asked.cancel()
+                        end.result()  # raises what the engine failed with
+                        await server.drain()
+                        await self._drain(lease)
+                        return None
+                    if await self._emptied(lease, end):
+                        await server.set_ready(False)
+                        return asked.result()
+            finally:
+                end.cancel()
+
+    async def _until_end(self, stop: Stop, lease: LeaseKeeper) -> None:
+        """Returns when the process is to stop. Raises what the engine, or the watch over it, failed with."""
         failed = asyncio.ensure_future(self.engine.wait_failed())
         stopped = asyncio.ensure_future(stop.wait())
         progress = ProgressWatch(
@@ -132,12 +167,43 @@ class WorkerHost:
                 raise failed.result()
             if watching.done():
                 watching.result()  # raises what it crashed with
-            watching.cancel()
-            await server.drain()
-            await self._drain(lease)
         finally:
             for part in (failed, stopped, watching):
                 part.cancel()
+
+    def _end_life(self) -> None:
+        """Nothing of this life is served any more."""
+        self._serving = False
+        self.life = WorkerLife(self.life.worker_id, Incarnation(0))
+        over, self._over = self._over, asyncio.Event()
+        over.set()
+
+    async def _take_role(self, role: Role, stop: Stop) -> None:
+        """The engine takes another role, or stays as it was. Raises TandemError if it can't go on."""
+        log.info("becomes a %s worker", role.value)
+        try:
+            self.facts = await _unless(stop, self.engine.switch(role))
+        except TandemError as error:
+            self._switch.refused(error)
+            if stop.requested or error.reason is ErrorReason.ENGINE_FAILED:
+                raise
+            log.warning("stays a %s worker: %s", self.role.value, error)
+            return
+        self._metrics.become(role)
+        self.role = self.traces.role = role
+
+    async def _emptied(self, lease: LeaseKeeper, end: asyncio.Future[None]) -> bool:
+        """Whether no room is open any more, so that the worker can take another role; else it goes on in this one."""
+        if await self._drain(lease, unless=end) and not end.done():
+            return True
+        text = f"{self._open_rooms} rooms were still open after {self._settings.drain_timeout_ms} ms"
+        why = "the worker ends" if end.done() else text
+        self._switch.refused(TandemError(ErrorReason.DEADLINE_EXCEEDED, f"{why}; it stays a {self.role.value} worker"))
+        if not end.done():
+            self._leaving = False
+            with contextlib.suppress(TandemError):
+                await lease.undrain()
+        return False
 
     def _set_stuck(self, stuck: bool) -> None:
         self._stuck = stuck
@@ -228,17 +294,20 @@ class WorkerHost:
         await lease.start(self._settings.register_timeout_ms)
         return lease
 
-    async def _drain(self, lease: LeaseKeeper) -> None:
-        """No new rooms; the running ones finish, bounded."""
+    async def _drain(self, lease: LeaseKeeper, unless: asyncio.Future[None] | None = None) -> bool:
+        """No new rooms; the running ones finish, bounded. Whether all have. unless: what makes the wait pointless."""
         self._leaving = True
         with contextlib.suppress(TandemError):
             await lease.drain()
         log.info("draining: %d rooms are open", self._open_rooms)
-        try:
-            async with asyncio.timeout(self._settings.drain_timeout_ms / 1000):
-                await self._idle.wait()
-        except TimeoutError:
+        idle: asyncio.Future[Any] = asyncio.ensure_future(self._idle.wait())
+        awaited: set[asyncio.Future[Any]] = {idle} if unless is None else {idle, unless}
+        limit_s = self._settings.drain_timeout_ms / 1000
+        await asyncio.wait(awaited, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        idle.cancel()
+        if self._open_rooms:
             log.warning("%d rooms were still open after %d ms", self._open_rooms, self._settings.drain_timeout_ms)
+        return not self._open_rooms
 
     # ------------------------------------------------------------ what Sessions need
 
@@ -294,9 +363,34 @@ class WorkerHost:
             raise TandemError(ErrorReason.OVERLOADED, f"{self._settings.max_sessions} Sessions are open already")
         self._sessions += 1
         try:
-            await Session(self).run(requests, write)
+            await _before(self._over.wait(), Session(self).run(requests, write), f"this life of {self.life} is over")
         finally:
             self._sessions -= 1
+
+    def require(self, role: Role) -> None:
+        """Raises TandemError(DRAINING) to who calls another role than the one that the worker has now."""
+        if role is not self.role:
+            raise TandemError(
+                ErrorReason.DRAINING, f"worker {self.life.worker_id} is one of {self.role.value} now, not {role.value}"
+            )
+
+    async def switch_role(self, request: session_pb2.SwitchRoleRequest) -> session_pb2.SwitchRoleResponse:
+        """The worker takes another role."""
+        role, before, name = convert.role_from_proto(request.role), self.role, self.life.worker_id
+        if role is before:
+            raise TandemError(ErrorReason.INVALID_ARGUMENT, f"{name} is a {role.value} worker already", field="role")
+        if role not in self.engine.roles:
+            text = f"{name} can't become a {role.value} worker without a restart"
+            raise TandemError(ErrorReason.NOT_SUPPORTED, text, field="role")
+        if self._leaving or not self.life.incarnation:
+            raise TandemError(ErrorReason.DRAINING, f"{name} does not serve now")
+        assert self._watcher is not None, "it serves"
+        others = [one for one in self._watcher.view.workers.values() if one.worker_id != name and not one.draining]
+        if not can_serve(lambda wanted: [one for one in others if one.role is wanted]):
+            raise TandemError(ErrorReason.INVALID_ARGUMENT, f"nobody would serve without {name}", field="role")
+        life = await self._switch.ask(role)
+        changed(f"role of {name}", before.value, role.value)
+        return session_pb2.SwitchRoleResponse(worker=convert.life_to_proto(life))
 
     async def abort(self, request: session_pb2.AbortRequest) -> session_pb2.AbortResponse:
         """Ends one room."""
@@ -315,7 +409,7 @@ class WorkerHost:
         """What the prefix cache holds, and what changes."""
         if not self.life.incarnation:
             raise TandemError(ErrorReason.DRAINING, f"worker {self.life.worker_id} is still starting")
-        async for change in self._feeds.follow(self.engine.held_pages):
+        async for change in self._feeds.follow(self.engine.held_pages, self._over):
             yield change
 
     async def list_rooms(self, request: session_pb2.ListRankRoomsRequest) -> session_pb2.ListRankRoomsResponse:
@@ -341,16 +435,21 @@ class WorkerHost:
 
 async def _unless(stop: Stop, work: Coroutine[Any, Any, EngineFacts]) -> EngineFacts:
     """What `work` returns. Raises TandemError(DRAINING) if the process is asked to stop before."""
-    working, stopped = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    return await _before(stop.wait(), work, "the engine was still starting")
+
+
+async def _before(end: Coroutine[Any, Any, object], work: Coroutine[Any, Any, T], said: str) -> T:
+    """What `work` returns. Raises TandemError(DRAINING), which says so, if the end comes before."""
+    working, ended = asyncio.ensure_future(work), asyncio.ensure_future(end)
     try:
-        await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({working, ended}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise TandemError(ErrorReason.DRAINING, "the engine was still starting")
+            raise TandemError(ErrorReason.DRAINING, said)
         return working.result()
     finally:
-        for part in (working, stopped):
+        for part in (working, ended):
             part.cancel()
-        await asyncio.gather(working, stopped, return_exceptions=True)
+        await asyncio.gather(working, ended, return_exceptions=True)
 
 
 def _addresses(info: WorkerInfo) -> dict[RankId, str]:

@@ -22,7 +22,8 @@ class LegTraces:
 
     def __init__(self, tracing: Tracing, role: Role, worker_id: WorkerId) -> None:
         self._tracing = tracing
-        self._role = role
+        self.role = role
+        """Of the legs that begin."""
         self._worker_id = worker_id
         self._open: dict[RoomId, LegTrace] = {}
 
@@ -38,8 +39,8 @@ class LegTraces:
         }
         if submit.HasField("peer"):
             attributes[names.PEER] = str(convert.life_from_proto(submit.peer))
-        span = self._tracing.enter(self._role.value, caller, attributes)
-        leg = LegTrace(self, self._tracing, span, submit.request_id, generates=self._role is not Role.PREFILL)
+        span = self._tracing.enter(self.role.value, caller, attributes)
+        leg = LegTrace(self, self._tracing, span, submit.request_id, generates=self.role is not Role.PREFILL)
         self._open[RoomId(submit.room)] = leg
         return leg
 

@@ -15,7 +15,7 @@ from tandem.core.room.sender import TERMINAL as SENDER_TERMINAL
 from tandem.core.room.sender import SenderState
 from tandem.engine.measures import Histogram, PeerKey, PeerMeasures, RankReport
 from tandem.engine.port import EngineStatus, Measured
-from tandem.rpc.metrics import Distribution, Family, Kind, Metrics, Sample
+from tandem.rpc.metrics import Distribution, Family, Kind, Metrics, Reading, Sample
 from tandem.rpc.process_metrics import add_process_metrics
 
 COUNTER, GAUGE, HISTOGRAM = Kind
@@ -148,7 +148,6 @@ class WorkerMetrics:
 
     def __init__(self, role: Role) -> None:
         self.metrics = metrics = Metrics()
-        self._role = role
         self._facts = WorkerFacts()
         self._measured: Measured | None = None
         self.lag = add_process_metrics(metrics, role.value)
@@ -162,7 +161,16 @@ class WorkerMetrics:
             "tandem_worker_heartbeats_missed", "Heartbeats that bootstrap did not answer in time."
         )
         metrics.read(WORKER, lambda: _of_worker(self._facts))
-        metrics.read((*ALL, *OF_ROLE[role]), lambda: of_engine(self._role, self._measured))
+        self._engine = self._read_engine(role)
+
+    def become(self, role: Role) -> None:
+        """Shows what there is of another role."""
+        self._measured = None
+        self.metrics.unread(self._engine)
+        self._engine = self._read_engine(role)
+
+    def _read_engine(self, role: Role) -> Reading:
+        return self.metrics.read((*ALL, *OF_ROLE[role]), lambda: of_engine(role, self._measured))
 
     def told(self, facts: WorkerFacts, measured: Measured | None) -> bytes:
         """The text of a scrape. measured: None if the engine does not answer."""

@@ -13,6 +13,7 @@ import pytest
 
 from tandem.cli.switching import switch_here
 from tandem.cli.top import watch
+from tandem.core.cluster import ClusterView
 from tandem.core.errors import TandemError
 from tandem.core.ids import Role, WorkerId
 from tandem.core.planner.advice import KEEP_QUIET
@@ -128,28 +129,37 @@ async def test_the_command_runs_once_for_a_worker_that_is_drained(system: System
     assert "a worker:" not in rest
 
 
-SWITCH = f"sh -c '{sys.executable} -m tandem.cli switch --restart $PLANNER_WORKER $PLANNER_GETS'"
-SWITCH_LIVE = SWITCH.replace("--restart ", "")
+async def three_prefill(system: System) -> list[str]:
+    """Names of the prefill workers, once there are three of them."""
+
+    def found(view: ClusterView) -> list[str]:
+        return sorted(info.worker_id for info in view.workers.values() if info.role is Role.PREFILL)
+
+    return found(await system.wait_view(lambda view: len(found(view)) == 3 and len(view.workers) == 4, 240))
 
 
-async def test_a_worker_of_a_running_system_changes_its_role_and_no_answer_is_lost(tmp_path: Path) -> None:
+@pytest.mark.parametrize("restart", [True, False])
+async def test_a_worker_of_a_running_system_changes_its_role_and_no_answer_is_lost(
+    tmp_path: Path, restart: bool
+) -> None:
     """Decode keeps its last worker, so there are two changes, one after the other, while requests go on."""
     slow = ("--engine-arg", "prefill_us_per_token=500")
+    how = "--restart" if restart else ""
+    switch = f"sh -c '{sys.executable} -m tandem.cli switch {how} $PLANNER_WORKER $PLANNER_GETS'"
     with running_system(tmp_path, "--engine", "mock", "--ratio", "1:3", *slow) as system:
         here = {"TANDEM_CLI_STATE_FILE": str(tmp_path / "state.json"), "TANDEM_PLANNER_PATIENCE_S": "120"}
-        async with prompts_come(system) as answers, planner(system, "--apply", SWITCH, **here):
-            view = await system.wait_view(
-                lambda view: sorted(view.workers) == ["decode-0", "prefill-0", "prefill-1", "prefill-2"], 240
-            )
-            assert not any(info.draining for info in view.workers.values())
+        async with prompts_come(system) as answers, planner(system, "--apply", switch, **here):
+            names = await three_prefill(system)
+            assert names == ([f"prefill-{each}" for each in range(3)] if restart else ["decode-1", "decode-2", "prefill-0"])
             async with asyncio.timeout(240):
                 for _ in range(4 * CLIENTS):
                     await answers.acquire()
-                while not all([(await system.statuses())[f"prefill-{each}"].rooms_succeeded for each in range(3)]):
+                while not all([(await system.statuses())[name].rooms_succeeded for name in names]):
                     await answers.acquire()
+        assert not any(member.info.draining for member in (await system.members()).values())
         rows = {row.name: row.kind for row in system.state.processes}
         assert rows == {
-            **{f"prefill-{each}": "prefill" for each in range(3)},
+            **{name: "prefill" for name in names},
             "decode-0": "decode",
             "bootstrap": "bootstrap",
             "gateway": "gateway",

@@ -38,7 +38,11 @@ class Worker:
         self.role = role
 
     async def start(self) -> dict[RankId, str]:
-        address = await self.hub.start()
+        self.address = await self.hub.start()
+        return await self.attach(self.address)
+
+    async def attach(self, address: str) -> dict[RankId, str]:
+        """Starts ranks."""
         gauges = Gauges(pools=(PoolStatus("kv", 32, 30, 2, 0),), running=1)
         for tp, memory in enumerate(self.memories):
             pools = memory.pools()
@@ -227,6 +231,41 @@ async def test_a_rank_whose_service_hung_up_may_be_used_and_closed_at_any_moment
 
     monkeypatch.setattr(thread, "join", join_and_let_end)
     await asyncio.to_thread(prefill.ranks[0].close)
+
+
+async def test_ranks_that_are_released_go_and_others_take_their_places() -> None:
+    """As when an engine takes another role: its ranks end, and attach anew, before or after the hub sees them go."""
+    worker, peer = Worker(Role.DECODE, 2), Worker(Role.DECODE, 2)
+    try:
+        await worker.start()
+        addresses_of_nobody = await peer.start()
+        assert set(addresses_of_nobody.values()) == {""}
+        failed = asyncio.ensure_future(worker.hub.wait_failed())
+        gone = worker.ranks[:]
+        worker.hub.release()
+        with pytest.raises(TandemError, match="0 of 2 engine ranks"):
+            await worker.hub.wait_ranks(1)
+        await asyncio.to_thread(gone[0].close)
+        worker.role, worker.ranks = Role.PREFILL, []
+        addresses = await worker.attach(worker.address)
+        await asyncio.to_thread(gone[1].close)
+        await asyncio.gather(
+            worker.hub.open_tickets(_job(5, "decode", {})), peer.hub.open_tickets(_job(5, "prefill", addresses))
+        )
+        for tp in range(2):
+            sender, receiver = worker.ranks[tp].sender(5), peer.ranks[tp].receiver(5)
+            assert await _poll(receiver, Phase.WAITING, Phase.FAILED) is Phase.WAITING
+            receiver.offer([4], metadata_row=1)
+            assert await _poll(sender, Phase.WAITING, Phase.FAILED) is Phase.WAITING
+            sender.push([8], last=True, metadata_row=0)
+            assert await _poll(receiver, Phase.SUCCESS, Phase.FAILED) is Phase.SUCCESS
+        assert (await worker.hub.status()).rooms_succeeded == 1
+        assert not failed.done()
+        await asyncio.to_thread(worker.ranks[0].close)
+        assert "engine rank dp0.pp0.tp0" in (await failed).message, "of those that are there now each is missed"
+    finally:
+        await peer.close()
+        await worker.close()
 
 
 async def test_ranks_that_do_not_come_are_counted() -> None:

@@ -1,10 +1,12 @@
-"""Real SGLang whose decode side keeps prefixes: only the rest of a prompt moves, and no answer changes."""
+"""Real SGLang whose decode side keeps prefixes: only the rest of a prompt moves, and no answer changes. The two sides
+also change places."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
 
+import psutil
 import pytest
 import pytest_asyncio
 
@@ -36,6 +38,7 @@ async def pair(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pair]:
         chunked_prefill_tokens=CHUNK,
         max_total_tokens=POOL_TOKENS,
         keep_prefixes=True,
+        role_switch=True,
     )
     yield made
     assert await made.stop() == [0, 0]
@@ -142,3 +145,33 @@ async def test_prefixes_go_when_their_pages_are_needed(pair: Pair) -> None:
     tokens, moved = await ask(pair, asked[-1], 4)
     assert (tokens, moved <= 1) == (expected[-1], True)
     await whole(pair, "kv", "metadata")
+
+
+async def test_the_two_change_places_and_back_with_their_processes_and_answer_as_before(pair: Pair) -> None:
+    ids = prompt(150, 600)
+    (expected,) = greedy(TINY, [ids], NEW_TOKENS)
+    assert (await ask(pair, ids))[0] == expected
+    processes = {pair.prefill.process.pid, pair.decode.process.pid}
+    descriptors = open_descriptors(pair)
+    for turn in range(2):
+        was_prefill = pair.prefill
+        await pair.swap()
+        assert pair.decode is was_prefill
+        # What either side kept went with its role.
+        assert await ask(pair, ids) == (expected, pages(len(ids))), f"turn {turn}"
+        tokens, moved = await ask(pair, ids)
+        assert (tokens, moved) == (expected, pages(len(ids)) - len(ids) // PAGE_TOKENS), f"turn {turn}"
+        await whole(pair, "kv", "metadata")
+    assert {pair.prefill.process.pid, pair.decode.process.pid} == processes
+    assert open_descriptors(pair) <= descriptors + 2, "changes leave nothing open"
+    room = pair.submit(prompt(50, 601), max_new_tokens=3_000)
+    await pair.decode.answers[room].began.wait()
+    pair.decode.send(do="abort", room=room)
+    assert (await pair.answer(room)).finish["why"][0] == "CANCELLED"
+    await whole(pair, "kv", "metadata")
+
+
+def open_descriptors(pair: Pair) -> int:
+    """Files and sockets that both sides, and SGLang's processes of them, hold."""
+    roots = [psutil.Process(side.process.pid) for side in (pair.prefill, pair.decode)]
+    return sum(one.num_fds() for root in roots for one in (root, *root.children(recursive=True)))

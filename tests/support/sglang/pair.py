@@ -129,6 +129,15 @@ class Worker:
                 return status
             await asyncio.sleep(0.05)
 
+    async def switch(self, role: str) -> None:
+        """Lets its engine take another role, and waits until it has."""
+        self._up.clear()
+        self.send(do="switch", role=role)
+        await self._up.wait()
+        if self.failure:
+            raise self._gone()
+        self.role = role
+
     async def stop(self) -> int:
         """Ends it; returns its exit code."""
         assert self.process.stdin is not None
@@ -150,6 +159,12 @@ class Pair:
         """Starts both at once."""
         options = {"model_path": str(TINY), "dtype": "float32", "device": "cpu", **options}
         await asyncio.gather(*(worker.start(options, env or {}) for worker in (self.prefill, self.decode)))
+        self.decode.send(do="joined", peer="prefill", addresses=self.addresses)
+
+    async def swap(self) -> None:
+        """Each of the two becomes what the other is."""
+        await asyncio.gather(self.prefill.switch("decode"), self.decode.switch("prefill"))
+        self.prefill, self.decode = self.decode, self.prefill
         self.decode.send(do="joined", peer="prefill", addresses=self.addresses)
 
     @property

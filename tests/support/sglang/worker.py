@@ -15,7 +15,7 @@ from typing import Any
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import Incarnation, Nonce, RankId, RequestId, Role, RoomId, WorkerId, WorkerLife
 from tandem.core.room.events import Why
-from tandem.engine.port import Delta, Job, LogprobOptions, Sampling
+from tandem.engine.port import Delta, EngineFacts, Job, LogprobOptions, Sampling
 from tandem.engine.sglang.arguments import SglangOptions
 from tandem.engine.sglang.engine import SglangEngine
 
@@ -77,11 +77,30 @@ async def obey(engine: SglangEngine, command: dict[str, Any]) -> None:
             engine.peer_joined(life(command["peer"]), addresses)
         case "gone":
             engine.peer_gone(life(command["peer"]))
+        case "switch":
+            facts = await engine.switch(Role(command["role"]))
+            engine.identify(life(command["role"]))
+            started(facts)
         case "status":
             status = dataclasses.asdict(await engine.status())
             moved = {"=".join(key): size for key, size in status.pop("traffic").items()}
             del status["moving_us"]
             say(news="status", traffic=moved, **status)
+
+
+def started(facts: EngineFacts) -> None:
+    """Tells what the engine is."""
+    say(
+        news="started",
+        addresses=[rank.kv_link_address for rank in facts.ranks],
+        facts={
+            "model": facts.model,
+            "context_tokens": facts.context_tokens,
+            "max_running": facts.max_running,
+            "total_pages": facts.total_pages,
+            "layout": dataclasses.asdict(facts.layout),
+        },
+    )
 
 
 async def main() -> int:
@@ -91,17 +110,7 @@ async def main() -> int:
     try:
         facts = await engine.start()
         engine.identify(life(role.value))
-        say(
-            news="started",
-            addresses=[rank.kv_link_address for rank in facts.ranks],
-            facts={
-                "model": facts.model,
-                "context_tokens": facts.context_tokens,
-                "max_running": facts.max_running,
-                "total_pages": facts.total_pages,
-                "layout": dataclasses.asdict(facts.layout),
-            },
-        )
+        started(facts)
         reader = asyncio.StreamReader(limit=1 << 24)
         loop = asyncio.get_running_loop()
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)

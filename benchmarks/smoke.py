@@ -141,6 +141,7 @@ def _with_systems(folder: Path) -> Iterator[Smoke]:
         ("--loads", "0.5", "--phases-s", "20"),
         _says(r"^\| 50% \| 20 \| \d+% \| \d+% \| 0 \| \d+% \| 0 \|$"),
     )
+    yield Smoke("role_switch", ("--rounds", "1"), _says(r"^\| live \| 2 \| \d+\.\d+ \|"))
     yield Smoke("fuzz", ("--count", "30"), _says(r"^problems: 0$"))
     cell = ("--providers", "cma", "--victims", "decode-0", "--faults", "SIGKILL", "--moments", "mid-decode")
     yield Smoke("fault_matrix", (*cell, "--logs", str(folder / "cells")), _says(r"^1 cells, 0 with problems"))

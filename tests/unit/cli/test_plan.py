@@ -205,6 +205,13 @@ def test_a_worker_that_is_or_may_become_decode_is_told_to_keep_prefixes(laptop: 
         )
 
 
+def test_workers_of_sglang_are_told_that_they_may_change_roles(laptop: Machine) -> None:
+    for engine, wanted in ((EngineChoice.SGLANG, {"decode-0", "prefill-0"}), (EngineChoice.MOCK, set())):
+        workers = make_plan(UpOptions(engine=engine, role_switch=True), laptop, {}).workers
+        assert {one.name for one in workers if one.env.get("TANDEM_SGLANG_ROLE_SWITCH") == "true"} == wanted
+    assert not any("TANDEM_SGLANG_ROLE_SWITCH" in one.env for one in make_plan(UpOptions(), laptop, {}).workers)
+
+
 def test_a_worker_in_another_role_keeps_its_devices_its_engine_and_its_settings(laptop: Machine) -> None:
     options = UpOptions(engine=EngineChoice.MOCK, decode=2, env=("decode-1:TANDEM_DECODE_MAX_SUBMITS=7", "X=1"))
     plan = make_plan(options, laptop, {})

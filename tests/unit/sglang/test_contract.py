@@ -83,6 +83,7 @@ def test_version_is_the_one_that_this_was_read_in():
         ("managers.scheduler:Scheduler.init_disaggregation", "self"),
         ("managers.tokenizer_manager:TokenizerManager.handle_loop", "self"),
         ("managers.tokenizer_manager:TokenizerManager.abort_request", "self rid abort_all"),
+        ("managers.tokenizer_control_mixin:TokenizerControlMixin.pd_role_switch", "self obj request"),
         ("arg_groups.choices:add_disagg_transfer_backend_choices", "iterable"),
         ("arg_groups.model_override_base:model_config_of", "server_args"),
     ],
@@ -379,6 +380,38 @@ def test_decode_keeps_prefixes_where_that_is_wanted(role, tmp_path):
         args = arguments.server_args(options, role, False, {}, 0)
         wanted = keep and role is Role.DECODE
         assert args.get("disaggregation_decode_enable_radix_cache", False) is wanted
+
+
+@pytest.mark.parametrize("role", Role)
+def test_who_may_change_roles_starts_with_what_either_role_needs(role, tmp_path, monkeypatch):
+    monkeypatch.setattr(arguments, "pool_tokens", lambda options, memory: 4096)
+    options = arguments.SglangOptions(model_path=str(tmp_path), role_switch=True)
+    args = arguments.server_args(options, role, True, {}, 0)
+    paired = role in PAIR
+    assert args.get("enable_pd_role_switch", False) is paired
+    assert args.get("disaggregation_decode_enable_radix_cache", False) is paired
+    assert args.get("disaggregation_decode_extra_slots", 0) == (32 if paired else 0)
+    assert args["disable_overlap_schedule"] is True
+    assert args.get("disaggregation_decode_retraction_backup") == ("cpu_tensor" if paired else None)
+    from sglang.srt.server_args import ServerArgs
+
+    assert ServerArgs(**args).enable_pd_role_switch is paired
+
+
+@pytest.mark.parametrize(("most", "slots"), [(32, 64), (33, 0), (None, None)])
+def test_slots_of_those_whose_kv_comes_are_as_many_as_sglang_gives_decode(most, slots, tmp_path):
+    options = arguments.SglangOptions(model_path=str(tmp_path), role_switch=True, max_running=most)
+    args = arguments.server_args(options, Role.PREFILL, False, {}, 0)
+    assert args.get("disaggregation_decode_extra_slots") == slots
+
+
+def test_a_change_of_role_calls_what_the_manager_has():
+    teardown = source("disaggregation.role_switch:teardown_disaggregation")
+    assert teardown.count("km.teardown()") == 2
+    assert "km.supports_role_switch" in source("disaggregation.role_switch:_reject_reason")
+    assert not inspect.isabstract(backend.TandemKVManager)
+    assert backend.TandemKVManager.teardown is not thing("disaggregation.base.conn:BaseKVManager.teardown")
+    assert backend.TandemKVManager.supports_role_switch
 
 
 @pytest.mark.parametrize("role", Role)

@@ -150,7 +150,9 @@ async def test_a_worker_of_a_running_system_changes_its_role_and_no_answer_is_lo
         here = {"TANDEM_CLI_STATE_FILE": str(tmp_path / "state.json"), "TANDEM_PLANNER_PATIENCE_S": "120"}
         async with prompts_come(system) as answers, planner(system, "--apply", switch, **here):
             names = await three_prefill(system)
-            assert names == ([f"prefill-{each}" for each in range(3)] if restart else ["decode-1", "decode-2", "prefill-0"])
+            assert names == (
+                [f"prefill-{each}" for each in range(3)] if restart else ["decode-1", "decode-2", "prefill-0"]
+            )
             async with asyncio.timeout(240):
                 for _ in range(4 * CLIENTS):
                     await answers.acquire()
@@ -159,7 +161,7 @@ async def test_a_worker_of_a_running_system_changes_its_role_and_no_answer_is_lo
         assert not any(member.info.draining for member in (await system.members()).values())
         rows = {row.name: row.kind for row in system.state.processes}
         assert rows == {
-            **{name: "prefill" for name in names},
+            **dict.fromkeys(names, "prefill"),
             "decode-0": "decode",
             "bootstrap": "bootstrap",
             "gateway": "gateway",

@@ -48,6 +48,14 @@ app.add_typer(sim, name="sim")
 keys = typer.Typer(help="API keys of the gateway's clients.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
 
+KeepPrefixes = Annotated[
+    bool, typer.Option("--keep-prefixes", help="Decode keeps KV of past prompts, and gets the rest of new ones only.")
+]
+MaySwitch = Annotated[
+    bool,
+    typer.Option("--role-switch", help="Let workers change between prefill and decode as they run: tandem switch."),
+]
+
 _FORWARD = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
@@ -69,14 +77,8 @@ def up(
     gateway_processes: Annotated[int, typer.Option(min=1, max=MAX_PROCESSES, help="Of the gateway, on that port.")] = 1,
     page_size: Annotated[int | None, typer.Option(min=1, max=65536, help="Tokens per KV page.")] = None,
     tp: Annotated[int, typer.Option(min=1, max=64, help="Tensor parallel size of every worker.")] = 1,
-    keep_prefixes: Annotated[
-        bool,
-        typer.Option("--keep-prefixes", help="Decode keeps KV of past prompts, and gets the rest of new ones only."),
-    ] = False,
-    role_switch: Annotated[
-        bool,
-        typer.Option("--role-switch", help="Let workers change between prefill and decode as they run: tandem switch."),
-    ] = False,
+    keep_prefixes: KeepPrefixes = False,
+    role_switch: MaySwitch = False,
     tool_call_parser: Annotated[str, typer.Option(help="SGLang's parser of the model's tool calls.")] = "",
     reasoning_parser: Annotated[str, typer.Option(help="SGLang's parser of the model's reasoning.")] = "",
     engine_arg: Annotated[

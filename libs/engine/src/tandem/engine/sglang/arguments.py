@@ -108,7 +108,7 @@ def server_args(
         "host": "127.0.0.1",
     }
     args = {name: value for name, value in args.items() if value is not None}
-    switches = options.role_switch and role in PAIR
+    switches = _switches(options, role)
     if switches or (options.keep_prefixes and role is Role.DECODE):
         # One that may come to be prefill needs its prefix cache, which is made once.
         args["disaggregation_decode_enable_radix_cache"] = True
@@ -138,13 +138,19 @@ def cpu_defaults(options: SglangOptions, role: Role, memory_bytes: int) -> dict[
     }
     if tokens := pool_tokens(options, memory_bytes):
         defaults["max_total_tokens"] = tokens
-    if role is not Role.DECODE or options.role_switch:
+    switches = _switches(options, role)
+    if role is not Role.DECODE or switches:
         # SGLang's overlap scheduler wants CUDA events in prefill.
         defaults["disable_overlap_schedule"] = True
-    if role is Role.DECODE or options.role_switch:
+    if role is Role.DECODE or switches:
         # The default keeps retracted KV in pinned memory, which needs CUDA.
         defaults["disaggregation_decode_retraction_backup"] = "cpu_tensor"
     return defaults
+
+
+def _switches(options: SglangOptions, role: Role) -> bool:
+    """Whether the engine may take another role."""
+    return options.role_switch and role in PAIR
 
 
 def pool_tokens(options: SglangOptions, memory_bytes: int) -> int | None:

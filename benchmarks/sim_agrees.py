@@ -7,23 +7,30 @@ are from the real ones. All of it are commands of `tandem`, as a user would run 
 
 The mock's times are those of a model on an accelerator, not its defaults: with steps of a few milliseconds two cores
 would be busy with the system itself, whose CPU the simulator does not know. `--engine sglang` takes SGLang with the
-tiny model, whose steps are as short as that.
+tiny model, whose steps are as short as that. So that prefill and decode do not take each other's CPU, as they would not
+on machines of their own, prefill keeps to a core, and all else to the others.
+
+Answers are asked of /generate, which says of each token when it came: other APIs bring text, and a token that ends in
+the middle of a character has none yet.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
+
+import psutil
 
 from tandem.cli.bench_serve.document import Result, from_json
 from tandem.cli.sim_serve.costs import EngineCosts
@@ -40,7 +47,7 @@ KV_TOKENS: Final = {"mock": 65_536, "sglang": 32_768}
 SHAPES: Final = {
     "mock": ("--batch-prompts", "1", "--chunk-tokens", "2048"),
     # Of the tiny model, and of SGLang's own defaults on a CPU.
-    "sglang": ("--kv-bytes-per-token", "2048", "--max-running", "16"),
+    "sglang": ("--kv-bytes-per-token", "2048", "--max-running", "16", "--chunk-tokens", "2048"),
 }
 """What `tandem calibrate` has to be told of an engine."""
 
@@ -79,13 +86,33 @@ def system_of(ratio: str, given: Any) -> Iterator[System]:
     """With the engine as given."""
     arguments = given.engine_arg or (MOCK_TIMES if given.engine == "mock" else ())
     if given.engine == "sglang":
-        arguments = (f"max_total_tokens={KV_TOKENS[given.engine]}", *arguments)
+        # SGLang's own choice of a chunk goes by the machine's memory.
+        arguments = (f"max_total_tokens={KV_TOKENS[given.engine]}", "chunked_prefill_size=2048", *arguments)
     options = [option for one in arguments for option in ("--engine-arg", one)]
     with (
         tempfile.TemporaryDirectory() as folder,
         running_system(Path(folder), "--engine", given.engine, "--ratio", ratio, *options) as system,
+        apart(system) if given.engine == "sglang" else nullcontext(),
     ):
         yield system
+
+
+@contextmanager
+def apart(system: System) -> Iterator[None]:
+    """Prefill has the first core; all else the others, and so have the commands that are run meanwhile."""
+    cores = os.sched_getaffinity(0)
+    first, *others = sorted(cores)
+    if not others:
+        yield
+        return
+    for pid, name in system.processes().items():
+        for thread in psutil.Process(pid).threads():
+            os.sched_setaffinity(thread.id, {first} if name.startswith("prefill") else others)
+    os.sched_setaffinity(0, others)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 def calibrated(system: System, given: Any, costs: Path) -> CostModel:
@@ -115,12 +142,14 @@ def all_rows(given: Any, costs: Path) -> Iterator[Row]:
 def compared(ratio: str, system: System, given: Any, costs: Path, model: CostModel) -> Iterator[Row]:
     """All loads of one system."""
     prefill, decode = ratio.split(":")
-    for load in given.loads:
+    for place, load in enumerate(given.loads):
         rate = round(int(prefill) * load / prompt_s(model.engine, given.prompt_tokens), 3)
         shape = ("--prompt-tokens", given.prompt_tokens, "--new-tokens", given.new_tokens, "--spread", given.spread)
         words = [*map(str, shape), "--rate", str(rate), "--requests", str(given.requests)]
-        words += ["--repeats", str(given.repeats), "--seed", str(given.seed), "--json"]
-        real = from_json(tandem("bench", "serve", "--url", system.url, *words), "the real run")
+        # Each load has prompts of its own: the real system may have kept those of the one before.
+        seed = given.seed + place * given.repeats
+        words += ["--repeats", str(given.repeats), "--seed", str(seed), "--json"]
+        real = from_json(tandem("bench", "serve", "--url", system.url, "--api", "generate", *words), "the real run")
         sized = ("--prefill", prefill, "--decode", decode, "--costs", str(costs))
         simulated = from_json(tandem("sim", "serve", *sized, *words), "the simulated run")
         for name in NUMBERS:

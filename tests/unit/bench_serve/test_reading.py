@@ -36,6 +36,8 @@ def test_a_prompt_is_the_ids_of_its_pieces() -> None:
     native = json.loads(body_of(Asking(Api.GENERATE, "m", 1000), QUESTION))
     assert native["input_ids"] == wanted
     assert native["sampling_params"] == {"temperature": 0, "max_new_tokens": 4, "ignore_eos": True}
+    assert native["model"] == "m"
+    assert "model" not in json.loads(body_of(Asking(Api.GENERATE, "", 1000), QUESTION)), "SGLang has one model only"
 
 
 def test_a_chat_begins_alike_where_its_pieces_do() -> None:
@@ -78,6 +80,19 @@ def test_generate_tells_how_many_tokens_came_at_once() -> None:
     assert reader.error == ""
     assert reader.gaps_ms == pytest.approx([100, 100, 100])
     assert (reader.prompt_tokens, reader.new_tokens, reader.cached_tokens) == (3, 4, 1)
+
+
+def test_a_token_that_has_no_text_yet_has_come() -> None:
+    def native(words: str, tokens: int) -> bytes:
+        return event(text=words, meta_info={"completion_tokens": tokens})
+
+    reader = AnswerReader(Api.GENERATE, sent_s=0.0)
+    for now_s, words, tokens in ((0.05, "", 0), (0.1, "", 1), (0.2, "", 2), (0.3, "a", 3), (0.4, "a", 4)):
+        reader.feed(native(words, tokens), now_s)
+    reader.feed(b"data: [DONE]\n\n", 0.4)
+    reader.finish()
+    assert (reader.error, reader.ttft_ms) == ("", pytest.approx(100))
+    assert reader.gaps_ms == pytest.approx([100, 100, 100])
 
 
 @pytest.mark.parametrize("part", ["content", "reasoning_content"])

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import random
 from dataclasses import replace
+from itertools import accumulate, islice
 
+import numpy as np
 import pytest
 
 from tandem.cli.bench_serve.choices import Api
 from tandem.cli.bench_serve.reading import AnswerReader
-from tandem.cli.bench_serve.workload import Question
+from tandem.cli.bench_serve.workload import Question, Shape, synthetic
 from tandem.cli.calibrate.fit import BurstSample, PromptSample, StepSample, fit
-from tandem.cli.calibrate.probe import ProbePlan, probe_bursts, probe_prompts, probe_steps
+from tandem.cli.calibrate.probe import ProbePlan, busy_of, probe_bursts, probe_prompts, probe_steps
 from tandem.cli.sim_serve.cluster import Cluster, ClusterPlan
 from tandem.cli.sim_serve.costs import EngineCosts, GatewayCosts, LinkCosts, WorkerShape
 from tandem.cli.sim_serve.jobs import Ask
@@ -85,13 +87,55 @@ def test_without_noise_every_single_cost_is_found(together: int) -> None:
     ]
     steps = [StepSample(s, c, TRUE.steps_s(1, s, c)) for s in (1, 4, 16) for c in (100, 5000)]
     run = Cluster(ClusterPlan(costs=TRUE, shape=shape)).run(Ask(n * 1e-6, ((n, 256),), 1) for n in range(5))
-    bursts = [BurstSample(256, place, 5, 0.007 + ttft) for place, ttft in enumerate(sorted(run.ttft_s))]
+    bursts = busy_of(256, sorted(run.ttft_s), 0.0)
     found = fit(prompts, bursts, steps, shape)
     assert found.gateway.us_per_request == pytest.approx(7000, rel=1e-3)
     for name in EngineCosts.__slots__:
         assert getattr(found.engine, name) == pytest.approx(getattr(TRUE, name), rel=1e-3)
     assert found.link.gbytes_per_s == pytest.approx(2.0, rel=1e-4)
     assert found.link.us_per_chunk == pytest.approx(400, rel=1e-3)
+
+
+def test_the_batches_that_an_engine_made_of_a_burst_are_seen() -> None:
+    def seconds(*batches: int) -> list[float]:
+        """When the prompts of each batch have their first tokens."""
+        ends = accumulate(TRUE.prefill_us_per_batch * 1e-6 + count * TRUE.prompt_s(256, 0) for count in batches)
+        # A client does not see them at the very same moment.
+        return [end + n * 1e-5 for end, count in zip(ends, batches, strict=True) for n in range(count)]
+
+    def burst(*batches: int) -> BurstSample:
+        (found,) = busy_of(256, seconds(*batches), 0.0)
+        return found
+
+    assert busy_of(256, seconds(4), 0.0) == []
+    assert burst(1, 3) == BurstSample(256, 3, 1, pytest.approx(0.003 + 3 * TRUE.prompt_s(256, 0), abs=1e-4))
+    assert burst(2, 1, 1) == BurstSample(256, 2, 2, pytest.approx(0.006 + 2 * TRUE.prompt_s(256, 0), abs=1e-4))
+    prompts = [PromptSample(n, 0.010 + TRUE.prompt_s(n, 0), 0.01) for n in (10, 100, 300, 500)]
+    steps = [StepSample(s, 10 * s, 0.01) for s in (1, 2, 4)]
+    bursts = [burst(1, 3, 4), burst(2, 6), burst(1, 1, 6), burst(1, 7)]
+    found = fit(prompts, bursts, steps, replace(SHAPE, chunk_tokens=2048, batch_prompts=0))
+    assert found.prefill_error < 0.001, "engines do not make the same batches of every burst"
+    assert found.engine.prefill_us_per_batch == pytest.approx(3000, rel=0.02)
+
+
+async def test_prompts_are_not_those_of_bench_serve() -> None:
+    asked: list[Question] = []
+
+    async def send(question: Question) -> AnswerReader:
+        asked.append(question)
+        return await system.send(question)
+
+    system, plan = ModelSystem(), replace(PLAN, new_tokens=64, repeats=1)
+    for probe in (probe_prompts, probe_bursts, probe_steps):
+        await probe(plan, send, 0)
+    pieces = {piece.key for question in asked for piece in question.pieces}
+    assert len(pieces) == len(asked), "none is asked twice"
+    own = {
+        piece.key
+        for question in islice(synthetic(Shape(), 0, np.random.default_rng(0)), 100)
+        for piece in question.pieces
+    }
+    assert not pieces & own, "a system may keep what it was asked"
 
 
 def test_no_cost_is_negative() -> None:

@@ -39,7 +39,9 @@ def body_of(asking: Asking, question: Question) -> bytes:
     common: dict[str, Any] = {"stream": True, "temperature": 0}
     if asking.api is Api.GENERATE:
         sampling = {"temperature": 0, "max_new_tokens": question.new_tokens, "ignore_eos": asking.ignore_eos}
-        return _with_prompt({"stream": True, "sampling_params": sampling}, b'"input_ids":[', question, asking)
+        own: dict[str, Any] = {"stream": True, "sampling_params": sampling}
+        own |= {"model": asking.model} if asking.model else {}
+        return _with_prompt(own, b'"input_ids":[', question, asking)
     common |= {"model": asking.model, "max_tokens": question.new_tokens, "stream_options": {"include_usage": True}}
     if asking.ignore_eos:
         common["ignore_eos"] = True
@@ -70,7 +72,7 @@ class Event:
     """One event of a stream."""
 
     text: bool = False
-    """It brings some."""
+    """It brings some; of /generate: it brings a token, which may have no text yet."""
     new_tokens: int = 0
     """So far, as the server says; 0 where it does not."""
     prompt_tokens: int = 0
@@ -87,7 +89,7 @@ def read_event(api: Api, data: bytes) -> Event:
     if api is Api.GENERATE:
         info = found["meta_info"]
         counts = info["completion_tokens"], info.get("prompt_tokens", 0), info.get("cached_tokens", 0)
-        return Event(bool(found.get("text")), *counts)
+        return Event(bool(counts[0]), *counts)
     usage = found.get("usage") or {}
     cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
     text = any(map(_has_text, found["choices"]))

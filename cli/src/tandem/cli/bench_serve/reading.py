@@ -73,7 +73,7 @@ class AnswerReader:
             self._text(event.new_tokens - before, now_s)
 
     def _text(self, tokens: int, now_s: float) -> None:
-        """Text came. /generate tells with how many tokens: none is the last event once more."""
+        """A piece came. /generate tells with how many tokens: none is the last event once more."""
         if self._api is Api.GENERATE and self._texts and tokens <= 0:
             return
         if not self._texts:

@@ -93,7 +93,8 @@ async def _probe(
     from tandem.cli.bench_serve.workload import Question
     from tandem.cli.calibrate.probe import probe_bursts, probe_prompts, probe_steps
 
-    asking, target = asking_of(url, Api.COMPLETIONS, model, vocabulary, eos=False, ca_file=ca_file)
+    # It says of each token when it came, also of one whose text waits for the next.
+    asking, target = asking_of(url, Api.GENERATE, model, vocabulary, eos=False, ca_file=ca_file)
     target = await resolved(target)
 
     async def send(question: Question) -> AnswerReader:

@@ -35,16 +35,14 @@ class PromptSample:
 
 @dataclass(frozen=True, slots=True)
 class BurstSample:
-    """One of several prompts that came to an idle system at once."""
+    """Prompts that had come by the time that prefill ended a batch, and kept it busy from then on."""
 
     tokens: int
     """Of each."""
-    place: int
-    """How many of them had their first token before it."""
-    count: int
-    """Of all."""
-    ttft_s: float
-    """From the moment at which they came."""
+    prompts: int
+    batches: int
+    """Whose first tokens came apart from each other."""
+    busy_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +84,9 @@ def fit(
         )
     tokens = _floats([one.tokens for one in prompts])
     ttft = _floats([one.ttft_s for one in prompts])
-    rows = [(1.0, *_until(BurstSample(one.tokens, 0, 1, one.ttft_s), shape)) for one in prompts]
-    rows += [(1.0, *_until(one, shape)) for one in bursts]
-    terms, until = _floats(rows), _floats([*ttft, *(one.ttft_s for one in bursts)])
+    rows = [(1.0, *_computed(1, one.tokens, 1, shape)) for one in prompts]
+    rows += [(0.0, *_computed(one.prompts, one.tokens, one.batches, shape)) for one in bursts]
+    terms, until = _floats(rows), _floats([*ttft, *(one.busy_s for one in bursts)])
     known = slice(0 if bursts else 1, None)
     costs = np.zeros(4)
     costs[known] = _at_least_0(terms[:, known], until)
@@ -115,17 +113,11 @@ def fit(
     return Fit(engine, link, GatewayCosts(gateway * 1e6, spread), prefill_error, step_error, link_error)
 
 
-def _until(one: BurstSample, shape: WorkerShape) -> tuple[float, float, float]:
-    """What prefill has computed when a prompt of a burst has its first token: batches, tokens, pairs of tokens."""
-    if one.tokens >= shape.chunk_tokens:
-        prompts = one.place + 1
-        batches = prompts * math.ceil(one.tokens / shape.chunk_tokens)
-    else:
-        # The first one comes to an idle engine, which does not wait for the others.
-        together = min(shape.batch_prompts or one.count, shape.chunk_tokens // one.tokens)
-        behind = math.ceil(one.place / together)
-        prompts, batches = min(1 + behind * together, one.count), 1 + behind
-    return batches, prompts * one.tokens, prompts * one.tokens**2 / 2
+def _computed(prompts: int, tokens: int, batches: int, shape: WorkerShape) -> tuple[float, float, float]:
+    """What prefill computes of prompts: batches, tokens, pairs of tokens. batches: that could be told apart; one that
+    ends no prompt can't."""
+    batches = max(batches, math.ceil(prompts * tokens / shape.chunk_tokens))
+    return batches, prompts * tokens, prompts * tokens**2 / 2
 
 
 def _at_least_0(terms: Floats, measured: Floats) -> Floats:

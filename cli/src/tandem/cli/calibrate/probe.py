@@ -20,6 +20,8 @@ from tandem.core.errors import ErrorReason, TandemError
 Send = Callable[[Question], Awaitable[AnswerReader]]
 _PROBE_TOKENS: Final = 3
 """New tokens of a prompt that is measured alone: the second comes when its KV has moved."""
+_KIND: Final = 3
+"""Of a piece of a prompt: none of the kinds of `tandem bench serve`."""
 _MOST_NEW_TOKENS: Final = 4096
 """Of an answer that has to last until the last of its batch has begun."""
 
@@ -59,18 +61,31 @@ async def probe_prompts(plan: ProbePlan, send: Send, seed: int) -> list[PromptSa
 
 
 async def probe_bursts(plan: ProbePlan, send: Send, seed: int) -> list[BurstSample]:
-    """The longest prompts, several at once: what one waits for those before it is what they keep prefill busy."""
-    keys, tokens = _keys(seed + 2), max(plan.prompts)
-    seen = []
-    for _ in range(plan.repeats if plan.burst > 1 else 0):
-        # The first ones decode while the last are computed, as under load: a busy machine is a slower one.
-        answers = await _at_once(send, keys, tokens, plan.new_tokens, plan.burst)
-        began = min(one.sent_s for one in answers)
-        seen.append(sorted(one.sent_s - began + one.ttft_ms / 1000 for one in answers))
-    return [
-        BurstSample(tokens, place, plan.burst, float(np.median(every)))
-        for place, every in enumerate(zip(*seen, strict=True))
-    ]
+    """Prompts of a middle length, and of the longest, several at once: what one waits for those before it is what they
+    keep prefill busy."""
+    keys, samples = _keys(seed + 2), []
+    lengths = sorted(plan.prompts)
+    for tokens in sorted({lengths[len(lengths) // 2], lengths[-1]}):
+        for _ in range(plan.repeats if plan.burst > 1 else 0):
+            # The first ones decode while the last are computed, as under load: a busy machine is a slower one.
+            answers = await _at_once(send, keys, tokens, plan.new_tokens, plan.burst)
+            firsts = sorted(one.sent_s + one.ttft_ms / 1000 for one in answers)
+            samples += busy_of(tokens, firsts, min(one.sent_s for one in answers))
+    return samples
+
+
+def busy_of(tokens: int, first_tokens_s: Sequence[float], sent_s: float) -> list[BurstSample]:
+    """Of prompts that came at once, from the end of their first batch to that of the last: which of them an engine put
+    into a batch is seen by their first tokens, as far as these are apart. None if all came together.
+
+    first_tokens_s: when each came, in order. sent_s: when the prompts were sent.
+    """
+    apart_s = (first_tokens_s[-1] - sent_s) / len(first_tokens_s) / 2
+    ends = [place for place, gap_s in enumerate(np.diff(first_tokens_s), 1) if gap_s > apart_s]
+    if not ends:
+        return []
+    busy_s = first_tokens_s[-1] - first_tokens_s[ends[0] - 1]
+    return [BurstSample(tokens, len(first_tokens_s) - ends[0], len(ends), busy_s)]
 
 
 async def probe_steps(plan: ProbePlan, send: Send, seed: int) -> list[StepSample]:
@@ -147,5 +162,5 @@ def _question(key: tuple[int, int, int], tokens: int, new_tokens: int) -> Questi
 
 
 def _keys(seed: int) -> Iterator[tuple[int, int, int]]:
-    """Prompts that share nothing."""
-    return ((seed, 2, number) for number in count())
+    """Prompts that share nothing, with those of `tandem bench serve` neither: a system may keep what was asked."""
+    return ((seed, _KIND, number) for number in count())

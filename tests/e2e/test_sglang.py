@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from tandem.cli.switching import switch_here
+from tandem.core.ids import Role
+from tandem.rpc.credentials import PLAIN
 from tandem.v1 import bootstrap_pb2
 from tests.support.system.asking import Answer, body, events, generate, generate_all, last_event, prompt_of
 from tests.support.system.reference import References
@@ -233,6 +236,34 @@ async def test_an_answer_goes_on_token_for_token_when_its_decode_worker_is_kille
         assert last["meta_info"]["prompt_tokens"] == LENGTHS[number]
         assert last["meta_info"]["completion_tokens"] == NEW_TOKENS
         assert "attempt 1 on" in system.logs(200), "the answer was over before the worker was killed"
+
+
+# ---------------------------------------------------------------- workers that change their roles as they run
+
+
+@pytest.mark.long
+async def test_a_change_of_role_under_load_changes_no_token_and_loads_no_model(
+    tmp_path: Path, references: References
+) -> None:
+    """A worker of decode becomes one of prefill, then the old prefill worker one of decode, and all back."""
+    moves = [
+        ("decode-1", Role.PREFILL),
+        ("prefill-0", Role.DECODE),
+        ("prefill-0", Role.PREFILL),
+        ("decode-1", Role.DECODE),
+    ]
+    with running_system(tmp_path, "--ratio", "1:2", "--role-switch") as system:
+        wanted, processes = references.answers(), system.processes()
+        assert not differences(await answers_of(system, at_once=1), wanted)
+        for worker_id, role in moves:
+            asked = asyncio.create_task(answers_of(system, at_once=4))
+            await system.busy_decode()
+            assert await switch_here(tmp_path / "state.json", PLAIN, worker_id, role, 120) == worker_id
+            assert not differences(await asked, wanted), f"{worker_id} became one of {role.value}"
+            assert (await system.members())[worker_id].role == role.value
+            statuses = await system.wait_idle()
+            assert all(is_idle(status) for status in statuses.values())
+        assert system.processes().keys() == processes.keys()
 
 
 # ---------------------------------------------------------------- unified workers

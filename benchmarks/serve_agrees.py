@@ -1,8 +1,8 @@
 """Whether `tandem bench serve` and SGLang's bench_serving tell the same: `python -m benchmarks.serve_agrees`.
 
-One system with the mock engine, and pairs of requests with the same prompt: one by our client, one by SGLang's
-`async_request_openai_completions`, one at a time, and who is first changes. What came is summed up by each side's own
-functions. Whatever else the machine does hits both alike, so that the ratio of the two is that of the clients.
+One system, with the mock engine or with SGLang, and pairs of requests with the same prompt: one by our client, one by
+SGLang's `async_request_openai_completions`, one at a time, and who is first changes. What came is summed up by each
+side's own functions. Whatever else the machine does hits both alike, so that the ratio of the two is the clients'.
 
 Needs SGLang. Where its optional package `datasets` is missing, an empty one stands in: no data set is loaded.
 """
@@ -31,7 +31,10 @@ from tandem.cli.bench_serve.workload import Question, shaped, synthetic, token_i
 from tests.support.system.system import running_system
 
 VOCABULARY: Final = 1000
-ENGINE: Final = ("prefill_us_per_token=100", "decode_us_per_step=10000")
+MOCK: Final = ("prefill_us_per_token=100", "decode_us_per_step=10000")
+SGLANG: Final = ("max_total_tokens=32768", "disable_radix_cache=true")
+"""Without its prefix cache, or the second of a pair would find the prompt of the first."""
+ENGINES: Final = {"mock": MOCK, "sglang": SGLANG}
 NAMES: Final = {
     f"{name}.{ours}": f"{theirs}_{name.replace('e2e', 'e2e_latency')}"
     for name in ("ttft_ms", "itl_ms", "tpot_ms", "e2e_ms")
@@ -135,13 +138,14 @@ def table(serving: Any, found: Found) -> tuple[str, float]:
 def main() -> int:
     """Command line; returns the exit code: 1 if a number is more than 3 % apart."""
     parser = argparse.ArgumentParser(description="tandem bench serve beside SGLang's bench_serving.")
+    parser.add_argument("--server", default="mock", choices=ENGINES)
     parser.add_argument("--pairs", type=int, default=60)
     parser.add_argument("--prompt-tokens", type=int, default=512)
     parser.add_argument("--new-tokens", type=int, default=48)
     given = parser.parse_args()
     serving = sglang_client()
-    options = [option for one in ENGINE for option in ("--engine-arg", one)]
-    with tempfile.TemporaryDirectory() as folder, running_system(Path(folder), "--engine", "mock", *options) as system:
+    options = ["--engine", given.server, *(part for one in ENGINES[given.server] for part in ("--engine-arg", one))]
+    with tempfile.TemporaryDirectory() as folder, running_system(Path(folder), *options) as system:
         began = time.monotonic()
         run = measure(serving, system.url, system.state.model, given.pairs, given.prompt_tokens, given.new_tokens)
         found = asyncio.run(run)

@@ -47,7 +47,7 @@ class Holder(prefill_pb2_grpc.PrefillServiceServicer):
     async def WatchHeldPages(self, request: Any, context: Any) -> AsyncIterator[session_pb2.WatchHeldPagesResponse]:  # noqa: N802
         await self._count(1)
         try:
-            async with aclosing(self.feeds.follow(self.log)) as changes:
+            async with aclosing(self.feeds.follow(self.log, asyncio.Event())) as changes:
                 async for change in changes:
                     self.disturb(change)
                     yield session_pb2.WatchHeldPagesResponse(change=change)
@@ -194,12 +194,12 @@ async def test_a_worker_of_a_former_release_holds_nothing_and_harms_nobody() -> 
 async def test_only_so_many_may_follow_and_one_that_leaves_makes_place() -> None:
     feeds, log = HeldPagesFeeds(1), KvLog(10)
     log.store(pages(1))
-    first = feeds.follow(log)
+    first = feeds.follow(log, asyncio.Event())
     assert (await anext(first)).cleared
     with pytest.raises(Exception, match="already"):
-        await anext(feeds.follow(log))
+        await anext(feeds.follow(log, asyncio.Event()))
     await first.aclose()
-    again = feeds.follow(log)
+    again = feeds.follow(log, asyncio.Event())
     assert list((await anext(again)).stored) == [1]
     await again.aclose()
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any, cast
+
+import pytest
 
 from tandem.core.cluster import ClusterView
-from tandem.core.ids import Role, WorkerId
+from tandem.core.errors import ErrorReason, TandemError
+from tandem.core.ids import Role, RoomId, WorkerId
 from tandem.gateway.routing.pool import PoolSettings, SessionPool, State
 from tandem.rpc.client import open_channel
 from tandem.rpc.credentials import Credentials
@@ -78,3 +83,53 @@ async def test_a_worker_beyond_loopback_is_left_out_where_none_may_be_dialled_an
     assert [one.state for one in pool.standings()] == [State.LOST, State.LOST]
     pool.left(far.life)
     await pool.close()
+
+
+class Leg:
+    """A room that runs."""
+
+    def __init__(self) -> None:
+        self.lost: list[ErrorReason] = []
+
+    def on_delta(self, delta: object) -> None:
+        """Not in these tests."""
+
+    def on_lost(self, error: TandemError) -> None:
+        self.lost.append(error.reason)
+
+
+@pytest.mark.parametrize("draining", [True, False])
+async def test_what_a_worker_that_has_drained_says_last_is_heard_and_nobody_else_is_waited_for(draining: bool) -> None:
+    watch = Watch(FULL, connected=True)
+    pool = pool_of(watch)
+    pool.changed(replace(DECODE, draining=draining))
+    session, leg = pool._members[DECODE.life].session, Leg()
+    session._outbox = cast("Any", object())
+    session._legs[5] = leg
+    watch.view = ClusterView().with_snapshot(1, 2, [OTHER])
+    pool.left(DECODE.life)
+    assert pool._members.get(DECODE.life) is None, "it gets no more rooms"
+    assert leg.lost == ([] if draining else [ErrorReason.PEER_LOST])
+    if draining:
+        await asyncio.sleep(0)
+        assert session.up
+        session.forget(RoomId(5))
+        async with asyncio.timeout(10):
+            while session.up:  # noqa: ASYNC110 - the pool has no event for that
+                await asyncio.sleep(0.001)
+        assert leg.lost == []
+    await pool.close()
+
+
+async def test_the_last_words_of_a_worker_that_drained_are_waited_for_no_longer_than_the_gateway_lives() -> None:
+    watch = Watch(FULL, connected=True)
+    pool = pool_of(watch)
+    pool.changed(replace(DECODE, draining=True))
+    session, leg = pool._members[DECODE.life].session, Leg()
+    session._outbox = cast("Any", object())
+    session._legs[5] = leg
+    watch.view = ClusterView().with_snapshot(1, 2, [OTHER])
+    pool.left(DECODE.life)
+    await asyncio.sleep(0)
+    await pool.close()
+    assert leg.lost == [ErrorReason.PEER_LOST]

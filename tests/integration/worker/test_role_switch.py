@@ -76,8 +76,8 @@ async def test_one_change_at_a_time() -> None:
         asked = [asyncio.create_task(here.ask(f"story {number}", new_tokens=40)) for number in range(3)]
         await until(lambda: here.hosts["d0"]._open_rooms == 1)
         first = asyncio.create_task(switch(here, "d0", Role.PREFILL))
-        await until(lambda: here.hosts["d0"].refusing)
-        with pytest.raises(TandemError, match="d0 does not serve now") as refused:
+        await until(lambda: here.hosts["d0"].draining)
+        with pytest.raises(TandemError, match="the worker becomes one of prefill already") as refused:
             await switch(here, "d0", Role.UNIFIED)
         assert refused.value.reason is ErrorReason.DRAINING
         await first
@@ -91,7 +91,7 @@ async def test_a_worker_that_ends_meanwhile_says_so() -> None:
         await until(lambda: bool(_busy(here)))
         (busy,) = _busy(here)
         changing = asyncio.create_task(switch(here, busy, Role.PREFILL))
-        await until(lambda: here.hosts[busy].refusing)
+        await until(lambda: here.hosts[busy].draining)
         here.stops[1 + int(busy[1])].request("the test ends it")
         with pytest.raises(TandemError, match="the worker ends; it stays a decode worker"):
             await changing

@@ -102,7 +102,7 @@ class Stream:
 async def test_a_call_that_is_cancelled_while_its_stream_ends_aborts_its_rooms(steps: int) -> None:
     """gRPC does both when a client dies, in any order; steps: turns of the loop between them."""
     host, stream = Host(), Stream()
-    call = asyncio.create_task(Session(host).run(stream.requests(), stream.write))
+    call = asyncio.create_task(Session(host).run(stream.requests(), stream.write, asyncio.Event()))
     await asyncio.wait_for(host.submitted.wait(), 5)
     stream.hang_up.set()
     for _ in range(steps):
@@ -119,7 +119,7 @@ async def test_a_leg_that_nobody_knows_any_more_ends_with_its_session() -> None:
     host, stream = Host(), Stream()
     host.knows_room = False
     stream.hang_up.set()
-    await Session(host).run(stream.requests(), stream.write)
+    await Session(host).run(stream.requests(), stream.write, asyncio.Event())
     found = host.tracing.ring.request("r")
     assert found is not None
     leg, ticket = found[1].spans
@@ -152,10 +152,10 @@ class Silent(Stream):
 async def test_each_session_hears_what_is_kept_for_rooms_of_others() -> None:
     host, first, second, third = Decoder(), Stream(), Silent(), Silent()
     async with asyncio.TaskGroup() as sessions:
-        sessions.create_task(Session(host).run(second.requests(), second.write))
-        asked = sessions.create_task(Session(host).run(first.requests(), first.write))
+        sessions.create_task(Session(host).run(second.requests(), second.write, asyncio.Event()))
+        asked = sessions.create_task(Session(host).run(first.requests(), first.write, asyncio.Event()))
         assert await second.others() == [1]
-        sessions.create_task(Session(host).run(third.requests(), third.write))
+        sessions.create_task(Session(host).run(third.requests(), third.write, asyncio.Event()))
         assert await third.others() == [1], "one that comes later is told as well"
         first.hang_up.set()
         await asked
@@ -174,9 +174,9 @@ async def test_others_are_told_for_whom_the_worker_is_put_aside_until_that_sessi
         return second.last.put_aside
 
     async with asyncio.TaskGroup() as sessions:
-        asked = sessions.create_task(Session(host).run(first.requests(), first.write))
+        asked = sessions.create_task(Session(host).run(first.requests(), first.write, asyncio.Event()))
         await asyncio.wait_for(host.submitted.wait(), 5)
-        sessions.create_task(Session(host).run(second.requests(), second.write))
+        sessions.create_task(Session(host).run(second.requests(), second.write, asyncio.Event()))
         assert await put_aside()
         first.hang_up.set()
         await asked

@@ -31,6 +31,7 @@ class DeltaBuffer:
         self._pending: dict[RoomId, session_pb2.Delta] = {}
         self._others: Callable[[], session_pb2.OtherRooms] | None = None
         self._wake = asyncio.Event()
+        self._closed = False
 
     def tell_others(self, others: Callable[[], session_pb2.OtherRooms]) -> None:
         """Other Sessions have more or less than was last said. others: what they have when it is sent."""
@@ -53,9 +54,16 @@ class DeltaBuffer:
             pending.finish.CopyFrom(_finish(delta.finish))
         self._wake.set()
 
-    async def take(self) -> session_pb2.StepBatch:
-        """Waits for news; returns what there is of all rooms, bounded."""
+    def close(self) -> None:
+        """Nothing more comes."""
+        self._closed = True
+        self._wake.set()
+
+    async def take(self) -> session_pb2.StepBatch | None:
+        """Waits for news; returns what there is of all rooms, bounded; None once it is closed and all was taken."""
         while not self._pending and self._others is None:
+            if self._closed:
+                return None
             self._wake.clear()
             await self._wake.wait()
         batch = session_pb2.StepBatch()

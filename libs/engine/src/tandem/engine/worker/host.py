@@ -8,10 +8,10 @@ import logging
 import random
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any
 
 from tandem.core import version
-from tandem.core.cluster import RankEndpoint, WorkerInfo
+from tandem.core.cluster import ClusterView, RankEndpoint, WorkerInfo
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import Incarnation, RankId, Role, RoomId, WorkerId, WorkerLife, can_serve
 from tandem.engine.port import Engine, EngineFacts
@@ -45,10 +45,11 @@ from tandem.v1 import session_pb2
 log = logging.getLogger(__name__)
 
 STATUS_INTERVAL_MS = 500
+LINGER_MS = 100
+"""How long a worker that drains, to take another role, still takes rooms: until every gateway has heard of that."""
 
 _FATAL_EXITS = {ErrorReason.STALE_INCARNATION: ExitCode.REPLACED, ErrorReason.ENGINE_FAILED: ExitCode.ENGINE_LOST}
 
-T = TypeVar("T")
 AddService = Callable[[GrpcServer, "WorkerHost"], None]
 
 
@@ -75,6 +76,8 @@ class WorkerHost:
         self._serving = False
         """Whether the engine runs and the worker has registered."""
         self._sessions = 0
+        self._streams: set[asyncio.Task[Any]] = set()
+        """What serves them."""
         self._feeds = HeldPagesFeeds(settings.max_sessions)
         self._open_rooms = 0
         self._submitted = 0
@@ -123,11 +126,10 @@ class WorkerHost:
         to stop. Raises TandemError if it can't go on."""
         async with contextlib.AsyncExitStack() as stack:
             self.shares = PageShares(self.facts)
+            self._leaving = self._stuck = False
             await self._watch(channel, stack)
             spare_what_is_there()
             lease = await self._register(channel, address, stop, stack)
-            stack.callback(self._end_life)
-            self._leaving = False
             await server.set_ready(True)
             self._serving = True
             announce(self._settings.worker_id, address)
@@ -145,6 +147,7 @@ class WorkerHost:
                         return None
                     if await self._emptied(lease, end):
                         await server.set_ready(False)
+                        await self._end_life()
                         return asked.result()
             finally:
                 end.cancel()
@@ -171,12 +174,14 @@ class WorkerHost:
             for part in (failed, stopped, watching):
                 part.cancel()
 
-    def _end_life(self) -> None:
-        """Nothing of this life is served any more."""
+    async def _end_life(self) -> None:
+        """Nothing of this life is served any more. What its rooms said last is written before anybody hears of that."""
         self._serving = False
         self.life = WorkerLife(self.life.worker_id, Incarnation(0))
         over, self._over = self._over, asyncio.Event()
         over.set()
+        if self._streams:
+            await asyncio.wait(self._streams)
 
     async def _take_role(self, role: Role, stop: Stop) -> None:
         """The engine takes another role, or stays as it was. Raises TandemError if it can't go on."""
@@ -194,16 +199,29 @@ class WorkerHost:
 
     async def _emptied(self, lease: LeaseKeeper, end: asyncio.Future[None]) -> bool:
         """Whether no room is open any more, so that the worker can take another role; else it goes on in this one."""
-        if await self._drain(lease, unless=end) and not end.done():
+        with contextlib.suppress(TandemError):
+            await lease.drain()
+        quiet = asyncio.ensure_future(self._quiet())
+        limit_ms = self._settings.drain_timeout_ms
+        await asyncio.wait({quiet, end}, timeout=limit_ms / 1000, return_when=asyncio.FIRST_COMPLETED)
+        if quiet.done() and not end.done():
+            self._leaving = True
             return True
-        text = f"{self._open_rooms} rooms were still open after {self._settings.drain_timeout_ms} ms"
-        why = "the worker ends" if end.done() else text
+        quiet.cancel()
+        why = "the worker ends" if end.done() else f"{self._open_rooms} rooms were still open after {limit_ms} ms"
         self._switch.refused(TandemError(ErrorReason.DEADLINE_EXCEEDED, f"{why}; it stays a {self.role.value} worker"))
         if not end.done():
-            self._leaving = False
             with contextlib.suppress(TandemError):
                 await lease.undrain()
         return False
+
+    async def _quiet(self) -> None:
+        """Returns when no room was open for a while: a gateway that has not heard of the drain yet still sends some."""
+        submitted = -1
+        while submitted != self._submitted or self._open_rooms:
+            await self._idle.wait()
+            submitted = self._submitted
+            await asyncio.sleep(LINGER_MS / 1000)
 
     def _set_stuck(self, stuck: bool) -> None:
         self._stuck = stuck
@@ -294,20 +312,17 @@ class WorkerHost:
         await lease.start(self._settings.register_timeout_ms)
         return lease
 
-    async def _drain(self, lease: LeaseKeeper, unless: asyncio.Future[None] | None = None) -> bool:
-        """No new rooms; the running ones finish, bounded. Whether all have. unless: what makes the wait pointless."""
+    async def _drain(self, lease: LeaseKeeper) -> None:
+        """No new rooms; the running ones finish, bounded."""
         self._leaving = True
         with contextlib.suppress(TandemError):
             await lease.drain()
         log.info("draining: %d rooms are open", self._open_rooms)
-        idle: asyncio.Future[Any] = asyncio.ensure_future(self._idle.wait())
-        awaited: set[asyncio.Future[Any]] = {idle} if unless is None else {idle, unless}
-        limit_s = self._settings.drain_timeout_ms / 1000
-        await asyncio.wait(awaited, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
-        idle.cancel()
-        if self._open_rooms:
+        try:
+            async with asyncio.timeout(self._settings.drain_timeout_ms / 1000):
+                await self._idle.wait()
+        except TimeoutError:
             log.warning("%d rooms were still open after %d ms", self._open_rooms, self._settings.drain_timeout_ms)
-        return not self._open_rooms
 
     # ------------------------------------------------------------ what Sessions need
 
@@ -361,11 +376,15 @@ class WorkerHost:
             raise TandemError(ErrorReason.DRAINING, f"worker {self.life.worker_id} takes no Sessions now")
         if self._sessions >= self._settings.max_sessions:
             raise TandemError(ErrorReason.OVERLOADED, f"{self._settings.max_sessions} Sessions are open already")
+        stream = asyncio.current_task()
+        assert stream is not None, "gRPC runs each call in a task"
+        self._streams.add(stream)
         self._sessions += 1
         try:
-            await _before(self._over.wait(), Session(self).run(requests, write), f"this life of {self.life} is over")
+            await Session(self).run(requests, write, self._over)
         finally:
             self._sessions -= 1
+            self._streams.discard(stream)
 
     def require(self, role: Role) -> None:
         """Raises TandemError(DRAINING) to who calls another role than the one that the worker has now."""
@@ -384,13 +403,26 @@ class WorkerHost:
             raise TandemError(ErrorReason.NOT_SUPPORTED, text, field="role")
         if self._leaving or not self.life.incarnation:
             raise TandemError(ErrorReason.DRAINING, f"{name} does not serve now")
-        assert self._watcher is not None, "it serves"
-        others = [one for one in self._watcher.view.workers.values() if one.worker_id != name and not one.draining]
-        if not can_serve(lambda wanted: [one for one in others if one.role is wanted]):
-            raise TandemError(ErrorReason.INVALID_ARGUMENT, f"nobody would serve without {name}", field="role")
+        await self._require_others()
         life = await self._switch.ask(role)
         changed(f"role of {name}", before.value, role.value)
         return session_pb2.SwitchRoleResponse(worker=convert.life_to_proto(life))
+
+    async def _require_others(self) -> None:
+        """Raises INVALID_ARGUMENT if nobody would serve without this worker, as far as bootstrap says: right
+        after its start it has not heard of the others."""
+        name = self.life.worker_id
+
+        def others_serve(view: ClusterView) -> bool:
+            others = [one for one in view.workers.values() if one.worker_id != name and not one.draining]
+            return can_serve(lambda role: [one for one in others if one.role is role])
+
+        assert self._watcher is not None, "it serves"
+        try:
+            await self._watcher.wait_for(others_serve, self._settings.peer_wait_ms)
+        except TandemError as error:
+            text = f"nobody would serve without {name}"
+            raise TandemError(ErrorReason.INVALID_ARGUMENT, text, field="role") from error
 
     async def abort(self, request: session_pb2.AbortRequest) -> session_pb2.AbortResponse:
         """Ends one room."""
@@ -435,21 +467,16 @@ class WorkerHost:
 
 async def _unless(stop: Stop, work: Coroutine[Any, Any, EngineFacts]) -> EngineFacts:
     """What `work` returns. Raises TandemError(DRAINING) if the process is asked to stop before."""
-    return await _before(stop.wait(), work, "the engine was still starting")
-
-
-async def _before(end: Coroutine[Any, Any, object], work: Coroutine[Any, Any, T], said: str) -> T:
-    """What `work` returns. Raises TandemError(DRAINING), which says so, if the end comes before."""
-    working, ended = asyncio.ensure_future(work), asyncio.ensure_future(end)
+    working, stopped = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
     try:
-        await asyncio.wait({working, ended}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise TandemError(ErrorReason.DRAINING, said)
+            raise TandemError(ErrorReason.DRAINING, "the engine was still starting")
         return working.result()
     finally:
-        for part in (working, ended):
+        for part in (working, stopped):
             part.cancel()
-        await asyncio.gather(working, ended, return_exceptions=True)
+        await asyncio.gather(working, stopped, return_exceptions=True)
 
 
 def _addresses(info: WorkerInfo) -> dict[RankId, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Protocol
+from typing import Any, Final, Protocol
 
 from tandem.core import version
 from tandem.core.errors import ErrorReason, TandemError
@@ -23,6 +23,9 @@ from tandem.rpc.tasks import TaskSupervisor
 from tandem.v1 import session_pb2
 
 log = logging.getLogger(__name__)
+
+LAST_WORDS_MS: Final = 2_000
+"""Longest that a gateway may take to read what was said before a life was over."""
 
 
 class SessionHost(Protocol):
@@ -64,10 +67,12 @@ class Session:
         self,
         requests: AsyncIterator[session_pb2.SessionRequest],
         write: Callable[[session_pb2.SessionResponse], Awaitable[None]],
+        over: asyncio.Event,
     ) -> None:
-        """Serves the stream to its end.
+        """Serves the stream to its end. over: set when the worker's life is; what its rooms have said is written then.
 
-        Raises TandemError(PROTOCOL_VIOLATION, VERSION_MISMATCH) for a stream that does not start as it must.
+        Raises TandemError: PROTOCOL_VIOLATION, VERSION_MISMATCH for a stream that does not start as it must; DRAINING
+        when the life is over.
         """
         first = await first_of(requests, "a Session starts with SessionHello")
         if first.WhichOneof("message") != "hello":
@@ -82,13 +87,20 @@ class Session:
         self._share = self._host.shares.join(self._others_changed)
         writer = asyncio.ensure_future(self._write(write))
         reader = asyncio.ensure_future(self._read(requests))
+        ended = asyncio.ensure_future(over.wait())
         try:
-            await asyncio.wait({writer, reader}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({writer, reader, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if over.is_set():
+                reader.cancel()
+                self._buffer.close()
+                await asyncio.wait({writer}, timeout=LAST_WORDS_MS / 1000)
         finally:
             # All of it shielded: gRPC cancels the call of a client that has gone, maybe after the reader has seen that.
-            await asyncio.shield(asyncio.ensure_future(self._end(gateway, reader, writer)))
+            await asyncio.shield(asyncio.ensure_future(self._end(gateway, reader, writer, ended)))
+        if over.is_set():
+            raise TandemError(ErrorReason.DRAINING, f"this life of {convert.life_from_proto(welcome.worker)} is over")
 
-    async def _end(self, gateway: str, *parts: asyncio.Future[None]) -> None:
+    async def _end(self, gateway: str, *parts: asyncio.Future[Any]) -> None:
         for part in parts:
             part.cancel()
         await asyncio.gather(*parts, return_exceptions=True)
@@ -103,8 +115,8 @@ class Session:
         self._share.leave()
 
     async def _write(self, write: Callable[[session_pb2.SessionResponse], Awaitable[None]]) -> None:
-        while True:
-            await write(session_pb2.SessionResponse(batch=await self._buffer.take()))
+        while (batch := await self._buffer.take()) is not None:
+            await write(session_pb2.SessionResponse(batch=batch))
 
     async def _read(self, requests: AsyncIterator[session_pb2.SessionRequest]) -> None:
         async for request in requests:

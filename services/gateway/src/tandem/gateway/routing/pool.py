@@ -29,6 +29,8 @@ MAX_CREWS: Final = 256
 
 GONE_LATELY_S: Final = 600.0
 """How long a model whose workers have all gone counts as one that may come back."""
+LAST_WORDS_S: Final = 2.0
+"""Longest wait for what a worker that has drained said last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +158,7 @@ class SessionPool:
         self._members[info.life] = _Member(session, status, channel, tuple(tasks))
 
     def left(self, life: WorkerLife) -> None:
-        """A worker is gone: its rooms fail with PEER_LOST at once.
+        """A worker is gone: its rooms fail with PEER_LOST at once, or if it has drained when it has said its last word.
 
         Where only bootstrap is out of reach, a worker that we still talk to keeps its rooms; it gets no new ones.
         """
@@ -279,10 +281,27 @@ class SessionPool:
         if member is None:
             return
         log.info("worker %s has left", life)
+        session = member.session
+        if session.up and session.in_flight and session.info.draining:
+            self._tasks.spawn(self._hear_out(member), f"last words of {life}")
+            return
+        self._cut(member)
+        self._tasks.spawn(self._close_channel(member), f"close-{life}")
+
+    async def _hear_out(self, member: _Member) -> None:
+        """A worker that has drained says how its rooms ended, and ends the Session by itself: bootstrap's word that it
+        has left may overtake that."""
+        try:
+            await member.session.emptied(LAST_WORDS_S)
+        finally:
+            self._cut(member)
+            await self._close_channel(member)
+
+    @staticmethod
+    def _cut(member: _Member) -> None:
         member.session.leave()
         for task in member.tasks:
             task.cancel()
-        self._tasks.spawn(self._close_channel(member), f"close-{life}")
 
     async def _close_channel(self, member: _Member) -> None:
         await asyncio.wait(member.tasks)

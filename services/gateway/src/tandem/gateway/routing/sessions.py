@@ -98,6 +98,7 @@ class Session:
         self._rooms_changed: Callable[[int], None] = lambda _: None
         self._others_changed: Callable[[Sequence[int], bool], None] = lambda *_: None
         self._wants_aside = False
+        self._empty = asyncio.Event()
 
     @property
     def life(self) -> WorkerLife:
@@ -181,7 +182,17 @@ class Session:
         leg = self._legs.pop(room, None)
         if leg is not None:
             self._rooms_changed(len(self._legs))
+            if not self._legs:
+                self._empty.set()
         return leg
+
+    async def emptied(self, timeout_s: float) -> None:
+        """Returns when no room of ours runs there any more, as after a loss of the stream; or after a while."""
+        self._empty.clear()
+        if self._legs:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self._empty.wait()
 
     def leave(self) -> None:
         """The worker is gone: its rooms fail with PEER_LOST. `run` is to be cancelled."""
@@ -245,6 +256,7 @@ class Session:
         self._set_outbox(None)
         legs, self._legs = self._legs, {}
         self._rooms_changed(0)
+        self._empty.set()
         self._others_changed((), False)
         if legs:
             log.warning("%s %d rooms fail", message, len(legs))

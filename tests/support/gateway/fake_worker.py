@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import grpc
 
-from tandem.core.errors import ErrorReason
+from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import Incarnation, Role, WorkerId, WorkerLife
 from tandem.core.version import CURRENT
 from tandem.rpc import convert
@@ -224,6 +224,12 @@ class FakeWorker:
     async def Abort(self, request: session_pb2.AbortRequest, context: _Context) -> session_pb2.AbortResponse:  # noqa: N802
         """Knows no room."""
         return session_pb2.AbortResponse(found=False)
+
+    async def SwitchRole(  # noqa: N802
+        self, request: session_pb2.SwitchRoleRequest, context: _Context
+    ) -> session_pb2.SwitchRoleResponse:
+        """Has one role."""
+        raise TandemError(ErrorReason.NOT_SUPPORTED, f"{self.worker_id} has one role")
 
     async def ListRankRooms(  # noqa: N802
         self, request: session_pb2.ListRankRoomsRequest, context: _Context

@@ -6,8 +6,8 @@ import asyncio
 import os
 import shutil
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
@@ -17,16 +17,10 @@ from tests.support.docker.cluster import Cluster
 from tests.support.docker.stack import ROOT, Stack, running
 from tests.support.faults.load import Outcome
 from tests.support.mock.oracle import Oracle
+from tests.support.planner_process import QUICK, line_with, planner_process
 
 pytestmark = [pytest.mark.docker, pytest.mark.long, pytest.mark.timeout(900)]
 
-QUICK = {
-    "TANDEM_PLANNER_INTERVAL_MS": "200",
-    "TANDEM_PLANNER_SMOOTH_S": "0.5",
-    "TANDEM_PLANNER_HOLD_S": "1",
-    "TANDEM_PLANNER_REST_S": "1",
-    "TANDEM_PLANNER_MOVE_S": "0",
-}
 SLOW_PREFILL = """\
 services:
   prefill-mock: { environment: { TANDEM_MOCK_PREFILL_US_PER_TOKEN: "4000" } }
@@ -59,39 +53,11 @@ def lines_of_the_document(folder: Path) -> str:
     return lines
 
 
-@asynccontextmanager
-async def planner(stack: Stack, folder: Path) -> AsyncIterator[asyncio.subprocess.Process]:
-    """The process; what it and its command say comes from its stdout."""
+def planner(stack: Stack, folder: Path) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
+    """By these lines."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{stack.env['PATH']}"
-    process = await asyncio.create_subprocess_exec(
-        *("sh", "-euc", lines_of_the_document(folder)),
-        cwd=ROOT,
-        env={**stack.env, **QUICK, "COMPOSE_PROJECT_NAME": stack.project, "PATH": path},
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.terminate()
-        async with asyncio.timeout(60):
-            assert process.stdout is not None
-            said = (await process.stdout.read()).decode()
-            assert await process.wait() == 0, said
-
-
-async def lines_until(process: asyncio.subprocess.Process, wanted: str) -> str:
-    """The line that has it. Fails with all that was said before."""
-    assert process.stdout is not None
-    said = []
-    async with asyncio.timeout(120):
-        while line := (await process.stdout.readline()).decode():
-            said.append(line)
-            if wanted in line:
-                return line
-    raise AssertionError(f"it ended without {wanted!r}:\n{''.join(said)}")
+    env = {**stack.env, **QUICK, "COMPOSE_PROJECT_NAME": stack.project, "PATH": path}
+    return planner_process("sh", "-euc", lines_of_the_document(folder), env=env)
 
 
 async def test_a_worker_in_a_container_changes_its_role_and_no_answer_is_lost(
@@ -101,7 +67,7 @@ async def test_a_worker_in_a_container_changes_its_role_and_no_answer_is_lost(
     cluster = Cluster.of(stack, tmp_path)
     before = await cluster.members(3)
     async with asking(stack.gateways, oracle, seed=3, count=CLIENTS) as clients, planner(stack, tmp_path) as process:
-        assert "decode to prefill, to have 1 decode, 2 prefill" in await lines_until(process, "move a worker")
+        assert "decode to prefill, to have 1 decode, 2 prefill" in await line_with(process, "move a worker")
         view = await cluster.wait_view(
             lambda view: sorted(name.partition("-")[0] for name in view.workers) == ["decode", "prefill", "prefill"]
         )

@@ -20,20 +20,13 @@ from tandem.core.planner.advice import KEEP_QUIET
 from tandem.rpc.credentials import PLAIN
 from tandem.rpc.run import ANNOUNCEMENT
 from tests.support.gateway.process import gateway_process
+from tests.support.planner_process import QUICK, line_with, planner_process
 from tests.support.system.asking import Answer, generate, prompt_of
 from tests.support.system.system import System, environment, running_system
 
 pytestmark = pytest.mark.long
 
-QUICK = {
-    "TANDEM_PLANNER_INTERVAL_MS": "200",
-    "TANDEM_PLANNER_SMOOTH_S": "0.5",
-    "TANDEM_PLANNER_HOLD_S": "1",
-    "TANDEM_PLANNER_REST_S": "1",
-    "TANDEM_PLANNER_MOVE_S": "0",
-    "TANDEM_PLANNER_PATIENCE_S": "2",
-}
-"""So quick that it would change its mind every few seconds, if it could."""
+PATIENCE = {"TANDEM_PLANNER_PATIENCE_S": "2"}
 HOOK = "sh -c 'echo hook $PLANNER_CHANGE $PLANNER_GIVES $PLANNER_GETS $PLANNER_WORKER $PLANNER_PREFILL $PLANNER_DECODE'"
 CLIENTS = 12
 
@@ -46,34 +39,12 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
         yield running
 
 
-@contextlib.asynccontextmanager
-async def planner(system: System, *options: str, **env: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """The process; what it prints and logs comes from its stdout. env: besides, or instead of, what is quick."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tandem.cli", "planner", "--admin", system.state.admin, *options),
-        env=environment(**{**QUICK, **env}),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.terminate()
-        async with asyncio.timeout(60):
-            assert process.stdout is not None
-            await process.stdout.read()
-            assert await process.wait() == 0
-
-
-async def line_with(process: asyncio.subprocess.Process, wanted: str) -> str:
-    """The next line that has it."""
-    assert process.stdout is not None
-    async with asyncio.timeout(120):
-        while line := (await process.stdout.readline()).decode():
-            if wanted in line:
-                return line.strip()
-    raise AssertionError(f"it ended without {wanted!r}")
+def planner(
+    system: System, *options: str, **env: str
+) -> contextlib.AbstractAsyncContextManager[asyncio.subprocess.Process]:
+    """env: besides, or instead of, what is quick."""
+    command = (sys.executable, "-m", "tandem.cli", "planner", "--admin", system.state.admin, *options)
+    return planner_process(*command, env=environment(**{**QUICK, **PATIENCE, **env}))
 
 
 @contextlib.asynccontextmanager

@@ -14,6 +14,7 @@ from tandem.core.cluster import ClusterView
 from tandem.core.errors import ErrorReason, TandemError
 from tandem.core.ids import Role, RoomId, WorkerId
 from tandem.gateway.routing.pool import PoolSettings, SessionPool, State
+from tandem.gateway.routing.sessions import Session
 from tandem.rpc.client import open_channel
 from tandem.rpc.credentials import Credentials
 from tests.support.bootstrap.workers import worker
@@ -98,16 +99,22 @@ class Leg:
         self.lost.append(error.reason)
 
 
-@pytest.mark.parametrize("draining", [True, False])
-async def test_what_a_worker_that_has_drained_says_last_is_heard_and_nobody_else_is_waited_for(draining: bool) -> None:
+def left_with_a_room(*, draining: bool) -> tuple[SessionPool, Session, Leg]:
+    """A pool whose worker has just left, and what it had of it."""
     watch = Watch(FULL, connected=True)
-    pool = pool_of(watch)
+    pool, leg = pool_of(watch), Leg()
     pool.changed(replace(DECODE, draining=draining))
-    session, leg = pool._members[DECODE.life].session, Leg()
+    session = pool._members[DECODE.life].session
     session._outbox = cast("Any", object())
     session._legs[5] = leg
     watch.view = ClusterView().with_snapshot(1, 2, [OTHER])
     pool.left(DECODE.life)
+    return pool, session, leg
+
+
+@pytest.mark.parametrize("draining", [True, False])
+async def test_what_a_worker_that_has_drained_says_last_is_heard_and_nobody_else_is_waited_for(draining: bool) -> None:
+    pool, session, leg = left_with_a_room(draining=draining)
     assert pool._members.get(DECODE.life) is None, "it gets no more rooms"
     assert leg.lost == ([] if draining else [ErrorReason.PEER_LOST])
     if draining:
@@ -122,14 +129,7 @@ async def test_what_a_worker_that_has_drained_says_last_is_heard_and_nobody_else
 
 
 async def test_the_last_words_of_a_worker_that_drained_are_waited_for_no_longer_than_the_gateway_lives() -> None:
-    watch = Watch(FULL, connected=True)
-    pool = pool_of(watch)
-    pool.changed(replace(DECODE, draining=True))
-    session, leg = pool._members[DECODE.life].session, Leg()
-    session._outbox = cast("Any", object())
-    session._legs[5] = leg
-    watch.view = ClusterView().with_snapshot(1, 2, [OTHER])
-    pool.left(DECODE.life)
+    pool, _, leg = left_with_a_room(draining=True)
     await asyncio.sleep(0)
     await pool.close()
     assert leg.lost == [ErrorReason.PEER_LOST]

@@ -12,8 +12,9 @@ import pytest
 from tandem.cli.services import Service
 from tandem.cli.switching import switch_live
 from tandem.core import version
+from tandem.core.cluster import WorkerInfo
 from tandem.core.errors import ErrorReason, TandemError
-from tandem.core.ids import Role
+from tandem.core.ids import Role, WorkerId
 from tandem.engine.worker.worker_metrics import CHECKSUMS, CHUNK
 from tandem.rpc import convert
 from tandem.rpc.client import open_channel
@@ -26,9 +27,13 @@ pytestmark = pytest.mark.timeout(120)
 SLOW = {"decode_us_per_step": 20_000, "says_end": False}
 
 
+def info_of(here: Here, worker_id: str) -> WorkerInfo:
+    """As the gateway has it."""
+    return here.gateway._pool.view.workers[WorkerId(worker_id)]
+
+
 async def switch(here: Here, worker_id: str, role: Role) -> None:
-    view = here.gateway._pool.view
-    info = next(one for one in view.workers.values() if one.worker_id == worker_id)
+    info = info_of(here, worker_id)
     await switch_live(Service(worker_id, info.role.value, info.address), PLAIN, role, 60)
 
 
@@ -105,7 +110,7 @@ def _busy(here: Here) -> list[str]:
 async def test_who_knows_an_old_life_gets_no_room_in_the_new_one() -> None:
     """A gateway that has not heard of the change: its Session ends, and a new one in the old role is refused."""
     async with services_here(decodes=2) as here:
-        info = next(one for one in here.gateway._pool.view.workers.values() if one.worker_id == "d0")
+        info = info_of(here, "d0")
         async with open_channel(info.address, PLAIN) as channel:
             stub: Any = decode_pb2_grpc.DecodeServiceStub(channel)
             session = stub.Session()
@@ -178,7 +183,7 @@ async def test_an_engine_that_breaks_over_it_ends_the_worker(monkeypatch: pytest
 
 async def test_the_role_is_named_if_it_is_none() -> None:
     async with services_here(decodes=2) as here:
-        info = next(one for one in here.gateway._pool.view.workers.values() if one.worker_id == "d0")
+        info = info_of(here, "d0")
         async with open_channel(info.address, PLAIN) as channel:
             stub: Any = decode_pb2_grpc.DecodeServiceStub(channel)
             with pytest.raises(grpc.aio.AioRpcError, match="role"):

@@ -250,7 +250,7 @@ def _services(admin: str, names: Sequence[str], credentials: Credentials) -> lis
 def _workers(admin: str, names: Sequence[str], credentials: Credentials) -> list[Service]:
     """The same, of workers only."""
     services = _services(admin, names, credentials)
-    workers = [service for service in services if service.kind in {role.value for role in Role}]
+    workers = [service for service in services if service.is_worker]
     if names and len(workers) < len(services):
         other = next(service.name for service in services if service not in workers)
         raise TandemError(ErrorReason.INVALID_ARGUMENT, f"{other} is no worker: only workers have ranks")

@@ -36,6 +36,11 @@ class Service:
     address: str
     """host:port of its gRPC server; the gateway's is that of AdminService. Empty: it does not run."""
 
+    @property
+    def is_worker(self) -> bool:
+        """Whether it has a role, which is its kind."""
+        return self.kind in _ROLES
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:

@@ -60,7 +60,7 @@ async def switch_live(service: Service, credentials: Credentials, role: Role, ti
 async def switch_there(admin: str, credentials: Credentials, worker_id: str, role: Role, timeout_s: float) -> str:
     """The same of a worker that a gateway sees; returns its name, which it keeps. Raises TandemError."""
     [service] = pick(await services_of(admin, credentials), [worker_id])
-    if service.kind not in [each.value for each in Role]:
+    if not service.is_worker:
         raise TandemError(ErrorReason.INVALID_ARGUMENT, f"{worker_id} is no worker", field="worker_id")
     await switch_live(service, credentials, role, timeout_s)
     return worker_id

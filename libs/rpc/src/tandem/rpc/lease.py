@@ -119,17 +119,11 @@ class LeaseKeeper:
 
     async def drain(self) -> None:
         """Asks bootstrap to send no new rooms here. Raises what the call failed with."""
-        await self._mark_draining()
-        self._heard_draining(True)
+        await self._mark(draining=True)
 
     async def undrain(self) -> None:
         """Takes that back. Raises what the call failed with."""
-        try:
-            request = bootstrap_pb2.UndrainRequest(worker_id=self._info.worker_id)
-            await self._stub.Undrain(request, timeout=LEAVE_TIMEOUT_MS / 1000)
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
-        self._heard_draining(False)
+        await self._mark(draining=False)
 
     async def suspend(self) -> None:
         """Leaves the cluster until `resume`. Where bootstrap is out of reach, the lease ends by itself."""
@@ -223,12 +217,16 @@ class LeaseKeeper:
                 self._backoff.reset()
                 return answer
 
-    async def _mark_draining(self) -> None:
+    async def _mark(self, *, draining: bool) -> None:
+        worker_id, timeout_s = self._info.worker_id, LEAVE_TIMEOUT_MS / 1000
         try:
-            request = bootstrap_pb2.DrainRequest(worker_id=self._info.worker_id)
-            await self._stub.Drain(request, timeout=LEAVE_TIMEOUT_MS / 1000)
+            if draining:
+                await self._stub.Drain(bootstrap_pb2.DrainRequest(worker_id=worker_id), timeout=timeout_s)
+            else:
+                await self._stub.Undrain(bootstrap_pb2.UndrainRequest(worker_id=worker_id), timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
+        self._heard_draining(draining)
 
     def _heard_draining(self, draining: bool) -> None:
         if draining != self._info.draining:

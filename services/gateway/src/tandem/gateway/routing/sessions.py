@@ -140,7 +140,7 @@ class Session:
             raise TandemError(ErrorReason.OVERLOADED, f"Too many messages wait for {self.life.worker_id}.")
         parts = self._parts(submit)
         self._legs[submit.room] = leg
-        self._rooms_changed(len(self._legs))
+        self._note_rooms()
         self._outbox.put(session_pb2.SessionRequest(submit=part) for part in parts)
 
     def _parts(self, submit: session_pb2.Submit) -> Iterable[session_pb2.Submit]:
@@ -181,10 +181,13 @@ class Session:
     def _forget(self, room: int) -> Leg | None:
         leg = self._legs.pop(room, None)
         if leg is not None:
-            self._rooms_changed(len(self._legs))
-            if not self._legs:
-                self._empty.set()
+            self._note_rooms()
         return leg
+
+    def _note_rooms(self) -> None:
+        self._rooms_changed(len(self._legs))
+        if not self._legs:
+            self._empty.set()
 
     async def emptied(self, timeout_s: float) -> None:
         """Returns when no room of ours runs there any more, as after a loss of the stream; or after a while."""
@@ -255,8 +258,7 @@ class Session:
     def _drop(self, message: str) -> None:
         self._set_outbox(None)
         legs, self._legs = self._legs, {}
-        self._rooms_changed(0)
-        self._empty.set()
+        self._note_rooms()
         self._others_changed((), False)
         if legs:
             log.warning("%s %d rooms fail", message, len(legs))
